@@ -1,0 +1,199 @@
+/* codegen: from kernels to machine code through the LLVM C API. LLVM headers appear here and in
+ * runtime/hostjit.c, nowhere else.
+ *
+ *   frame.c    the launch ABI: one flat record of 64-bit fields, the same on every target
+ *   build.c    small builder layer: constants, loops, ifs, variables
+ *   math.c     elementwise operations on float or <n x float>, per target
+ *   llvm.c     contexts, target machines, optimisation, emission of PTX, assembly, objects
+ *   target.c   the table of targets
+ *   host*.c    CPU: chunk and recurrent algorithms
+ *   nvptx*.c   NVIDIA: factor, chain and recurrent kernels
+ */
+#ifndef GDR_CODEGEN_H
+#define GDR_CODEGEN_H
+
+#include "ir/ir.h"
+#include <llvm-c/Core.h>
+#include <llvm-c/TargetMachine.h>
+
+/* frame.c -------------------------------------------------------------------------------------- */
+
+/* The launch ABI. Every entry receives one Frame: int64 fields, pointers as integers.
+ * Tensors are dense: inputs [B,T,heads,...], params [heads,...] f32, outputs [B,T,H,V].
+ * States are [N,H,K,V] f32. Dense batches: N = B sequences of T tokens. Packed: `cu` points to N+1
+ * offsets (cu_width 4 or 8 bytes), B = 1 and T is the total number of tokens.
+ * A tensor with fewer heads serves head h from its head h * heads / H. */
+enum {
+    FRAME_T,          /* tokens per sequence (dense) or in all (packed) */
+    FRAME_N,          /* sequences */
+    FRAME_H,          /* heads of the outputs and states: the widest input's */
+    FRAME_HF,         /* heads of the factor role: the widest of the inputs it reads */
+    FRAME_CU,         /* device pointer to cu_seqlens, or 0 */
+    FRAME_CU_WIDTH,   /* 4 or 8 */
+    FRAME_S0,         /* initial states, or 0 for zero */
+    FRAME_S,          /* final states, or 0 when not wanted */
+    FRAME_WS,         /* workspace */
+    FRAME_SLOTS,      /* chunk slots in the workspace: see frame_slots */
+    FRAME_PORTS       /* per input: pointer, heads; then per output: pointer */
+};
+int frame_in_ptr(const Kernel *k, int input);
+int frame_in_heads(const Kernel *k, int input);
+int frame_out_ptr(const Kernel *k, int output);
+int frame_fields(const Kernel *k);
+
+/* Chunk slots. Sequence n owns slots first(n), first(n)+1, ...: one a chunk.
+ * Dense: first(n) = n * ceil(T/C). Packed: first(n) = cu[n]/C + n, which never overlaps since
+ * floor(a/C) + ceil(l/C) <= floor((a+l)/C) + 1; so a kernel finds its sequence by bisection in cu
+ * and no host ever reads it. Slots in all: N*ceil(T/C), or T/C + N. */
+int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
+
+/* Whether factor-role instructions read input i (it then counts for FRAME_HF). */
+bool frame_factor_reads(const Kernel *tile, int input);
+
+/* The workspace: for each kept value, in instruction order, an array [slots][HF][rows][cols] in its
+ * elem type with cols padded to `pad_cols` elements; values begin at 256-byte boundaries. */
+typedef struct WsEntry { int value; int64_t rows, cols, stride; int64_t bytes; } WsEntry;
+typedef struct WsLayout { VEC(WsEntry) entry; int64_t bytes_per_slot_head; } WsLayout;
+
+/* what a compilation produces ------------------------------------------------------------------ */
+
+typedef enum { ENTRY_factor, ENTRY_chain, ENTRY_recurrent, ENTRY_host } EntryKind;
+
+/* One callable symbol and how to call it.
+ * GPU: a 1-D grid. factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
+ *      vtiles = ceil(V / v_tile), V tile fastest, then head. The kernel's one parameter is the frame by value.
+ * Host: void f(const int64_t *frame, int64_t first, int64_t last, void *scratch) runs the tasks
+ *      first..last-1, task = sequence * H + head; scratch is private to the calling thread. */
+typedef struct CgEntry {
+    EntryKind kind;
+    const char *symbol;
+    int threads, smem_bytes, v_tile;  /* GPU */
+    int64_t scratch_bytes;            /* host: 64-byte aligned scratch a thread needs */
+} CgEntry;
+
+typedef struct CgModule {
+    const char *target;               /* "host", "sm_90a", ... */
+    char *text;                       /* PTX or assembly or LLVM IR, in the arena */
+    void *object;                     /* host: the object file */
+    size_t text_len, object_len;
+    VEC(CgEntry) entry;
+    int64_t ws_bytes_per_slot_head;   /* GPU chunk: workspace bytes for one slot and factor head */
+    int chunk;                        /* tokens per chunk */
+} CgModule;
+
+typedef enum { ALGO_chunk, ALGO_recurrent } Algo;
+
+typedef struct CgOptions {
+    const char *target;    /* "host", "sm_80", "sm_90a" */
+    const char *cpu;       /* host: NULL = this machine's */
+    const char *features;  /* host: NULL = this machine's */
+    Algo algo;             /* chunk wants a tile-level kernel, recurrent a recurrence-level one */
+    Elem io;               /* type of outputs */
+    int v_tile;            /* GPU chain, recurrent: V columns a block owns; 0 = the target's choice */
+    int opt_level;         /* 0..3 */
+    bool want_llvm;        /* fill text with LLVM IR instead of PTX or assembly */
+    const char *prefix;    /* symbol prefix */
+} CgOptions;
+
+/* target.c: NULL with a reason when the target is unknown or this LLVM lacks it. */
+typedef struct Target {
+    const char *name;      /* "host" or an sm_ name */
+    bool gpu;
+    const char *features;  /* LLVM target features */
+    int smem_limit;        /* bytes of shared memory a block may use */
+} Target;
+const Target *target_find(const char *name);
+extern const Target target_list[];
+extern const int target_count;
+
+/* Compile. Errors of the environment or limits (a dim over 256 on the GPU, ...) return NULL and one
+ * line in *why, allocated in `arena`. */
+CgModule *codegen_host(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why);
+CgModule *codegen_nvptx(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why);
+
+/* build.c -------------------------------------------------------------------------------------- */
+
+typedef LLVMValueRef Val;
+typedef LLVMTypeRef Ty;
+
+typedef struct Cg {
+    Arena *arena;
+    const Kernel *k;
+    const CgOptions *opt;
+    const Target *target;
+    LLVMContextRef ctx;
+    LLVMModuleRef mod;
+    LLVMBuilderRef b;
+    LLVMTargetMachineRef tm;
+    Ty i1, i8, i16, i32, i64, f16, bf16, f32, f64, voidt;
+    Ty ptr, ptr_global, ptr_shared; /* address spaces 0, 1, 3 */
+    Val fn;                         /* the function being built */
+    Val frame;                      /* pointer to its frame */
+} Cg;
+
+/* llvm.c: a Cg ready to build into; disposed with cg_close. */
+Cg *cg_open(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why);
+void cg_close(Cg *cg);
+bool cg_optimize(Cg *cg, const char **why);             /* verify, then the pass pipeline */
+bool cg_emit(Cg *cg, CgModule *out, const char **why);  /* text and, on the host, the object */
+
+Val cg_int(Cg *cg, int64_t x);       /* i32 */
+Val cg_int64(Cg *cg, int64_t x);
+Val cg_float(Cg *cg, double x);      /* f32 */
+Val cg_splat(Cg *cg, Val x, int n);  /* <n x type of x> */
+Val cg_add(Cg *cg, Val a, Val b);    /* integers of one type */
+Val cg_sub(Cg *cg, Val a, Val b);
+Val cg_mul(Cg *cg, Val a, Val b);
+Val cg_udiv(Cg *cg, Val a, Val b);
+Val cg_urem(Cg *cg, Val a, Val b);
+Val cg_and(Cg *cg, Val a, Val b);
+Val cg_or(Cg *cg, Val a, Val b);
+Val cg_xor(Cg *cg, Val a, Val b);
+Val cg_shl(Cg *cg, Val a, int n);
+Val cg_shr(Cg *cg, Val a, int n);    /* logical */
+Val cg_cmp(Cg *cg, LLVMIntPredicate p, Val a, Val b);
+Val cg_select(Cg *cg, Val c, Val a, Val b);
+Val cg_fadd(Cg *cg, Val a, Val b);   /* float or vector; contraction to fma allowed */
+Val cg_fsub(Cg *cg, Val a, Val b);
+Val cg_fmul(Cg *cg, Val a, Val b);
+Val cg_fdiv(Cg *cg, Val a, Val b);
+Val cg_fma(Cg *cg, Val a, Val b, Val c);
+Val cg_zext64(Cg *cg, Val a);
+Val cg_trunc32(Cg *cg, Val a);
+Val cg_gep8(Cg *cg, Val p, Val bytes);             /* byte offset, keeps the address space */
+Val cg_load(Cg *cg, Ty t, Val p, int align);
+Val cg_load_invariant(Cg *cg, Ty t, Val p, int align); /* never written during the launch */
+void cg_store(Cg *cg, Val x, Val p, int align);
+Val cg_intrinsic(Cg *cg, const char *name, const Ty *overload, int noverload, Val *arg, int narg);
+Val cg_asm(Cg *cg, Ty ret, const char *text, const char *constraints, bool side_effect, Val *arg, int narg);
+Val cg_frame_field(Cg *cg, int field);             /* i64 */
+Val cg_extract(Cg *cg, Val aggregate_or_vector, int i);
+Val cg_insert(Cg *cg, Val vector, Val x, int i);
+
+/* A mutable local: an alloca in the entry block, which SROA turns into SSA. */
+typedef struct Var { Val p; Ty t; } Var;
+Var cg_var(Cg *cg, Ty t, Val init); /* init may be NULL */
+Val cg_get(Cg *cg, Var v);
+void cg_set(Cg *cg, Var v, Val x);
+
+/* for (i = lo; i < hi; i += step) with i, lo, hi of one integer type. The loop is never unrolled
+ * by LLVM unless `unroll`. */
+typedef struct Loop { LLVMBasicBlockRef head, exit; Var var; Val i, step; bool unroll; } Loop;
+Loop cg_for(Cg *cg, Val lo, Val hi, int64_t step, bool unroll);
+void cg_end_for(Cg *cg, Loop *l);
+typedef struct If { LLVMBasicBlockRef otherwise, end; bool has_else; } If;
+If cg_if(Cg *cg, Val cond);
+void cg_else(Cg *cg, If *f);
+void cg_end_if(Cg *cg, If *f);
+LLVMBasicBlockRef cg_block(Cg *cg, const char *name);
+
+/* math.c --------------------------------------------------------------------------------------- */
+
+/* One elementwise operation; a, b are float or <n x float>, b is NULL for unary ones. */
+Val cg_pointwise(Cg *cg, Op op, Val a, Val b);
+/* Memory type <-> f32, for one element or a vector of n. */
+Ty cg_elem_type(Cg *cg, Elem e);
+Val cg_to_f32(Cg *cg, Val x);
+Val cg_from_f32(Cg *cg, Val x, Elem e);
+
+#endif

@@ -1,0 +1,108 @@
+/* codegen/nvptx: CUDA kernels for one block = one (chunk, head) [factor] or one (sequence, head,
+ * V tile) [chain, recurrent].
+ *
+ *   nvptx.c      one instruction, one function: thread numbers, barriers, shuffles, cp.async,
+ *                ldmatrix, mma; opening and closing a kernel
+ *   sequence.c   which sequence and which tokens a block works on (dense, packed)
+ *   value.c      evaluation on demand of elementwise values at one token and a run of channels
+ *   factor*.c    everything of a chunk that does not need the state
+ *   chain*.c     the serial walk over chunks, state in registers
+ *   recurrent.c  token by token: the step kernel, and every spec without a chunk form
+ */
+#ifndef GDR_CODEGEN_NVPTX_H
+#define GDR_CODEGEN_NVPTX_H
+
+#include "codegen/codegen.h"
+
+/* nvptx.c -------------------------------------------------------------------------------------- */
+
+/* Opens `void symbol(frame by value)` with a fixed block size; cg->fn and cg->frame are set. */
+void nv_kernel_open(Cg *cg, const char *symbol, int threads, int min_blocks_per_sm);
+void nv_kernel_close(Cg *cg); /* ret void */
+
+Val nv_tid(Cg *cg);                       /* i32, 0..threads-1 */
+Val nv_block(Cg *cg);                     /* i32, block number in the 1-D grid */
+void nv_barrier(Cg *cg);                  /* whole block */
+void nv_warp_sync(Cg *cg);
+Val nv_shuffle_xor(Cg *cg, Val x, int lane_mask);   /* f32 or i32, whole warp */
+Val nv_shuffle_from(Cg *cg, Val x, Val lane);       /* value of lane `lane` (i32) */
+Val nv_shared(Cg *cg, int64_t byte_offset);         /* into dynamic shared memory (addrspace 3) */
+Val nv_global(Cg *cg, int frame_field);             /* pointer field as addrspace(1) pointer */
+
+/* 16 bytes global -> shared, asynchronously; only `bytes` (i32, 0 or 16) are read, the rest is zero. */
+void nv_copy_async(Cg *cg, Val dst, Val src, Val bytes);
+void nv_copy_commit(Cg *cg);
+void nv_copy_wait(Cg *cg, int groups_in_flight);
+
+/* Four 8x8 matrices of 2-byte elements from shared memory; lane l gives the address of row l%8 of
+ * matrix l/8. out[j]: i32 pair of row lane/4, columns 2*(lane%4), +1 (of the transpose if `trans`). */
+void nv_ldmatrix4(Cg *cg, Val p, bool trans, Val out[4]);
+Val nv_movmatrix(Cg *cg, Val x);                    /* transpose an 8x8 of 2-byte elements across the warp */
+
+/* acc[4] += A[16x16] B[16x8], f32 accumulators; e is bf16 or f16.
+ * With g = lane/4, t = lane%4: a0,a2 rows g, a1,a3 rows g+8; a0,a1 columns 2t,2t+1; a2,a3 columns
+ * 2t+8,2t+9; b0 rows(k) 2t,2t+1, b1 rows 2t+8,2t+9, column g; acc rows g (0,1), g+8 (2,3), columns 2t,2t+1. */
+void nv_mma(Cg *cg, Elem e, Val acc[4], const Val a[4], const Val b[2]);
+/* acc[4] += A[16x8] B[8x8], tf32: a0 (g,t) a1 (g+8,t) a2 (g,t+4) a3 (g+8,t+4); b0 (t,g) b1 (t+4,g).
+ * Operands are i32 bit patterns from nv_tf32. */
+void nv_mma_tf32(Cg *cg, Val acc[4], const Val a[4], const Val b[2]);
+Val nv_tf32(Cg *cg, Val f32);                       /* round to nearest; i32 */
+
+Val nv_pack(Cg *cg, Elem e, Val lo, Val hi);        /* two f32 -> i32 of two 2-byte elements */
+void nv_unpack(Cg *cg, Elem e, Val pair, Val out[2]);
+
+/* sequence.c ----------------------------------------------------------------------------------- */
+
+/* What a block needs to know of its sequence. Token numbers count rows of the [B*T, heads, ...]
+ * tensors: token `begin + t` is the sequence's token t. */
+typedef struct Seq {
+    Val index;   /* i32 sequence number */
+    Val begin;   /* i64 first token row */
+    Val length;  /* i64 tokens */
+    Val slot;    /* i64 first workspace slot */
+} Seq;
+/* Sequence `n` (i32). */
+Seq seq_of_index(Cg *cg, Val n, int chunk);
+/* The sequence that owns workspace slot `slot` (i64), and the chunk's number in it (i64);
+ * packed: by bisection in cu. The chunk may lie past the sequence's end: check. */
+Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq);
+
+/* value.c -------------------------------------------------------------------------------------- */
+
+/* Where elementwise values are wanted: one token, one head, and a run of n consecutive elements
+ * per axis that this thread holds. Values with axis C (or none) and K or V only. */
+typedef struct ValueAt ValueAt;
+struct ValueAt {
+    Cg *cg;
+    Val token;            /* i64 token row; clamped by the caller to one that exists */
+    Val valid;            /* i1: false = loads of per-token inputs give 0; NULL = always valid */
+    Val first;            /* i1: the token is its sequence's first (for prev) */
+    Val head;             /* i32 head number among FRAME_H heads (factor: among FRAME_HF) */
+    Val heads;            /* i32 FRAME_H or FRAME_HF */
+    Val base_k, base_v;   /* i32 first element held along K, V */
+    int n_k, n_v;         /* elements held; base is a multiple of n */
+    /* How this kernel obtains a value it keeps elsewhere: a reduction finished earlier, a state
+     * read, a staged tile. Return true after filling out[]; false = evaluate from operands. */
+    bool (*lookup)(ValueAt *at, int v, Val *out);
+    /* How OP_sum over `axis` completes across threads: partial is this thread's sum over its run. */
+    Val (*sum)(ValueAt *at, int v, int axis, Val partial);
+    void *user;
+    Val **memo;           /* [value] -> its elements, filled on demand; value_begin clears it */
+};
+void value_begin(ValueAt *at);
+/* Number of elements this thread holds of a value: 1, n_k or n_v. */
+int value_count(const ValueAt *at, int v);
+/* The f32 elements of value v at `at`. Elements past the axis' size are loaded as 0. */
+const Val *value_get(ValueAt *at, int v);
+
+/* factor.c, chain.c, recurrent.c --------------------------------------------------------------- */
+
+/* Each adds one entry to the module being built; false with *why when a limit is exceeded. */
+bool nv_build_factor(Cg *cg, CgModule *out, const char **why);
+bool nv_build_chain(Cg *cg, CgModule *out, const char **why);
+bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why);
+
+/* workspace.c: where kept values lie: K and V padded to a multiple of 16, rows of the lattice. */
+WsLayout nv_workspace(Arena *arena, const Kernel *tile);
+
+#endif
