@@ -122,6 +122,7 @@ typedef struct Diag {
     const Source *source;
     VEC(DiagItem) item;
     int errors, warnings;
+    bool dropped;        /* the last message was a repeat or over the limit: so are its notes */
 } Diag;
 
 void diag_init(Diag *d, Arena *arena, const Source *source);
