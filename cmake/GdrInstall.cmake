@@ -1,0 +1,26 @@
+# Install rules: library, header, command, specs, CMake package and pkg-config file. Both package
+# files find everything relative to themselves, so an installed tree can be moved.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS gdr EXPORT gdrTargets
+        RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+if(TARGET gdrc)
+    install(TARGETS gdrc RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+install(DIRECTORY specs/ DESTINATION ${CMAKE_INSTALL_DATADIR}/gdrc/specs FILES_MATCHING PATTERN *.gdr)
+install(EXPORT gdrTargets NAMESPACE gdr:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/gdr)
+
+configure_package_config_file(cmake/gdrConfig.cmake.in ${PROJECT_BINARY_DIR}/gdrConfig.cmake
+    INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/gdr)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/gdrConfigVersion.cmake
+    COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/gdrConfig.cmake ${PROJECT_BINARY_DIR}/gdrConfigVersion.cmake
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/gdr)
+
+# From <prefix>/<libdir>/pkgconfig back to <prefix>.
+file(RELATIVE_PATH gdr_pc_to_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+configure_file(cmake/gdr.pc.in ${PROJECT_BINARY_DIR}/gdr.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/gdr.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -1,0 +1,12 @@
+# gdr_jansson: JSON output of the command; the archive where one file is wanted.
+find_path(GDR_JANSSON_INCLUDE jansson.h REQUIRED)
+if(GDR_STATIC_LLVM)
+    find_library(GDR_JANSSON_ARCHIVE libjansson.a REQUIRED)
+    set(jansson_library ${GDR_JANSSON_ARCHIVE})
+else()
+    find_library(GDR_JANSSON_LIBRARY jansson REQUIRED)
+    set(jansson_library ${GDR_JANSSON_LIBRARY})
+endif()
+add_library(gdr_jansson INTERFACE)
+target_include_directories(gdr_jansson SYSTEM INTERFACE ${GDR_JANSSON_INCLUDE})
+target_link_libraries(gdr_jansson INTERFACE ${jansson_library})
