@@ -1,0 +1,201 @@
+/* runtime: what stands between the compiler and a caller's tensors.
+ *
+ *   api.c      the public functions of gdr.h: contexts, inspection     cuda.c     the driver, by dlopen
+ *   compile.c  spec text -> loaded kernel, through the cache           cubin.c    PTX -> cubin
+ *   bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk entries
+ *   launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
+ *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
+ *   hostjit.c  object file -> callable code
+ *
+ * LLVM headers stay inside codegen/, hostjit.c, cache.c and api.c; CUDA's are not used at all.
+ */
+#ifndef GDR_RUNTIME_H
+#define GDR_RUNTIME_H
+
+#include "codegen/codegen.h"
+#include "passes/passes.h"
+#include "runtime/gdr.h"
+
+#define GDR_VERSION "0.1.0"
+
+/* hostjit.c ------------------------------------------------------------------------------------ */
+
+/* Host machine code loaded from an object file that codegen_host made. Thread-safe. */
+typedef struct HostCode HostCode;
+
+/* The signature of a host entry: tasks first..last-1, task = sequence * H + head. */
+typedef void HostEntry(const int64_t *frame, int64_t first, int64_t last, void *scratch);
+
+/* The object's bytes are copied. NULL with one line in `why` on failure. */
+HostCode *hostjit_load(const void *object, size_t len, char *why, size_t why_size);
+/* NULL when there is no such symbol. */
+HostEntry *hostjit_symbol(HostCode *code, const char *name);
+void hostjit_free(HostCode *code); /* NULL is allowed */
+
+/* cuda.c --------------------------------------------------------------------------------------- */
+
+typedef struct Cuda Cuda;
+typedef struct CudaModule CudaModule;
+
+/* The driver, the device and a context: the caller's current one, else the device's primary one.
+ * NULL with one line in `why` when there is no driver or no device. */
+Cuda *cuda_open(int device, char *why, size_t why_size);
+void cuda_close(Cuda *cuda);
+const char *cuda_device_name(const Cuda *cuda);
+int cuda_compute_capability(const Cuda *cuda); /* 90 for 9.0 */
+int cuda_driver_version(const Cuda *cuda);     /* 13000 for CUDA 13.0 */
+int cuda_multiprocessors(const Cuda *cuda);
+/* Version of the installed driver without opening a device; 0 when there is none. */
+int cuda_probe_version(void);
+
+/* All of these make the context current for the call and restore what was. On failure they return
+ * false (NULL) with one line in `why`. Streams are CUstream, NULL = the default stream. */
+typedef struct CudaError { char text[512]; bool no_memory; } CudaError;
+bool cuda_alloc(Cuda *cuda, size_t bytes, uint64_t *ptr, CudaError *e);
+void cuda_free(Cuda *cuda, uint64_t ptr);
+bool cuda_alloc_async(Cuda *cuda, size_t bytes, void *stream, uint64_t *ptr, CudaError *e);
+bool cuda_free_async(Cuda *cuda, uint64_t ptr, void *stream, CudaError *e);
+bool cuda_upload(Cuda *cuda, uint64_t dst, const void *src, size_t bytes, CudaError *e);
+bool cuda_download(Cuda *cuda, void *dst, uint64_t src, size_t bytes, CudaError *e);
+bool cuda_fill(Cuda *cuda, uint64_t dst, unsigned char byte, size_t bytes, CudaError *e);
+bool cuda_synchronize(Cuda *cuda, CudaError *e);
+/* Seconds that `run` takes on the device, between two events on the default stream. */
+bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds, CudaError *e);
+
+/* cubin: an image that cuModuleLoadData takes (a cubin or NUL-terminated PTX). */
+CudaModule *cuda_module_load(Cuda *cuda, const void *cubin, CudaError *e);
+void cuda_module_free(Cuda *cuda, CudaModule *m);
+/* The kernel `symbol`, allowed to use `smem_bytes` of dynamic shared memory. */
+void *cuda_function(Cuda *cuda, CudaModule *m, const char *symbol, int smem_bytes, CudaError *e);
+/* A 1-D grid; the frame is the kernel's one parameter, by value. */
+bool cuda_launch(Cuda *cuda, void *function, int64_t blocks, int threads, int smem_bytes,
+                 void *stream, const int64_t *frame, int fields, CudaError *e);
+/* PTX -> cubin for this device through the driver's linker. *cubin is malloc'ed; *log is the
+ * compiler's output (malloc'ed, may be empty). */
+bool cuda_link(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char **log, CudaError *e);
+
+/* cubin.c -------------------------------------------------------------------------------------- */
+
+/* Path of ptxas on PATH, or NULL; malloc'ed. */
+char *ptxas_find(void);
+/* PTX -> cubin for `arch` by the ptxas command. *cubin and *log are malloc'ed. */
+bool ptxas_run(const char *ptxas, const char *ptx, const char *arch, void **cubin, size_t *len,
+               char **log, char *why, size_t why_size);
+/* What in a ptxas or JIT log makes a kernel slow: spills, serialised matrix operations. Calls
+ * `warn` for each finding, one line; returns how many. */
+int cubin_scan_log(const char *log, void (*warn)(void *user, const char *line), void *user);
+
+/* cache.c -------------------------------------------------------------------------------------- */
+
+typedef struct { uint8_t byte[32]; } CacheKey;
+typedef struct CacheHash CacheHash;    /* a key being made */
+CacheHash *cache_hash_new(void);       /* NULL: out of memory */
+void cache_hash_bytes(CacheHash *h, const void *p, size_t n); /* length and bytes */
+void cache_hash_text(CacheHash *h, const char *s);            /* NULL differs from "" */
+void cache_hash_int(CacheHash *h, int64_t x);
+CacheKey cache_hash_end(CacheHash *h); /* frees h */
+
+/* The directory to use: `given`, else the environment's; malloc'ed; NULL = no cache. */
+char *cache_directory(const char *given);
+/* One entry's payload, malloc'ed; NULL when absent, damaged or unreadable. */
+void *cache_read(const char *dir, CacheKey key, size_t *len);
+/* Written beside and renamed, so readers see all or nothing. False with one line in `why`. */
+bool cache_write(const char *dir, CacheKey key, const void *payload, size_t len, char *why,
+                 size_t why_size);
+
+/* A file written beside its place and renamed: all of it or nothing. */
+bool file_write_atomic(const char *path, const void *bytes, size_t len, char *why,
+                       size_t why_size);
+
+/* pool.c --------------------------------------------------------------------------------------- */
+
+typedef struct Pool Pool;
+Pool *pool_new(int threads);           /* 0: the CPUs this process may use; NULL: out of memory */
+void pool_free(Pool *p);
+int pool_threads(const Pool *p);
+/* Calls entry(frame, first, last, scratch) for all tasks 0..tasks-1 and waits. False: no memory. */
+bool pool_run(Pool *p, HostEntry *entry, const int64_t *frame, int64_t tasks,
+              int64_t scratch_bytes);
+
+/* compile.c ------------------------------------------------------------------------------------ */
+
+/* A compiled kernel as it is remembered: what inspection and launches need, and its code. */
+typedef struct Record {
+    Kernel *shell;          /* ports, axes, facts; no instructions */
+    CgModule module;        /* object/text: host object, or PTX */
+    Algo algo;
+    const char *target;
+    bool *factor_reads;     /* per input: read by the factor role */
+    const void *cubin;      /* GPU */
+    size_t cubin_len;
+    VEC(const char *) warning; /* of the GPU assembler */
+} Record;
+
+struct gdr_kernel {
+    gdr_context *ctx;
+    Arena arena;
+    Record rec;
+    bool from_cache;
+    const char *manifest;
+    HostCode *host;
+    HostEntry *host_entry;
+    CudaModule *cuda_module;
+    void **cuda_function;   /* per entry */
+};
+
+typedef struct ThreadError ThreadError;
+struct gdr_context {
+    char *cache_dir;
+    int device, threads;
+    gdr_diag_fn diag;
+    gdr_log_fn log;
+    void *user;
+    void *lock;             /* pthread_mutex_t: guards what follows */
+    ThreadError *errors;    /* last error text a thread */
+    Pool *pool;             /* made at the first CPU launch */
+    Cuda *cuda;             /* opened at the first use */
+    bool cache_warned;
+};
+
+gdr_status ctx_fail(gdr_context *ctx, gdr_status status, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void ctx_log(gdr_context *ctx, gdr_severity severity, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* The context's GPU, opened on demand; NULL after ctx_fail(ENODEV). */
+Cuda *ctx_cuda(gdr_context *ctx);
+Pool *ctx_pool(gdr_context *ctx); /* NULL after ctx_fail(ENOMEM) */
+
+/* Options beyond the public ones, for the driver. */
+typedef struct CompileExtra {
+    const PassWatch *watch;  /* dumps and times; the cache is then not read */
+    bool no_cache;
+    bool no_load;            /* make code but do not load it (no device needed) */
+} CompileExtra;
+gdr_status compile_source(gdr_context *ctx, Arena *arena, const Source *source,
+                          const gdr_compile_options *options, const CompileExtra *extra,
+                          gdr_kernel **kernel);
+
+/* record.c, manifest.c ------------------------------------------------------------------------- */
+
+/* Record -> bytes (in `out`), and back: false when the bytes do not make sense. */
+void record_write(const Record *r, Buf *out);
+bool record_read(Arena *arena, const void *bytes, size_t len, Record *r);
+/* The record as one JSON object. */
+void manifest_print(const Record *r, Buf *out);
+
+/* bind.c, launch.c ----------------------------------------------------------------------------- */
+
+/* A checked launch: the frame and the sizes that grids are made of. */
+typedef struct Bound {
+    int64_t *frame;          /* rec.shell's frame_fields, malloc'ed */
+    int64_t B, T, N, H, HF, slots;
+    bool packed;
+    size_t workspace;        /* bytes needed */
+} Bound;
+/* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, Bound *out);
+
+gdr_dtype dtype_of_elem(Elem e);
+bool elem_of_dtype(gdr_dtype type, Elem *e); /* false for integers */
+
+#endif
