@@ -59,7 +59,7 @@ typedef enum { ELEM_f32, ELEM_bf16, ELEM_f16, ELEM_f64 } Elem;
 /* An input, a parameter (per head, constant over time, always f32) or an output. */
 typedef struct Port {
     const char *name;
-    Shape shape;         /* of one token and head: [], [K], [V], [n], [n,K], [n,V] */
+    Shape shape;         /* of one token and head, as declared: [], [K], [V], [n], [n,K], [n,V] */
     bool is_param;
     double lo, hi;       /* declared range; -INFINITY / INFINITY where open */
     Elem elem;           /* type in memory; set by the compile options */
@@ -77,7 +77,7 @@ typedef struct Inst {
     Shape shape;
     int nargs;
     int *arg;            /* value numbers; an optional absent operand is -1 */
-    double num;          /* const */
+    double num;          /* const; weave: what rows past the last token hold (1 decays, 0 else) */
     int index;           /* in, out: port number; rename: old axis */
     int row;             /* in: row of the first axis, or -1 */
     int axis;            /* sum, contract, weave, rename */
@@ -129,7 +129,23 @@ bool shape_equal(Shape a, Shape b);
 Shape shape_union(Shape a, Shape b);   /* broadcasting */
 Shape shape_without(Shape s, int axis);
 Shape shape_with(Shape s, int axis);   /* inserted in canonical order */
+Shape shape_lattice(Shape s);          /* its axes among C, R, U */
+Shape shape_features(Shape s);         /* the others */
 int64_t shape_elements(const Kernel *k, Shape s);
+
+/* What an operation takes and gives, for the kernel's level: NULL and the result's shape in *out, or
+ * why the operands are not legal. Values of operations without one have no axes.
+ *   in      port shape without the row's axis; at chunk and tile level per-token inputs gain C, so
+ *           set k->level before emitting
+ *   PURE    one operand has all axes of the other, or only one of them has axes besides C, R, U
+ *   prev, cumsum  at chunk and tile level always have axis C
+ *   scores  x on C or R; an x with neither stands for every token (axis C). y, a on U. Gives [C|R,U]
+ *   carry   as x, plus the K or V axis of a;  tail: y on U, likewise;  total: a without U
+ *   weave   operands on C or (constant) without; gives axis + the operands' K or V axis
+ *   solve   [R,U] (equation, unknown) gives [R,U], read as A[unknown U, equation R]
+ *   out     exactly the port's axes, plus C at chunk and tile level unless constant
+ * The decays `a` of scores, carry and tail may be left out or -1: no decay. */
+const char *inst_shape(const Kernel *k, const Inst *in, Shape *out);
 
 /* Append; the result's shape is inferred from the table and the operands (BUG when illegal). */
 int emit(Kernel *k, Inst inst);
@@ -147,7 +163,8 @@ int emit_copy(Kernel *k, const Inst *model, const int *arg);
 
 static inline const Inst *inst_at(const Kernel *k, int v) { return &k->inst.at[v]; }
 bool op_commutes(Op op);
-/* True when v does not depend on any per-token input (constants and params only). */
+bool op_gives_value(Op op); /* false: decay, update, out, next */
+/* True when v is the same for every token: elementwise and sums of constants and params only. */
 bool value_is_constant(const Kernel *k, int v);
 /* Marks every value that `v` needs, v included. `mark` has k->inst.count entries. */
 void value_mark(const Kernel *k, int v, bool *mark);
