@@ -333,7 +333,9 @@ static const char *shape_state_op(const Inst *in, const Shape *arg, Shape *out) 
         *out = shape_of(1, (int[]){key ? AXIS_V : AXIS_K});
         return key || value ? NULL : "a read takes a vector over K or V";
     default:
-        return key && only_axis(arg[1], AXIS_V) ? NULL : "an update takes [K] and [V]";
+        value = only_axis(arg[1], AXIS_V);
+        return (key || arg[0].rank == 0) && (value || arg[1].rank == 0)
+                   ? NULL : "an update takes [K] and [V], or scalars in their place";
     }
 }
 
