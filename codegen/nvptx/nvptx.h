@@ -26,6 +26,7 @@ void nv_barrier(Cg *cg);                  /* whole block */
 void nv_warp_sync(Cg *cg);
 Val nv_shuffle_xor(Cg *cg, Val x, int lane_mask);   /* f32 or i32, whole warp */
 Val nv_shuffle_from(Cg *cg, Val x, Val lane);       /* value of lane `lane` (i32) */
+Val nv_ballot(Cg *cg, Val condition);               /* i32: bit per lane whose condition (i1) holds */
 Val nv_shared(Cg *cg, int64_t byte_offset);         /* into dynamic shared memory (addrspace 3) */
 Val nv_global(Cg *cg, int frame_field);             /* pointer field as addrspace(1) pointer */
 
@@ -70,30 +71,47 @@ Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq);
 /* value.c -------------------------------------------------------------------------------------- */
 
 /* Where elementwise values are wanted: one token, one head, and a run of n consecutive elements
- * per axis that this thread holds. Values with axis C (or none) and K or V only. */
+ * per axis that this thread holds. Values with axis C (or none) and K or V only. What is evaluated
+ * is remembered until value_begin, so code built after must be dominated by code built before. */
 typedef struct ValueAt ValueAt;
+typedef struct ValuePort { Val base, stride; } ValuePort;
 struct ValueAt {
     Cg *cg;
     Val token;            /* i64 token row; clamped by the caller to one that exists */
     Val valid;            /* i1: false = loads of per-token inputs give 0; NULL = always valid */
     Val first;            /* i1: the token is its sequence's first (for prev) */
+    Val begin;            /* i64 the sequence's first token row; wanted by prev of prev only */
     Val head;             /* i32 head number among FRAME_H heads (factor: among FRAME_HF) */
     Val heads;            /* i32 FRAME_H or FRAME_HF */
     Val base_k, base_v;   /* i32 first element held along K, V */
     int n_k, n_v;         /* elements held; base is a multiple of n */
+    bool past_k, past_v;  /* base may lie past the axis' end although n divides its size */
     /* How this kernel obtains a value it keeps elsewhere: a reduction finished earlier, a state
-     * read, a staged tile. Return true after filling out[]; false = evaluate from operands. */
+     * read, a staged tile. Return true after filling out[]; false = evaluate from operands.
+     * Not asked for values of earlier tokens (under prev). */
     bool (*lookup)(ValueAt *at, int v, Val *out);
     /* How OP_sum over `axis` completes across threads: partial is this thread's sum over its run. */
     Val (*sum)(ValueAt *at, int v, int axis, Val partial);
     void *user;
+    /* Filled by value.c. */
     Val **memo;           /* [value] -> its elements, filled on demand; value_begin clears it */
+    ValueAt *before;      /* the same place one token earlier */
+    ValuePort *port;      /* [input] from value_ports: this head's address at token 0, bytes a token */
 };
+/* Compute the addresses that depend on the head alone; optional, once, where it dominates all use. */
+void value_ports(ValueAt *at);
 void value_begin(ValueAt *at);
 /* Number of elements this thread holds of a value: 1, n_k or n_v. */
 int value_count(const ValueAt *at, int v);
-/* The f32 elements of value v at `at`. Elements past the axis' size are loaded as 0. */
+/* The f32 elements of value v at `at`. Elements past the axis' size are loaded as 0, and expressions
+ * of them are what they are: exp(0) = 1. */
 const Val *value_get(ValueAt *at, int v);
+/* As value_get with 0 for every element past the axis' size: what sums and products may take. */
+void value_get_padded(ValueAt *at, int v, Val *out);
+/* i1: element `base + j` exists; NULL when it always does. */
+Val value_exists(ValueAt *at, int axis, int j);
+/* NULL, or why the factor and chain kernels cannot evaluate a value of this kernel. */
+const char *value_unsupported(const Kernel *k);
 
 /* factor.c, chain.c, recurrent.c --------------------------------------------------------------- */
 

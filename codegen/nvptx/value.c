@@ -1,0 +1,287 @@
+/* Evaluation on demand: the elementwise part of a spec at one token, in the registers of one thread.
+ *
+ * A thread holds a run of n consecutive elements of every vector: n_k along K and n_v along V, and
+ * all of a scalar. value_get walks from the wanted value to the inputs; what it has met it keeps.
+ *
+ * Loads are as wide as the row length and the run allow. A row of s elements of w bytes starts at a
+ * multiple of s*w bytes, a run at a multiple of n*w in it, so accesses of the largest power of two
+ * up to 16 bytes that divides both are aligned, and lie wholly inside or outside the row.
+ */
+#include "codegen/nvptx/nvptx.h"
+
+#include <string.h>
+
+#define MAX_ACCESS 16 /* bytes of one load */
+
+void value_begin(ValueAt *at)
+{
+    int n = at->cg->k->inst.count;
+    if (!at->memo)
+        at->memo = NEW_ARRAY(at->cg->arena, Val *, n);
+    else
+        memset(at->memo, 0, (size_t)n * sizeof *at->memo);
+    at->before = NULL;
+}
+
+static int run_axis(Shape s)
+{
+    CHECK(!(shape_has(s, AXIS_K) && shape_has(s, AXIS_V)));
+    CHECK(!shape_has(s, AXIS_R) && !shape_has(s, AXIS_U));
+    return shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
+}
+
+static int run_length(const ValueAt *at, int axis)
+{
+    return axis == AXIS_K ? at->n_k : axis == AXIS_V ? at->n_v : 1;
+}
+
+int value_count(const ValueAt *at, int v)
+{
+    return run_length(at, run_axis(inst_at(at->cg->k, v)->shape));
+}
+
+static bool is_ragged(const ValueAt *at, int axis)
+{
+    int size = at->cg->k->axis.at[axis].size;
+    return (axis == AXIS_K ? at->past_k : at->past_v) || size % run_length(at, axis) != 0;
+}
+
+static Val run_base(const ValueAt *at, int axis)
+{
+    return axis == AXIS_K ? at->base_k : at->base_v;
+}
+
+Val value_exists(ValueAt *at, int axis, int j)
+{
+    if (!is_ragged(at, axis))
+        return NULL;
+    Cg *cg = at->cg;
+    Val index = cg_add(cg, run_base(at, axis), cg_int(cg, j));
+    return cg_cmp(cg, LLVMIntSLT, index, cg_int(cg, cg->k->axis.at[axis].size));
+}
+
+/* addresses ------------------------------------------------------------------------------------ */
+
+static int port_width(const Port *p)
+{
+    return p->is_param ? 4 : elem_size(p->elem);
+}
+
+/* Head h of H heads reads the port's head h * heads / H. Params have no tokens. */
+static ValuePort port_address(ValueAt *at, int input)
+{
+    Cg *cg = at->cg;
+    const Port *p = &cg->k->in.at[input];
+    int64_t bytes = shape_elements(cg->k, p->shape) * port_width(p);
+    Val heads = cg_trunc32(cg, cg_frame_field(cg, frame_in_heads(cg->k, input)));
+    Val head = cg_udiv(cg, cg_mul(cg, at->head, heads), at->heads);
+    Val offset = cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, bytes));
+    ValuePort r = {cg_gep8(cg, nv_global(cg, frame_in_ptr(cg->k, input)), offset), NULL};
+    if (!p->is_param)
+        r.stride = cg_mul(cg, cg_zext64(cg, heads), cg_int64(cg, bytes));
+    return r;
+}
+
+void value_ports(ValueAt *at)
+{
+    const Kernel *k = at->cg->k;
+    at->port = NEW_ARRAY(at->cg->arena, ValuePort, k->in.count);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_in && !at->port[i->index].base)
+            at->port[i->index] = port_address(at, i->index);
+    }
+}
+
+/* The row of this token and head that instruction `i` reads. */
+static Val row_address(ValueAt *at, const Inst *i, int64_t row_bytes)
+{
+    Cg *cg = at->cg;
+    ValuePort a = at->port && at->port[i->index].base ? at->port[i->index]
+                                                     : port_address(at, i->index);
+    Val p = a.base;
+    if (a.stride)
+        p = cg_gep8(cg, p, cg_mul(cg, at->token, a.stride));
+    if (i->row > 0)
+        p = cg_gep8(cg, p, cg_int64(cg, i->row * row_bytes));
+    return p;
+}
+
+/* loads ---------------------------------------------------------------------------------------- */
+
+static int64_t power_of_two_in(int64_t x)
+{
+    return x & -x;
+}
+
+static int64_t min_int64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* `count` elements of type e at p, aligned to all of them: 2-byte elements come as words. */
+static void load_group(Cg *cg, Elem e, Val p, int count, Val *out)
+{
+    int bytes = count * elem_size(e);
+    if (elem_size(e) == 2 && count > 1) {
+        int words = count / 2;
+        Ty t = words > 1 ? LLVMVectorType(cg->i32, (unsigned)words) : cg->i32;
+        Val x = cg_load_invariant(cg, t, p, bytes);
+        for (int w = 0; w < words; w++)
+            nv_unpack(cg, e, words > 1 ? cg_extract(cg, x, w) : x, out + 2 * w);
+        return;
+    }
+    if (e == ELEM_bf16) {
+        Val bits = LLVMBuildZExt(cg->b, cg_load_invariant(cg, cg->i16, p, 2), cg->i32, "");
+        out[0] = LLVMBuildBitCast(cg->b, cg_shl(cg, bits, 16), cg->f32, "");
+        return;
+    }
+    Ty scalar = cg_elem_type(cg, e);
+    Ty t = count > 1 ? LLVMVectorType(scalar, (unsigned)count) : scalar;
+    Val x = cg_load_invariant(cg, t, p, bytes);
+    for (int j = 0; j < count; j++)
+        out[j] = cg_to_f32(cg, count > 1 ? cg_extract(cg, x, j) : x);
+}
+
+static void load_run(ValueAt *at, const Inst *i, Val *out)
+{
+    Cg *cg = at->cg;
+    const Port *p = &cg->k->in.at[i->index];
+    Elem e = p->is_param ? ELEM_f32 : p->elem;
+    int axis = run_axis(i->shape), n = run_length(at, axis), width = elem_size(e);
+    int64_t size = axis < 0 ? 1 : cg->k->axis.at[axis].size;
+    int64_t access = min_int64(power_of_two_in(size * width), power_of_two_in((int64_t)n * width));
+    int group = (int)(min_int64(access, MAX_ACCESS) / width);
+    Val row = row_address(at, i, size * width), zero = cg_float(cg, 0);
+    Val start = axis < 0 ? NULL : run_base(at, axis);
+
+    for (int j = 0; j < n; j += group) {
+        Val exists = axis < 0 ? NULL : value_exists(at, axis, j);
+        Val element = start;
+        if (exists) /* the row's first elements stand in for ones that are not there */
+            element = cg_select(cg, exists, cg_add(cg, start, cg_int(cg, j)), cg_int(cg, 0));
+        Val q = row;
+        if (element)
+            q = cg_gep8(cg, q, cg_zext64(cg, cg_mul(cg, element, cg_int(cg, width))));
+        if (!exists && j > 0)
+            q = cg_gep8(cg, q, cg_int64(cg, (int64_t)j * width));
+        load_group(cg, e, q, group, out + j);
+        Val valid = p->is_param ? NULL : at->valid;
+        for (int m = j; m < j + group; m++) {
+            if (exists)
+                out[m] = cg_select(cg, exists, out[m], zero);
+            if (valid)
+                out[m] = cg_select(cg, valid, out[m], zero);
+        }
+    }
+}
+
+/* evaluation ----------------------------------------------------------------------------------- */
+
+static void eval_pointwise(ValueAt *at, const Inst *i, int n, Val *out)
+{
+    const Val *a = value_get(at, i->arg[0]), *b = NULL;
+    int na = value_count(at, i->arg[0]), nb = 1;
+    if (i->nargs > 1) {
+        b = value_get(at, i->arg[1]);
+        nb = value_count(at, i->arg[1]);
+    }
+    for (int j = 0; j < n; j++)
+        out[j] = cg_pointwise(at->cg, i->op, a[na > 1 ? j : 0], b ? b[nb > 1 ? j : 0] : NULL);
+}
+
+/* Pairwise: half the depth of dependent additions twice over, and the smaller error. */
+static Val add_all(Cg *cg, Val *x, int n)
+{
+    for (; n > 1; n = (n + 1) / 2) {
+        for (int j = 0; j < n / 2; j++)
+            x[j] = cg_fadd(cg, x[2 * j], x[2 * j + 1]);
+        if (n % 2)
+            x[n / 2] = x[n - 1];
+    }
+    return x[0];
+}
+
+static Val eval_sum(ValueAt *at, int v, const Inst *i)
+{
+    int n = value_count(at, i->arg[0]);
+    Val *part = NEW_ARRAY(at->cg->arena, Val, n);
+    CHECK(run_axis(inst_at(at->cg->k, i->arg[0])->shape) == i->axis);
+    value_get_padded(at, i->arg[0], part);
+    return at->sum(at, v, i->axis, add_all(at->cg, part, n));
+}
+
+/* The place one token earlier. The first token stands in for the one before it, so that addresses
+ * stay inside the sequence. */
+static ValueAt *place_before(ValueAt *at)
+{
+    if (at->before)
+        return at->before;
+    Cg *cg = at->cg;
+    ValueAt *b = NEW(cg->arena, ValueAt);
+    *b = *at;
+    Val earlier = cg_sub(cg, at->token, cg_int64(cg, 1));
+    b->token = cg_select(cg, at->first, at->token, earlier);
+    b->first = at->begin ? cg_cmp(cg, LLVMIntEQ, b->token, at->begin) : NULL;
+    b->lookup = NULL;
+    b->memo = NULL;
+    value_begin(b);
+    at->before = b;
+    return b;
+}
+
+static void eval_prev(ValueAt *at, const Inst *i, int n, Val *out)
+{
+    CHECK(at->first != NULL);
+    const Val *x = value_get(place_before(at), i->arg[0]);
+    for (int j = 0; j < n; j++)
+        out[j] = cg_select(at->cg, at->first, cg_float(at->cg, 0), x[j]);
+}
+
+static void eval(ValueAt *at, int v, int n, Val *out)
+{
+    const Inst *i = inst_at(at->cg->k, v);
+    if (i->op == OP_const)
+        out[0] = cg_float(at->cg, i->num);
+    else if (i->op == OP_in)
+        load_run(at, i, out);
+    else if (i->op == OP_prev)
+        eval_prev(at, i, n, out);
+    else if (i->op == OP_sum)
+        out[0] = eval_sum(at, v, i);
+    else if (op_info[i->op].class == CLASS_PURE)
+        eval_pointwise(at, i, n, out);
+    else
+        BUG("value %d (%s) is not elementwise", v, op_info[i->op].name);
+}
+
+const Val *value_get(ValueAt *at, int v)
+{
+    if (at->memo[v])
+        return at->memo[v];
+    int n = value_count(at, v);
+    Val *out = NEW_ARRAY(at->cg->arena, Val, n);
+    if (!at->lookup || !at->lookup(at, v, out))
+        eval(at, v, n, out);
+    at->memo[v] = out;
+    return out;
+}
+
+void value_get_padded(ValueAt *at, int v, Val *out)
+{
+    const Val *x = value_get(at, v);
+    int axis = run_axis(inst_at(at->cg->k, v)->shape), n = value_count(at, v);
+    for (int j = 0; j < n; j++) {
+        Val exists = axis < 0 ? NULL : value_exists(at, axis, j);
+        out[j] = exists ? cg_select(at->cg, exists, x[j], cg_float(at->cg, 0)) : x[j];
+    }
+}
+
+/* A running sum crosses chunks, and the factor kernel has all chunks at once. */
+const char *value_unsupported(const Kernel *k)
+{
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == OP_cumsum)
+            return "cumsum needs the tokens in order: use the recurrent algorithm";
+    return NULL;
+}
