@@ -14,8 +14,11 @@ else()
     set(gdr_linker_language C)
 endif()
 
+set(CMAKE_MESSAGE_LOG_LEVEL NOTICE) # the package reports optional parts that are not needed here
 find_package(LLVM 22.1 REQUIRED CONFIG HINTS
     $ENV{LLVM_DIR} /usr/lib/llvm-22/lib/cmake/llvm /usr/local/opt/llvm@22/lib/cmake/llvm)
+unset(CMAKE_MESSAGE_LOG_LEVEL)
+message(STATUS "LLVM ${LLVM_PACKAGE_VERSION} in ${LLVM_DIR}")
 
 add_library(gdr_llvm INTERFACE)
 target_include_directories(gdr_llvm SYSTEM INTERFACE ${LLVM_INCLUDE_DIRS})
@@ -41,8 +44,9 @@ if(GDR_STATIC_LLVM)
             endforeach()
         endif()
     endforeach()
-    target_link_libraries(gdr_llvm INTERFACE ${llvm_libraries})
+    set(gdr_llvm_libraries ${llvm_libraries})
     target_link_options(gdr_llvm INTERFACE -static-libstdc++ -static-libgcc LINKER:--as-needed)
 else()
-    target_link_libraries(gdr_llvm INTERFACE LLVM)
+    set(gdr_llvm_libraries LLVM)
 endif()
+target_link_libraries(gdr_llvm INTERFACE ${gdr_llvm_libraries})

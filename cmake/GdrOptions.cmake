@@ -11,8 +11,6 @@ find_package(Threads REQUIRED)
 add_library(gdr_options INTERFACE)
 target_include_directories(gdr_options INTERFACE
     ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
-target_compile_definitions(gdr_options INTERFACE
-    _GNU_SOURCE GDR_BUILD GDR_VERSION="${PROJECT_VERSION}")
 target_compile_options(gdr_options INTERFACE
     -Wall -Wextra -Wshadow -Wvla -Wundef -Wwrite-strings -Wstrict-prototypes -Wmissing-prototypes
     -Wold-style-definition
