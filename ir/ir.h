@@ -185,6 +185,8 @@ void shape_print(const Kernel *k, Shape s, Buf *out);
 
 /* NULL when the kernel is well formed for its level, else one line that says what is not. */
 const char *kernel_verify(const Kernel *k);
+/* Recomputed wherever needed rather than kept: elementwise, loads, sums, time, weave, rename. */
+bool value_is_cheap(const Inst *in);
 
 /* eval.c --------------------------------------------------------------------------------------- */
 
