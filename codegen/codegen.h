@@ -73,7 +73,7 @@ typedef struct CgEntry {
 
 typedef struct CgModule {
     const char *target;               /* "host", "sm_90a", ... */
-    char *text;                       /* PTX or assembly or LLVM IR, in the arena */
+    char *text;                       /* PTX, or LLVM IR with want_llvm (host: NULL without) */
     void *object;                     /* host: the object file */
     size_t text_len, object_len;
     VEC(CgEntry) entry;
@@ -91,11 +91,11 @@ typedef struct CgOptions {
     Elem io;               /* type of outputs */
     int v_tile;            /* GPU chain, recurrent: V columns a block owns; 0 = the target's choice */
     int opt_level;         /* 0..3 */
-    bool want_llvm;        /* fill text with LLVM IR instead of PTX or assembly */
+    bool want_llvm;        /* fill text with LLVM IR instead of PTX */
     const char *prefix;    /* symbol prefix */
 } CgOptions;
 
-/* target.c: NULL with a reason when the target is unknown or this LLVM lacks it. */
+/* target.c: NULL when the target is unknown. */
 typedef struct Target {
     const char *name;      /* "host" or an sm_ name */
     bool gpu;
@@ -129,6 +129,9 @@ typedef struct Cg {
     Ty ptr, ptr_global, ptr_shared; /* address spaces 0, 1, 3 */
     Val fn;                         /* the function being built */
     Val frame;                      /* pointer to its frame */
+    char *triple, *cpu, *features;  /* what the target machine was made for; LLVM's strings */
+    LLVMMemoryBufferRef emitted;    /* a file on its way into the arena */
+    char error[256];                /* the first error LLVM reported through its context */
 } Cg;
 
 /* llvm.c: a Cg ready to build into; disposed with cg_close. */

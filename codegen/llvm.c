@@ -1,0 +1,211 @@
+/* Around one LLVM module: opening it for a target, optimising it, and turning it into PTX, LLVM IR
+ * or an object file. Everything LLVM allocates hangs off a Cg and goes with cg_close.
+ *
+ * The optimisation pipeline is short on purpose: kernels arrive with their vectors, tiles and
+ * unrolling decided, so the loop vectoriser, the unroller and the inliner of the default pipelines
+ * would cost most of the compile time and change nothing.
+ */
+#include "codegen/codegen.h"
+#include <llvm-c/Analysis.h>
+#include <llvm-c/Error.h>
+#include <llvm-c/Target.h>
+#include <llvm-c/Transforms/PassBuilder.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+/* LLVM's registry of targets belongs to the process; filling it is not thread-safe. */
+static pthread_once_t targets_registered = PTHREAD_ONCE_INIT;
+
+static void register_targets(void)
+{
+    LLVMInitializeNativeTarget();
+    LLVMInitializeNativeAsmPrinter();
+    LLVMInitializeNativeAsmParser();
+    LLVMInitializeNVPTXTargetInfo();
+    LLVMInitializeNVPTXTarget();
+    LLVMInitializeNVPTXTargetMC();
+    LLVMInitializeNVPTXAsmPrinter();
+}
+
+/* Keeps the first error. Called from inside LLVM, so it must not touch the arena, which may unwind. */
+static void on_diagnostic(LLVMDiagnosticInfoRef info, void *user)
+{
+    Cg *cg = user;
+    if (LLVMGetDiagInfoSeverity(info) != LLVMDSError || cg->error[0])
+        return;
+    char *text = LLVMGetDiagInfoDescription(info);
+    snprintf(cg->error, sizeof cg->error, "%s", text);
+    LLVMDisposeMessage(text);
+}
+
+/* Records an LLVM message as the reason of a failure and frees it. */
+static bool fail(Cg *cg, char *message, const char **why)
+{
+    snprintf(cg->error, sizeof cg->error, "%s", message);
+    LLVMDisposeMessage(message);
+    *why = cg->error;
+    return false;
+}
+
+/* opening -------------------------------------------------------------------------------------- */
+
+static bool make_machine(Cg *cg, const char **why)
+{
+    static const LLVMCodeGenOptLevel level[4] = {LLVMCodeGenLevelNone, LLVMCodeGenLevelLess,
+                                                 LLVMCodeGenLevelDefault,
+                                                 LLVMCodeGenLevelAggressive};
+    bool gpu = cg->target->gpu, native = !gpu && !cg->opt->cpu;
+    const char *cpu = gpu ? cg->target->name : cg->opt->cpu;
+    const char *features = gpu ? cg->target->features : cg->opt->features;
+    cg->triple = gpu ? LLVMCreateMessage("nvptx64-nvidia-cuda") : LLVMGetDefaultTargetTriple();
+    cg->cpu = native ? LLVMGetHostCPUName() : LLVMCreateMessage(cpu);
+    cg->features = native && !features ? LLVMGetHostCPUFeatures()
+                                       : LLVMCreateMessage(features ? features : "");
+    LLVMTargetRef target = NULL;
+    char *error = NULL;
+    if (LLVMGetTargetFromTriple(cg->triple, &target, &error))
+        return fail(cg, error, why);
+    int n = cg->opt->opt_level;
+    cg->tm = LLVMCreateTargetMachine(target, cg->triple, cg->cpu, cg->features,
+                                     level[n < 0 ? 0 : n > 3 ? 3 : n],
+                                     gpu ? LLVMRelocDefault : LLVMRelocPIC, LLVMCodeModelDefault);
+    if (!cg->tm)
+        *why = "LLVM cannot make code for this target";
+    return cg->tm != NULL;
+}
+
+static void make_types(Cg *cg)
+{
+    cg->i1 = LLVMInt1TypeInContext(cg->ctx);
+    cg->i8 = LLVMInt8TypeInContext(cg->ctx);
+    cg->i16 = LLVMInt16TypeInContext(cg->ctx);
+    cg->i32 = LLVMInt32TypeInContext(cg->ctx);
+    cg->i64 = LLVMInt64TypeInContext(cg->ctx);
+    cg->f16 = LLVMHalfTypeInContext(cg->ctx);
+    cg->bf16 = LLVMBFloatTypeInContext(cg->ctx);
+    cg->f32 = LLVMFloatTypeInContext(cg->ctx);
+    cg->f64 = LLVMDoubleTypeInContext(cg->ctx);
+    cg->voidt = LLVMVoidTypeInContext(cg->ctx);
+    cg->ptr = LLVMPointerTypeInContext(cg->ctx, 0);
+    cg->ptr_global = LLVMPointerTypeInContext(cg->ctx, 1);
+    cg->ptr_shared = LLVMPointerTypeInContext(cg->ctx, 3);
+}
+
+Cg *cg_open(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why)
+{
+    const Target *target = target_find(opt->target);
+    if (!target) {
+        *why = "unknown target";
+        return NULL;
+    }
+    pthread_once(&targets_registered, register_targets);
+    Cg *cg = NEW(arena, Cg);
+    *cg = (Cg){.arena = arena, .k = k, .opt = opt, .target = target};
+    if (!make_machine(cg, why)) {
+        cg_close(cg);
+        return NULL;
+    }
+    cg->ctx = LLVMContextCreate();
+    LLVMContextSetDiagnosticHandler(cg->ctx, on_diagnostic, cg);
+    cg->mod = LLVMModuleCreateWithNameInContext(k && k->name ? k->name : "gdr", cg->ctx);
+    cg->b = LLVMCreateBuilderInContext(cg->ctx);
+    LLVMSetTarget(cg->mod, cg->triple);
+    LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(cg->tm);
+    LLVMSetModuleDataLayout(cg->mod, layout);
+    LLVMDisposeTargetData(layout);
+    make_types(cg);
+    return cg;
+}
+
+void cg_close(Cg *cg)
+{
+    if (cg->b)
+        LLVMDisposeBuilder(cg->b);
+    if (cg->mod)
+        LLVMDisposeModule(cg->mod);
+    if (cg->tm)
+        LLVMDisposeTargetMachine(cg->tm);
+    if (cg->ctx)
+        LLVMContextDispose(cg->ctx);
+    if (cg->emitted)
+        LLVMDisposeMemoryBuffer(cg->emitted);
+    LLVMDisposeMessage(cg->triple);
+    LLVMDisposeMessage(cg->cpu);
+    LLVMDisposeMessage(cg->features);
+}
+
+/* optimising ----------------------------------------------------------------------------------- */
+
+/* Loops are rotated so that what does not change can move out of them; gvn joins repeated loads;
+ * the second round cleans up what it uncovered. */
+static const char pipeline_quick[] = "function(sroa,early-cse)";
+static const char pipeline_usual[] =
+    "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,"
+    "loop-mssa(loop-rotate,licm),gvn,instcombine<no-verify-fixpoint>,loop-mssa(licm),"
+    "simplifycfg,adce)";
+
+bool cg_optimize(Cg *cg, const char **why)
+{
+    char *error = NULL;
+    if (LLVMVerifyModule(cg->mod, LLVMReturnStatusAction, &error))
+        BUG("malformed LLVM module for %s: %s", cg->target->name, error);
+    LLVMDisposeMessage(error);
+    const char *passes = cg->opt->opt_level <= 0  ? pipeline_quick
+                         : cg->opt->opt_level < 3 ? pipeline_usual
+                                                  : "default<O3>";
+    LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
+    LLVMPassBuilderOptionsSetLoopUnrolling(options, cg->opt->opt_level >= 3);
+    LLVMErrorRef failed = LLVMRunPasses(cg->mod, passes, cg->tm, options);
+    LLVMDisposePassBuilderOptions(options);
+    if (failed) {
+        char *text = LLVMGetErrorMessage(failed);
+        snprintf(cg->error, sizeof cg->error, "%s", text);
+        LLVMDisposeErrorMessage(text);
+    }
+    *why = cg->error;
+    return !cg->error[0];
+}
+
+/* emitting ------------------------------------------------------------------------------------- */
+
+/* What `cg->emitted` holds, copied into the arena. The buffer belongs to the Cg until the copy is
+ * made, so that running out of memory does not lose it. */
+static char *take_emitted(Cg *cg, size_t *size)
+{
+    *size = LLVMGetBufferSize(cg->emitted);
+    char *copy = arena_strndup(cg->arena, LLVMGetBufferStart(cg->emitted), *size);
+    LLVMDisposeMemoryBuffer(cg->emitted);
+    cg->emitted = NULL;
+    return copy;
+}
+
+static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, const char **why)
+{
+    char *error = NULL;
+    if (LLVMTargetMachineEmitToMemoryBuffer(cg->tm, cg->mod, kind, &error, &cg->emitted))
+        return fail(cg, error, why);
+    *why = cg->error;
+    return !cg->error[0];
+}
+
+bool cg_emit(Cg *cg, CgModule *out, const char **why)
+{
+    out->target = cg->target->name;
+    if (cg->opt->want_llvm) {
+        char *text = LLVMPrintModuleToString(cg->mod);
+        cg->emitted = LLVMCreateMemoryBufferWithMemoryRangeCopy(text, strlen(text), "");
+        LLVMDisposeMessage(text);
+        out->text = take_emitted(cg, &out->text_len);
+    } else if (cg->target->gpu) {
+        if (!emit_file(cg, LLVMAssemblyFile, why))
+            return false;
+        out->text = take_emitted(cg, &out->text_len);
+    }
+    if (cg->target->gpu)
+        return true;
+    if (!emit_file(cg, LLVMObjectFile, why))
+        return false;
+    out->object = take_emitted(cg, &out->object_len);
+    return true;
+}
