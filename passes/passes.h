@@ -34,8 +34,45 @@ typedef struct PassWatch {
 void passes_run(Kernel *k, const char *stop_after, const PassWatch *watch);
 int pass_find(const char *name); /* -1 if there is none */
 
+/* fold.c: folding, merging and dropping in place, at any level; every pass may end with it. Shapes,
+ * roles and effects stay; NaN and infinities are never lost. */
+void kernel_simplify(Kernel *k);
+
 /* Tokens per chunk for a chunk of at most `rows` equations: rows / slots, at least 1. Call after
  * `normal`; sets the axes C, R and U. */
 void kernel_set_chunk(Kernel *k, int rows);
+
+/* token.c -------------------------------------------------------------------------------------- */
+
+/* A recurrence kernel in normal form as lists. Numbers are values of that kernel; -1 = absent. */
+typedef struct TokenEvent {
+    Op op;          /* decay or update */
+    int inst;
+    int a;          /* decay: the factor */
+    int p, c, read; /* update: S += p (c + read)', or c - read when `minus` */
+    bool minus;
+    int place;      /* events before that read */
+} TokenEvent;
+typedef struct TokenRead {
+    int inst, x;    /* x'S */
+    int place;      /* events before it */
+    bool by_out;    /* an output looks at it */
+} TokenRead;
+typedef struct Token {
+    VEC(TokenEvent) event;
+    VEC(TokenRead) read;
+    VEC(int) out;   /* instructions */
+    int updates;
+} Token;
+/* False when the kernel is not in the form that `normal` gives. */
+bool token_read(const Kernel *k, Token *t);
+/* By value: whether it depends on the state. */
+bool *value_touches_state(const Kernel *k);
+
+/* roles.c -------------------------------------------------------------------------------------- */
+
+/* The type in which kept matrices are stored and multiplied; pass_roles leaves f32. Scalars of rows
+ * and total decays stay f32. */
+void tile_set_operands(Kernel *tile, Elem operand);
 
 #endif
