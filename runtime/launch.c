@@ -1,0 +1,122 @@
+/* One forward pass: a checked frame becomes work for the CPU threads or kernel launches.
+ *
+ *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
+ *     GPU, chunk          factor <<<slots*HF>>>  then  chain <<<N*H*vtiles>>>, one stream
+ *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
+ *
+ * A GPU launch only queues: the workspace is the caller's or stream-ordered memory that is given
+ * back behind the kernels, so nothing waits and a CUDA graph can capture it all.
+ */
+#include "runtime/runtime.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { GRID_MAX = 0x7fffffff };
+
+static gdr_status driver_failed(gdr_context *ctx, const CudaError *e)
+{
+    return ctx_fail(ctx, e->no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e->text);
+}
+
+static int64_t v_tiles(const gdr_kernel *kernel, const CgEntry *e)
+{
+    int64_t V = kernel->rec.shell->axis.at[AXIS_V].size;
+    return e->v_tile > 0 ? (V + e->v_tile - 1) / e->v_tile : 1;
+}
+
+/* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
+static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const Bound *b)
+{
+    int64_t blocks;
+    bool over = e->kind == ENTRY_factor
+                    ? __builtin_mul_overflow(b->slots, b->HF, &blocks)
+                    : __builtin_mul_overflow(b->N, b->H, &blocks) ||
+                          __builtin_mul_overflow(blocks, v_tiles(kernel, e), &blocks);
+    return over || blocks > GRID_MAX ? -1 : blocks;
+}
+
+static gdr_status queue_kernels(gdr_kernel *kernel, const Bound *b, void *stream)
+{
+    gdr_context *ctx = kernel->ctx;
+    const CgModule *m = &kernel->rec.module;
+    CudaError e;
+    for (int i = 0; i < m->entry.count; i++) {
+        const CgEntry *entry = &m->entry.at[i];
+        if (!cuda_launch(ctx->cuda, kernel->cuda_function[i], grid_of(kernel, entry, b),
+                         entry->threads, entry->smem_bytes, stream, b->frame,
+                         frame_fields(kernel->rec.shell), &e))
+            return driver_failed(ctx, &e);
+    }
+    return GDR_OK;
+}
+
+static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, Bound *b)
+{
+    gdr_context *ctx = kernel->ctx;
+    CudaError e;
+    for (int i = 0; i < kernel->rec.module.entry.count; i++)
+        if (grid_of(kernel, &kernel->rec.module.entry.at[i], b) < 0)
+            return ctx_fail(ctx, GDR_ELIMIT, "too many sequences, heads or chunks for one launch");
+    if (!kernel->cuda_module)
+        return ctx_fail(ctx, GDR_EUNSUPPORTED, "the kernel was compiled without being loaded");
+    if (!b->workspace || launch->workspace) {
+        if (launch->workspace && launch->workspace_bytes < b->workspace)
+            return ctx_fail(ctx, GDR_EINPUT, "the workspace has %zu bytes, need %zu",
+                            launch->workspace_bytes, b->workspace);
+        if ((uintptr_t)launch->workspace % 256)
+            return ctx_fail(ctx, GDR_EINPUT, "the workspace is not aligned to 256 bytes");
+        return queue_kernels(kernel, b, launch->stream);
+    }
+    uint64_t ws;
+    if (!cuda_alloc_async(ctx->cuda, b->workspace, launch->stream, &ws, &e))
+        return driver_failed(ctx, &e);
+    b->frame[FRAME_WS] = (int64_t)ws;
+    gdr_status status = queue_kernels(kernel, b, launch->stream);
+    if (!cuda_free_async(ctx->cuda, ws, launch->stream, &e) && !status)
+        status = driver_failed(ctx, &e);
+    return status;
+}
+
+static gdr_status forward_cpu(gdr_kernel *kernel, const Bound *b)
+{
+    int64_t tasks;
+    if (__builtin_mul_overflow(b->N, b->H, &tasks))
+        return ctx_fail(kernel->ctx, GDR_EINPUT, "N * H overflows 64 bits");
+    if (tasks == 0)
+        return GDR_OK;
+    if (!kernel->host_entry)
+        return ctx_fail(kernel->ctx, GDR_EUNSUPPORTED,
+                        "the kernel was compiled without being loaded");
+    Pool *pool = ctx_pool(kernel->ctx);
+    if (!pool)
+        return GDR_ENOMEM;
+    int64_t scratch = kernel->rec.module.entry.at[0].scratch_bytes;
+    if (!pool_run(pool, kernel->host_entry, b->frame, tasks, scratch))
+        return ctx_fail(kernel->ctx, GDR_ENOMEM, "no memory for %lld bytes of scratch a thread",
+                        (long long)scratch);
+    return GDR_OK;
+}
+
+gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch)
+{
+    Bound b;
+    gdr_status status = launch_bind(kernel, launch, false, &b);
+    if (status)
+        return status;
+    bool host = strcmp(kernel->rec.target, "host") == 0;
+    status = host ? forward_cpu(kernel, &b) : forward_gpu(kernel, launch, &b);
+    free(b.frame);
+    return status;
+}
+
+gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes)
+{
+    Bound b;
+    *bytes = 0;
+    gdr_status status = launch_bind(kernel, launch, true, &b);
+    if (!status)
+        *bytes = b.workspace;
+    free(b.frame);
+    return status;
+}

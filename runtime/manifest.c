@@ -1,0 +1,151 @@
+/* A compiled kernel described in JSON: what a program that calls it needs to know, in the words of
+ * codegen.h: ports and shapes, the frame's fields, entries and their launch rules, workspace. */
+#include "runtime/runtime.h"
+
+static void put_shape(const Kernel *k, const Port *p, Buf *out)
+{
+    buf_puts(out, p->is_param ? "[\"heads\"" : "[\"B\", \"T\", \"heads\"");
+    for (int i = 0; i < p->shape.rank; i++)
+        buf_printf(out, ", %d", k->axis.at[p->shape.axis[i]].size);
+    buf_puts(out, "]");
+}
+
+static void put_range(const Port *p, Buf *out)
+{
+    const double bound[2] = { p->lo, p->hi };
+    buf_puts(out, ", \"range\": [");
+    for (int i = 0; i < 2; i++) {
+        if (i)
+            buf_puts(out, ", ");
+        if (bound[i] - bound[i] == 0) /* finite */
+            buf_number(out, bound[i]);
+        else
+            buf_puts(out, "null");
+    }
+    buf_puts(out, "]");
+}
+
+static void put_port(const Record *r, const Port *p, const char *kind, int pointer, int heads,
+                     Buf *out)
+{
+    buf_puts(out, "    {\"name\": ");
+    buf_json_string(out, p->name);
+    buf_printf(out, ", \"kind\": \"%s\", \"dtype\": \"%s\", \"shape\": ", kind,
+               elem_name(p->elem));
+    put_shape(r->shell, p, out);
+    put_range(p, out);
+    buf_printf(out, ", \"pointer_field\": %d", pointer);
+    if (heads >= 0)
+        buf_printf(out, ", \"heads_field\": %d", heads);
+    buf_puts(out, "}");
+}
+
+static void put_ports(const Record *r, Buf *out)
+{
+    const Kernel *k = r->shell;
+    buf_puts(out, "  \"ports\": [");
+    for (int i = 0; i < k->in.count; i++) {
+        buf_puts(out, i ? ",\n" : "\n");
+        put_port(r, &k->in.at[i], k->in.at[i].is_param ? "param" : "input", frame_in_ptr(k, i),
+                 frame_in_heads(k, i), out);
+    }
+    for (int i = 0; i < k->out.count; i++) {
+        buf_puts(out, i || k->in.count ? ",\n" : "\n");
+        put_port(r, &k->out.at[i], "output", frame_out_ptr(k, i), -1, out);
+    }
+    buf_puts(out, "\n  ],\n");
+}
+
+static void put_frame(const Record *r, Buf *out)
+{
+    static const char *const field[FRAME_PORTS] = {
+        [FRAME_T] = "T", [FRAME_N] = "N", [FRAME_H] = "H", [FRAME_HF] = "HF", [FRAME_CU] = "cu",
+        [FRAME_CU_WIDTH] = "cu_width", [FRAME_S0] = "S0", [FRAME_S] = "S",
+        [FRAME_WS] = "workspace", [FRAME_SLOTS] = "slots",
+    };
+    buf_printf(out, "  \"frame\": {\"fields\": %d, \"type\": \"int64\"", frame_fields(r->shell));
+    for (int i = 0; i < FRAME_PORTS; i++)
+        buf_printf(out, ", \"%s\": %d", field[i], i);
+    buf_puts(out, "},\n");
+}
+
+static const char *entry_name(EntryKind kind)
+{
+    switch (kind) {
+    case ENTRY_factor: return "factor";
+    case ENTRY_chain: return "chain";
+    case ENTRY_recurrent: return "recurrent";
+    case ENTRY_host: return "host";
+    }
+    BUG("entry kind %d", (int)kind);
+}
+
+static void put_entry(const Record *r, const CgEntry *e, Buf *out)
+{
+    int V = r->shell->axis.at[AXIS_V].size;
+    buf_printf(out, "    {\"kind\": \"%s\", \"symbol\": ", entry_name(e->kind));
+    buf_json_string(out, e->symbol);
+    if (e->kind == ENTRY_host) {
+        buf_printf(out, ", \"tasks\": \"N*H\", \"scratch_bytes\": %lld, \"scratch_align\": 64}",
+                   (long long)e->scratch_bytes);
+        return;
+    }
+    buf_printf(out, ", \"threads\": %d, \"dynamic_shared_bytes\": %d, ", e->threads,
+               e->smem_bytes);
+    if (e->kind == ENTRY_factor)
+        buf_puts(out, "\"blocks\": \"slots*HF\"}");
+    else
+        buf_printf(out, "\"v_tile\": %d, \"blocks\": \"N*H*%d\"}", e->v_tile,
+                   e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1);
+}
+
+static void put_facts(const Kernel *k, Buf *out)
+{
+    const Facts *f = &k->facts;
+    buf_printf(out, "  \"decay\": \"%s\", \"updates\": %d, \"chunkable\": %s",
+               decay_name(f->decay), f->slots, f->chunkable ? "true" : "false");
+    if (!f->chunkable && f->why_not) {
+        buf_puts(out, ", \"why_not_chunkable\": ");
+        buf_json_string(out, f->why_not);
+    }
+    buf_puts(out, ",\n");
+}
+
+void manifest_print(const Record *r, Buf *out)
+{
+    const Kernel *k = r->shell;
+    buf_puts(out, "{\n  \"variant\": ");
+    buf_json_string(out, k->name);
+    buf_printf(out, ", \"target\": \"%s\", \"algorithm\": \"%s\", \"compiler\": ", r->target,
+               r->algo == ALGO_chunk ? "chunk" : "recurrent");
+    buf_json_string(out, gdr_version());
+    buf_printf(out, ",\n  \"K\": %d, \"V\": %d, \"chunk\": %d,\n", k->axis.at[AXIS_K].size,
+               k->axis.at[AXIS_V].size, r->algo == ALGO_chunk ? r->module.chunk : 0);
+    put_facts(k, out);
+    buf_puts(out, "  \"state\": {\"shape\": [\"N\", \"H\", \"K\", \"V\"], \"dtype\": \"f32\"},\n");
+    put_ports(r, out);
+    put_frame(r, out);
+    buf_printf(out, "  \"workspace\": {\"bytes_per_slot_and_factor_head\": %lld, "
+               "\"slots_dense\": \"N*ceil(T/chunk)\", \"slots_packed\": \"floor(T/chunk)+N\"},\n",
+               (long long)r->module.ws_bytes_per_slot_head);
+    buf_puts(out, "  \"factor_inputs\": [");
+    bool any = false;
+    for (int i = 0; i < k->in.count; i++) {
+        if (!r->factor_reads[i])
+            continue;
+        buf_puts(out, any ? ", " : "");
+        buf_json_string(out, k->in.at[i].name);
+        any = true;
+    }
+    buf_puts(out, "],\n  \"entries\": [");
+    for (int i = 0; i < r->module.entry.count; i++) {
+        buf_puts(out, i ? ",\n" : "\n");
+        put_entry(r, &r->module.entry.at[i], out);
+    }
+    buf_puts(out, "\n  ],\n  \"warnings\": [");
+    for (int i = 0; i < r->warning.count; i++) {
+        buf_puts(out, i ? ", " : "");
+        buf_json_string(out, r->warning.at[i]);
+    }
+    buf_puts(out, "]\n}\n");
+}
