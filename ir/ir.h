@@ -193,7 +193,9 @@ bool value_is_cheap(const Inst *in);
 /* One sequence and one head in fp64. Arrays are dense in order [time][port shape].
  * in[i] for inputs has T rows, for params one. state is [K,V], read and replaced.
  * out[o] has T rows. At chunk and tile level the sequence is cut into chunks of axis C's size and
- * the last one is padded with null tokens (no decay, zero reads and writes). */
+ * the last one is padded with null tokens: their per-token inputs load as 0, and every weave gives
+ * its `fill` (Inst.num) for their rows, whatever the operand holds there: 1 for decays, 0 for what
+ * is read and written. Their outputs are not stored. `state` may be NULL: zero, not given back. */
 typedef struct EvalArgs {
     int64_t T;
     const double *const *in;
@@ -201,5 +203,7 @@ typedef struct EvalArgs {
     double *state;
 } EvalArgs;
 void kernel_eval(const Kernel *k, Arena *scratch, const EvalArgs *args);
+/* One elementwise operation; b is ignored by unary ones. */
+double op_eval(Op op, double a, double b);
 
 #endif
