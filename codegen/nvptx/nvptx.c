@@ -46,7 +46,6 @@ void nv_kernel_open(Cg *cg, const char *symbol, int threads, int min_blocks_per_
     add_enum_attribute(cg, 1, "noundef", 0);
     add_text_attribute(cg, 1, "nvvm.grid_constant", "");
     add_enum_attribute(cg, LLVMAttributeFunctionIndex, "nounwind", 0);
-    add_number_attribute(cg, "nvvm.maxntid", threads);
     add_number_attribute(cg, "nvvm.reqntid", threads);
     if (min_blocks_per_sm > 0)
         add_number_attribute(cg, "nvvm.minctasm", min_blocks_per_sm);
