@@ -4,6 +4,7 @@
           and runtime/, CUDA's and jansson's out of the library
   paths   no file names a place on somebody's machine
   size    a source file has fewer than 600 lines
+  docs    every file that README.md and docs/ name in backticks or link to exists
 """
 import os
 import re
@@ -92,9 +93,31 @@ def size(root):
     return wrong
 
 
+def docs(root):
+    folders = sorted(d for d in os.listdir(root) if os.path.isdir(os.path.join(root, d)))
+    name = re.compile(r"(?:\./)?((?:%s)/[\w./-]*[\w/])" % "|".join(map(re.escape, folders)))
+    wrong = []
+    for path in tracked(root):
+        if not path.endswith(".md"):
+            continue
+        for number, line in enumerate(text_of(root, path).split("\n"), 1):
+            quoted = re.findall(r"`([^`]+)`", line)
+            linked = re.findall(r"\]\(([^)#:]+)\)", line)
+            for text in quoted:
+                for found in name.findall(" " + text if text.startswith("/") else text):
+                    if found.startswith("build/") or re.search(r"NAME|FOLDER|X\b", text):
+                        continue
+                    if not os.path.exists(os.path.join(root, found)):
+                        wrong.append(f"{path}:{number}: no file {found}")
+            for target in linked:
+                if not os.path.exists(os.path.join(root, os.path.dirname(path), target)):
+                    wrong.append(f"{path}:{number}: no file {target}")
+    return wrong
+
+
 def main():
     rule, root = sys.argv[1:]
-    wrong = {"layers": layers, "paths": paths, "size": size}[rule](root)
+    wrong = {"layers": layers, "paths": paths, "size": size, "docs": docs}[rule](root)
     print("\n".join(wrong) if wrong else f"{rule}: nothing to object to")
     return 1 if wrong else 0
 
