@@ -95,7 +95,7 @@ def size(root):
 
 def docs(root):
     folders = sorted(d for d in os.listdir(root) if os.path.isdir(os.path.join(root, d)))
-    name = re.compile(r"(?:\./)?((?:%s)/[\w./-]*[\w/])" % "|".join(map(re.escape, folders)))
+    name = re.compile(r"(?<![\w/-])(?:\./)?((?:%s)/[\w./-]*[\w/])" % "|".join(map(re.escape, folders)))
     wrong = []
     for path in tracked(root):
         if not path.endswith(".md"):
