@@ -185,9 +185,10 @@ static void eval_read(Eval *e, const Inst *in, double *out) {
 static void eval_update(Eval *e, const Inst *in) {
     const double *p = arg_value(e, in, 0), *z = arg_value(e, in, 1);
     int64_t nk = axis_size(e->k, AXIS_K), nv = axis_size(e->k, AXIS_V);
+    int64_t p_step = arg_shape(e, in, 0).rank, z_step = arg_shape(e, in, 1).rank; /* scalars: 0 */
     for (int64_t i = 0; i < nk; i++)
         for (int64_t j = 0; j < nv; j++)
-            e->state[i * nv + j] += p[i] * z[j];
+            e->state[i * nv + j] += p[i * p_step] * z[j * z_step];
 }
 
 static void eval_out(Eval *e, const Inst *in) {
