@@ -349,7 +349,7 @@ static void eval_inst(Eval *e, int v, double *run) {
     }
 }
 
-/* NaN * 0 and signed zeros apart, a NULL state is all zeros that nobody gets back. */
+/* Without a state from the caller it starts at zero and nobody gets it back. */
 static Eval eval_open(const Kernel *k, Arena *scratch, const EvalArgs *args) {
     Eval e = {.k = k, .args = args, .state = args->state};
     int64_t state = axis_size(k, AXIS_K) * axis_size(k, AXIS_V);
