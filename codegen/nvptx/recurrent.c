@@ -28,7 +28,7 @@ enum {
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,    /* when the caller does not choose the V tile */
     SM_REGISTERS = 65536,
-    LANE_REGISTERS = 128
+    LANE_REGISTERS = 160 /* 64 of state, the token's vectors, addresses */
 };
 
 typedef struct Recurrent {
@@ -133,7 +133,7 @@ static bool plan(Recurrent *r, const char **why)
 
 static int shared_bytes(const Recurrent *r)
 {
-    return r->whole ? r->warps * r->row_groups * r->n_k * 4 : 0;
+    return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
 }
 
 /* sums across lanes and warps ------------------------------------------------------------------ */

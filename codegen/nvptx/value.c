@@ -73,12 +73,12 @@ static ValuePort port_address(ValueAt *at, int input)
     Cg *cg = at->cg;
     const Port *p = &cg->k->in.at[input];
     int64_t bytes = shape_elements(cg->k, p->shape) * port_width(p);
-    Val heads = cg_trunc32(cg, cg_frame_field(cg, frame_in_heads(cg->k, input)));
-    Val head = cg_udiv(cg, cg_mul(cg, at->head, heads), at->heads);
+    Val heads = cg_frame_field(cg, frame_in_heads(cg->k, input));
+    Val head = cg_udiv(cg, cg_mul(cg, at->head, cg_trunc32(cg, heads)), at->heads);
     Val offset = cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, bytes));
     ValuePort r = {cg_gep8(cg, nv_global(cg, frame_in_ptr(cg->k, input)), offset), NULL};
     if (!p->is_param)
-        r.stride = cg_mul(cg, cg_zext64(cg, heads), cg_int64(cg, bytes));
+        r.stride = cg_mul(cg, heads, cg_int64(cg, bytes));
     return r;
 }
 
