@@ -32,6 +32,9 @@ typedef struct PassWatch {
  * k->axis[AXIS_C] set by kernel_set_chunk. Stops before `chunk` when the facts say that no chunk
  * form exists; k->level says how far it came. */
 void passes_run(Kernel *k, const char *stop_after, const PassWatch *watch);
+/* The same from the pass that follows `after` (NULL = the first) on, for a kernel that has come as
+ * far as `after`. */
+void passes_run_after(Kernel *k, const char *after, const char *stop_after, const PassWatch *watch);
 int pass_find(const char *name); /* -1 if there is none */
 
 /* fold.c: folding, merging and dropping in place, at any level; every pass may end with it. Shapes,

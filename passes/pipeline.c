@@ -59,10 +59,12 @@ static void run_one(Kernel *k, const PassInfo *pass, const PassWatch *watch) {
         BUG("%s: after pass %s: %s", k->name, pass->name, why);
 }
 
-void passes_run(Kernel *k, const char *stop_after, const PassWatch *watch) {
+void passes_run_after(Kernel *k, const char *after, const char *stop_after,
+                      const PassWatch *watch) {
+    int first = after ? pass_find(after) + 1 : 0;
     int last = stop_after ? pass_find(stop_after) : pass_count - 1;
-    CHECK(last >= 0);
-    for (int i = 0; i <= last; i++) {
+    CHECK(last >= 0 && (!after || first > 0));
+    for (int i = first; i <= last; i++) {
         const PassInfo *pass = &pass_info[i];
         if (pass->from < k->level)
             continue; /* the kernel came in at a later level */
@@ -71,4 +73,8 @@ void passes_run(Kernel *k, const char *stop_after, const PassWatch *watch) {
             return;
         run_one(k, pass, watch);
     }
+}
+
+void passes_run(Kernel *k, const char *stop_after, const PassWatch *watch) {
+    passes_run_after(k, NULL, stop_after, watch);
 }

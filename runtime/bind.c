@@ -17,7 +17,7 @@ typedef struct Binder {
     const gdr_launch *launch;
     bool sizes_only;
     const gdr_tensor **in, **out; /* per port */
-    Bound *b;
+    BoundLaunch *b;
 } Binder;
 
 #define FAIL(bi, ...) ctx_fail((bi)->kernel->ctx, GDR_EINPUT, __VA_ARGS__)
@@ -156,7 +156,7 @@ static gdr_status match_names(const Binder *bi)
 static gdr_status check_tokens(const Binder *bi, const Port *p, const gdr_tensor *t,
                                const char **first)
 {
-    Bound *b = bi->b;
+    BoundLaunch *b = bi->b;
     if (!*first) {
         *first = p->name;
         b->B = t->shape[0];
@@ -186,7 +186,7 @@ static int64_t heads_of(const Port *p, const gdr_tensor *t)
 
 static gdr_status check_heads(const Binder *bi)
 {
-    Bound *b = bi->b;
+    BoundLaunch *b = bi->b;
     const Port *widest = NULL;
     b->H = 0;
     for (int i = 0; i < bi->k->in.count; i++) {
@@ -243,7 +243,7 @@ static int64_t offset_at(const gdr_tensor *cu, int64_t i)
 
 static gdr_status check_sequences(const Binder *bi)
 {
-    Bound *b = bi->b;
+    BoundLaunch *b = bi->b;
     const gdr_tensor *cu = bi->launch->cu_seqlens;
     b->packed = cu != NULL;
     b->N = b->B;
@@ -296,7 +296,7 @@ static gdr_status check_state(const Binder *bi, const char *name, const gdr_tens
 
 static gdr_status size_workspace(const Binder *bi)
 {
-    Bound *b = bi->b;
+    BoundLaunch *b = bi->b;
     const Record *r = &bi->kernel->rec;
     b->slots = 0;
     b->workspace = 0;
@@ -319,7 +319,7 @@ static int64_t address(const gdr_tensor *t)
 
 static void fill_frame(const Binder *bi)
 {
-    const Bound *b = bi->b;
+    const BoundLaunch *b = bi->b;
     const gdr_launch *l = bi->launch;
     int64_t *f = b->frame;
     f[FRAME_T] = b->T;
@@ -355,10 +355,10 @@ static gdr_status bind_all(const Binder *bi)
     return GDR_OK;
 }
 
-gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, Bound *out)
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, BoundLaunch *out)
 {
     const Kernel *k = kernel->rec.shell;
-    *out = (Bound){ 0 };
+    *out = (BoundLaunch){ 0 };
     const gdr_tensor **slots = calloc((size_t)(k->in.count + k->out.count), sizeof *slots);
     out->frame = calloc((size_t)frame_fields(k), sizeof *out->frame);
     gdr_status status;

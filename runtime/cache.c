@@ -8,10 +8,12 @@
  * this process or another) sees a whole one or none; whatever fails the checksum counts as absent
  * and is written again. No locks: two writers of one key write the same bytes.
  */
+#define _GNU_SOURCE
 #include "runtime/runtime.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <llvm-c/blake3.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -60,6 +62,53 @@ CacheKey cache_hash_end(CacheHash *h)
     llvm_blake3_hasher_finalize(&h->blake3, key.byte, sizeof key.byte);
     free(h);
     return key;
+}
+
+/* what the code depends on --------------------------------------------------------------------- */
+
+typedef struct BuildId { const char *inside; CacheHash *into; bool found; } BuildId;
+
+static void hash_notes(const char *at, const char *end, BuildId *id)
+{
+    while (end - at >= (ptrdiff_t)sizeof(ElfW(Nhdr))) {
+        const ElfW(Nhdr) *note = (const ElfW(Nhdr) *)at;
+        const char *name = at + sizeof *note;
+        const char *desc = name + (note->n_namesz + 3) / 4 * 4;
+        if (note->n_type == NT_GNU_BUILD_ID && note->n_namesz == 4 && !memcmp(name, "GNU", 4)) {
+            cache_hash_bytes(id->into, desc, note->n_descsz);
+            id->found = true;
+        }
+        at = desc + (note->n_descsz + 3) / 4 * 4;
+    }
+}
+
+static int hash_object(struct dl_phdr_info *info, size_t size, void *user)
+{
+    (void)size;
+    BuildId *id = user;
+    bool ours = false;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
+        const char *at = (const char *)(info->dlpi_addr + p->p_vaddr);
+        ours |= p->p_type == PT_LOAD && id->inside >= at && id->inside < at + p->p_memsz;
+    }
+    for (int i = 0; ours && i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
+        const char *at = (const char *)(info->dlpi_addr + p->p_vaddr);
+        if (p->p_type == PT_NOTE)
+            hash_notes(at, at + p->p_memsz, id);
+    }
+    return ours;
+}
+
+/* The linker's id of the binary that this compiler is part of: another build is another key. */
+void cache_hash_build(CacheHash *h)
+{
+    BuildId id = { .inside = magic, .into = h };
+    cache_hash_text(h, GDR_VERSION);
+    dl_iterate_phdr(hash_object, &id);
+    if (!id.found)
+        cache_hash_text(h, __DATE__ " " __TIME__);
 }
 
 static void checksum(const void *p, size_t n, uint8_t sum[SUM_BYTES])

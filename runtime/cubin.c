@@ -135,16 +135,14 @@ bool ptxas_run(const char *ptxas, const char *ptx, const char *arch, void **cubi
 /* "..., 12 bytes spill stores, ..." with a number other than 0. */
 static bool line_spills(const char *line, size_t n)
 {
-    const char *at = memmem(line, n, "bytes spill", 11);
-    if (!at || at == line)
-        return false;
-    const char *p = at - 1;
-    while (p > line && *p == ' ')
-        p--;
-    bool any = false;
-    for (; p >= line && *p >= '0' && *p <= '9'; p--)
-        any |= *p != '0';
-    return any;
+    const char *end = line + n, *from = line, *at;
+    while ((at = memmem(from, (size_t)(end - from), " bytes spill", 12))) {
+        for (const char *p = at; p > line && p[-1] >= '0' && p[-1] <= '9'; p--)
+            if (p[-1] != '0')
+                return true;
+        from = at + 1;
+    }
+    return false;
 }
 
 /* C75xx: wgmma operations serialised, or waits the compiler had to add. */

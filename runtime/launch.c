@@ -26,7 +26,7 @@ static int64_t v_tiles(const gdr_kernel *kernel, const CgEntry *e)
 }
 
 /* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
-static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const Bound *b)
+static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b)
 {
     int64_t blocks;
     bool over = e->kind == ENTRY_factor
@@ -36,7 +36,7 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const Bound *
     return over || blocks > GRID_MAX ? -1 : blocks;
 }
 
-static gdr_status queue_kernels(gdr_kernel *kernel, const Bound *b, void *stream)
+static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream)
 {
     gdr_context *ctx = kernel->ctx;
     const CgModule *m = &kernel->rec.module;
@@ -51,7 +51,7 @@ static gdr_status queue_kernels(gdr_kernel *kernel, const Bound *b, void *stream
     return GDR_OK;
 }
 
-static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, Bound *b)
+static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b)
 {
     gdr_context *ctx = kernel->ctx;
     CudaError e;
@@ -78,7 +78,7 @@ static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, Boun
     return status;
 }
 
-static gdr_status forward_cpu(gdr_kernel *kernel, const Bound *b)
+static gdr_status forward_cpu(gdr_kernel *kernel, const BoundLaunch *b)
 {
     int64_t tasks;
     if (__builtin_mul_overflow(b->N, b->H, &tasks))
@@ -100,7 +100,7 @@ static gdr_status forward_cpu(gdr_kernel *kernel, const Bound *b)
 
 gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch)
 {
-    Bound b;
+    BoundLaunch b;
     gdr_status status = launch_bind(kernel, launch, false, &b);
     if (status)
         return status;
@@ -112,7 +112,7 @@ gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch)
 
 gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes)
 {
-    Bound b;
+    BoundLaunch b;
     *bytes = 0;
     gdr_status status = launch_bind(kernel, launch, true, &b);
     if (!status)

@@ -2,6 +2,7 @@
  *
  *   api.c      the public functions of gdr.h: contexts, inspection     cuda.c     the driver, by dlopen
  *   compile.c  spec text -> loaded kernel, through the cache           cubin.c    PTX -> cubin
+ *   build.c    spec text -> record: front end, passes, code generation
  *   bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk entries
  *   launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
  *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
@@ -93,6 +94,7 @@ CacheHash *cache_hash_new(void);       /* NULL: out of memory */
 void cache_hash_bytes(CacheHash *h, const void *p, size_t n); /* length and bytes */
 void cache_hash_text(CacheHash *h, const char *s);            /* NULL differs from "" */
 void cache_hash_int(CacheHash *h, int64_t x);
+void cache_hash_build(CacheHash *h);   /* the version and build of this compiler */
 CacheKey cache_hash_end(CacheHash *h); /* frees h */
 
 /* The directory to use: `given`, else the environment's; malloc'ed; NULL = no cache. */
@@ -165,15 +167,48 @@ void ctx_log(gdr_context *ctx, gdr_severity severity, const char *fmt, ...)
 Cuda *ctx_cuda(gdr_context *ctx);
 Pool *ctx_pool(gdr_context *ctx); /* NULL after ctx_fail(ENOMEM) */
 
-/* Options beyond the public ones, for the driver. */
+/* Options beyond the public ones, for the command. */
 typedef struct CompileExtra {
-    const PassWatch *watch;  /* dumps and times; the cache is then not read */
+    const PassWatch *watch;  /* dumps and times; the cache is then not used */
+    void (*diag)(void *user, const Diag *d); /* all messages of the spec, instead of the context's */
+    void *diag_user;
     bool no_cache;
-    bool no_load;            /* make code but do not load it (no device needed) */
+    bool no_load;            /* make code but do not load it: no device needed, no cubin made */
+    bool want_llvm;          /* rec.module.text is LLVM IR */
+    const char *prefix;      /* of symbols; NULL: the variant's name */
+    const char *cpu, *features; /* of the host target; NULL: this machine's */
 } CompileExtra;
-gdr_status compile_source(gdr_context *ctx, Arena *arena, const Source *source,
-                          const gdr_compile_options *options, const CompileExtra *extra,
-                          gdr_kernel **kernel);
+
+/* What is compiled: a Source, or text, or a file's path. */
+typedef struct CompileInput {
+    const Source *source;
+    const char *name, *text;
+    size_t length;
+    const char *path;
+} CompileInput;
+/* `options` and `extra` may be NULL. */
+gdr_status compile_input(gdr_context *ctx, const CompileInput *input,
+                         const gdr_compile_options *options, const CompileExtra *extra,
+                         gdr_kernel **kernel);
+/* The name of the target for a GPU of this compute capability, or NULL. */
+const char *target_for_gpu(int compute_capability);
+
+/* build.c -------------------------------------------------------------------------------------- */
+
+/* One compilation under way. */
+typedef struct Job {
+    gdr_context *ctx;
+    const CompileInput *input;
+    gdr_compile_options opt;     /* defaults filled in */
+    CompileExtra extra;
+    const char *target;          /* "host" or an sm_ name */
+    Cuda *cuda;                  /* when GPU code is to be loaded */
+    Arena arena;                 /* everything temporary */
+    const Source *source;
+    gdr_kernel *kernel;
+} Job;
+/* Front end, passes and code generation; the record's memory is the job's arena. */
+gdr_status job_build(Job *job, Record *out);
 
 /* record.c, manifest.c ------------------------------------------------------------------------- */
 
@@ -186,14 +221,14 @@ void manifest_print(const Record *r, Buf *out);
 /* bind.c, launch.c ----------------------------------------------------------------------------- */
 
 /* A checked launch: the frame and the sizes that grids are made of. */
-typedef struct Bound {
+typedef struct BoundLaunch {
     int64_t *frame;          /* rec.shell's frame_fields, malloc'ed */
     int64_t B, T, N, H, HF, slots;
     bool packed;
     size_t workspace;        /* bytes needed */
-} Bound;
+} BoundLaunch;
 /* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */
-gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, Bound *out);
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, BoundLaunch *out);
 
 gdr_dtype dtype_of_elem(Elem e);
 bool elem_of_dtype(gdr_dtype type, Elem *e); /* false for integers */
