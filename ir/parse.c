@@ -89,8 +89,8 @@ static void next_token(Parser *p) {
         p->tok = c == '%' ? TOK_value : TOK_name;
         while (is_name(s[hi]))
             hi++;
-        lo += c == '%';
-        p->name = intern(p->k->names, s + lo, hi - lo);
+        uint32_t from = lo + (c == '%');
+        p->name = intern(p->k->names, s + from, hi - from);
     } else if (c == '"') {
         p->tok = TOK_string;
         hi = string_end(s, lo);
@@ -286,10 +286,11 @@ static bool range(Parser *p, Port *port) {
 
 static bool port_line(Parser *p, bool output, bool is_param) {
     Port port = {.is_param = is_param, .lo = -INFINITY, .hi = INFINITY};
+    Span span = p->span;
     if (!name(p, "a port's name", &port.name))
         return false;
     if (kernel_find_port(p->k, port.name, output) >= 0) {
-        diag_error(p->d, p->span, "'%s' is declared twice", port.name);
+        diag_error(p->d, span, "'%s' is declared twice", port.name);
         return false;
     }
     if (!expect(p, ':'))
