@@ -263,6 +263,11 @@ static const char *shape_weave(const Kernel *k, const Inst *in, Shape *out) {
     for (int i = 0; i < in->nargs; i++) {
         Shape a = inst_at(k, in->arg[i])->shape;
         Shape l = shape_lattice(a), f = shape_features(a);
+        /* Rows over the unknowns, [C,U] -> [R,U], weave like rows over a feature axis. */
+        if (in->axis == AXIS_R && l.rank == 2 && l.axis[0] == AXIS_C && l.axis[1] == AXIS_U) {
+            l = shape_without(l, AXIS_U);
+            f = shape_with(f, AXIS_U);
+        }
         if (l.rank > 1 || (l.rank == 1 && l.axis[0] != AXIS_C))
             return "an operand stands on another axis than C";
         if (union_rank(s, f) > 2)

@@ -11,8 +11,11 @@
  *
  * (The unknowns themselves would be A X; folding A into P and M leaves two products on the serial
  * chain.) Slots without a read have e = 0, so a spec without erase has T = 0 and A = I, which
- * `collapse` removes. */
+ * `collapse` removes. A slot that reads the state before earlier updates of its token has its rows
+ * of T and E made at that place, and T and E are woven from the slots' matrices. */
 #include "passes/passes.h"
+
+#include <string.h>
 
 typedef struct Chunk {
     const Kernel *old;
@@ -54,11 +57,11 @@ static int contract(Chunk *c, int x, int y, int axis, Span span) {
                                .span = span});
 }
 
-/* The slots' values as four woven operands; returns e in *e and c in *z. */
-static void weave_slots(Chunk *c, const Token *t, int *e, int *z) {
-    const int slots = t->updates;
-    int *p = NEW_ARRAY(c->new->arena, int, 4 * slots);
-    int *row = p + slots, *free_part = row + slots, *a = free_part + slots;
+/* What an update needs of its slot, on axis C: S += p (c - e'S)' with S seen after `place` updates. */
+typedef struct Slot { int p, e, c, a, place; } Slot;
+
+static Slot *slots_of(Chunk *c, const Token *t) {
+    Slot *slot = NEW_ARRAY(c->new->arena, Slot, t->updates);
     int one = emit_const(c->new, 1), zero = emit_const(c->new, 0), s = 0, decay = one;
     for (int i = 0; i < t->event.count; i++) {
         const TokenEvent *u = &t->event.at[i];
@@ -67,23 +70,49 @@ static void weave_slots(Chunk *c, const Token *t, int *e, int *z) {
             decay = c->map[u->a];
             continue;
         }
-        p[s] = c->map[u->p];
-        free_part[s] = u->c >= 0 ? c->map[u->c] : zero;
+        Slot now = {.p = c->map[u->p], .c = u->c >= 0 ? c->map[u->c] : zero, .a = decay, .place = s};
         if (u->read < 0) {
-            row[s] = emit2(c->new, OP_mul, zero, p[s], nowhere);
+            now.e = emit2(c->new, OP_mul, zero, now.p, nowhere);
         } else {
-            Span span = inst_at(c->old, u->read)->span;
-            int x = c->map[inst_at(c->old, u->read)->arg[0]];
-            row[s] = u->minus ? x : emit1(c->new, OP_neg, x, span);
+            const Inst *read = inst_at(c->old, u->read);
+            int x = c->map[read->arg[0]];
+            now.e = u->minus ? x : emit1(c->new, OP_neg, x, read->span);
+            now.place = 0;
+            for (int before = 0; before < u->place; before++)
+                now.place += t->event.at[before].op == OP_update;
         }
-        a[s++] = decay;
+        slot[s++] = now;
         decay = one;
     }
-    CHECK(s == slots && decay == one);
-    c->p = weave(c, p, slots, AXIS_U, 0);
-    c->a = weave(c, a, slots, AXIS_U, 1);
-    *e = weave(c, row, slots, AXIS_R, 0);
-    *z = weave(c, free_part, slots, AXIS_R, 0);
+    CHECK(s == t->updates && decay == one);
+    return slot;
+}
+
+static int weave_field(Chunk *c, const Slot *slot, int count, size_t field, int axis, double past) {
+    int *arg = NEW_ARRAY(c->new->arena, int, count);
+    for (int s = 0; s < count; s++)
+        memcpy(&arg[s], (const char *)&slot[s] + field, sizeof *arg);
+    return weave(c, arg, count, axis, past);
+}
+
+/* T and E. Regular rows stand right after the update before theirs: axis R itself. */
+static void lower_rows(Chunk *c, const Slot *slot, int count, int *T, int *E) {
+    bool regular = true;
+    for (int s = 0; s < count; s++)
+        regular = regular && slot[s].place == s;
+    if (regular) {
+        int e = weave_field(c, slot, count, offsetof(Slot, e), AXIS_R, 0);
+        *T = scores(c, e, 0, nowhere);
+        *E = carry(c, e, 0, nowhere);
+        return;
+    }
+    int *rows = NEW_ARRAY(c->new->arena, int, 2 * count), *carried = rows + count;
+    for (int s = 0; s < count; s++) {
+        rows[s] = scores(c, slot[s].e, slot[s].place, nowhere);
+        carried[s] = carry(c, slot[s].e, slot[s].place, nowhere);
+    }
+    *T = weave(c, rows, count, AXIS_R, 0);
+    *E = weave(c, carried, count, AXIS_R, 0);
 }
 
 /* Every read that an out looks at, and the outs. */
@@ -126,9 +155,12 @@ void pass_chunk(Kernel *k) {
         if (!touches[v] && op_gives_value(inst_at(k, v)->op))
             lift(&c, v);
     }
-    int e, z;
-    weave_slots(&c, &t, &e, &z);
-    int T = scores(&c, e, 0, nowhere), E = carry(&c, e, 0, nowhere);
+    const Slot *slot = slots_of(&c, &t);
+    int T, E;
+    c.p = weave_field(&c, slot, t.updates, offsetof(Slot, p), AXIS_U, 0);
+    c.a = weave_field(&c, slot, t.updates, offsetof(Slot, a), AXIS_U, 1);
+    int z = weave_field(&c, slot, t.updates, offsetof(Slot, c), AXIS_R, 0);
+    lower_rows(&c, slot, t.updates, &T, &E);
     c.A = emit1(c.new, OP_solve, T, nowhere);
     int Kt = emit(c.new, (Inst){.op = OP_tail, .nargs = 2, .arg = (int[]){c.p, c.a}});
     int P = contract(&c, c.A, Kt, AXIS_U, nowhere);

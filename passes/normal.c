@@ -110,7 +110,7 @@ static int signed_add(Normal *n, int a, bool a_minus, int b, bool b_minus, bool 
 static int plain_add(Normal *n, int a, int b, bool minus, Span span) {
     bool negative;
     int s = signed_add(n, a, false, b, minus, &negative, span);
-    return negative ? emit1(n->new, OP_neg, s, span) : s;
+    return negative && s != ZERO ? emit1(n->new, OP_neg, s, span) : s;
 }
 
 static void add_term(Normal *n, Affine *f, Term t, Span span) {
@@ -324,6 +324,45 @@ static bool walk(Normal *n) {
     return true;
 }
 
+/* No read, of an update or an out, stands between events e and e+1. */
+static bool nothing_between(const Normal *n, int e, const bool *in_out) {
+    for (int i = e + 1; i < n->event.count; i++) {
+        const Event *u = &n->event.at[i];
+        if (!u->is_decay && u->x != ZERO && u->place == e + 1)
+            return false;
+    }
+    for (int r = 0; r < n->read.count; r++)
+        if (n->read.at[r].place == e + 1 && in_out[n->read.at[r].old])
+            return false;
+    return true;
+}
+
+/* Two commutations that give the chunk system fewer or more regular rows, where no read notices.
+ * A decay after the last update goes before it, onto the key: S = D (S + p z') = D S + (D p) z'.
+ * A write that an erase after it does not see goes behind that erase, which then stands right after
+ * the update that it does see. */
+static void order_events(Normal *n, const bool *in_out) {
+    int last = n->event.count - 1;
+    while (last >= 0 && n->event.at[last].is_decay)
+        last--;
+    for (; last >= 0 && last + 1 < n->event.count && nothing_between(n, last, in_out); last++) {
+        Event update = n->event.at[last], decay = n->event.at[last + 1];
+        update.p = emit2(n->new, OP_mul, decay.a, update.p, decay.span);
+        n->event.at[last] = decay;
+        n->event.at[last + 1] = update;
+    }
+    for (int e = n->event.count - 2; e >= 0; e--) {
+        for (int i = e; i + 1 < n->event.count; i++) {
+            Event write = n->event.at[i], erase = n->event.at[i + 1];
+            if (write.is_decay || write.x != ZERO || erase.is_decay || erase.x == ZERO ||
+                erase.place > i || !nothing_between(n, i, in_out))
+                break;
+            n->event.at[i] = erase;
+            n->event.at[i + 1] = write;
+        }
+    }
+}
+
 /* the new kernel ------------------------------------------------------------------------------- */
 
 /* The reads that stand at this place: for updates yet to come, and for outs. */
@@ -369,6 +408,7 @@ static void rebuild(Normal *n) {
     for (int v = 0; v < old->inst.count; v++)
         if (inst_at(old, v)->op == OP_out)
             value_mark(old, inst_at(old, v)->arg[0], in_out);
+    order_events(n, in_out);
     for (int e = 0; e < n->event.count; e++)
         read_value[e] = -1;
     for (int e = 0; e <= n->event.count; e++) {
