@@ -198,7 +198,7 @@ static int open_beside(const char *path, char *temp, size_t size)
     return -1;
 }
 
-bool file_write_atomic(const char *path, const void *bytes, size_t len, char *why,
+bool file_write_atomic(const char *path, const FilePart *part, int parts, char *why,
                        size_t why_size)
 {
     size_t n = strlen(path) + 64;
@@ -208,7 +208,9 @@ bool file_write_atomic(const char *path, const void *bytes, size_t len, char *wh
         return false;
     }
     int fd = open_beside(path, temp, n);
-    bool ok = fd >= 0 && write_all(fd, bytes, len);
+    bool ok = fd >= 0;
+    for (int i = 0; ok && i < parts; i++)
+        ok = write_all(fd, part[i].bytes, part[i].len);
     int error = errno;
     if (fd >= 0 && close(fd) && ok) {
         ok = false;
@@ -296,7 +298,7 @@ bool cache_write(const char *dir, CacheKey key, const void *payload, size_t len,
             data[MAGIC_BYTES + i] = (uint8_t)((uint64_t)len >> (8 * i));
         memcpy(data + HEADER_BYTES, payload, len);
         checksum(data, HEADER_BYTES + len, data + HEADER_BYTES + len);
-        ok = file_write_atomic(path, data, size, why, why_size);
+        ok = file_write_atomic(path, &(FilePart){ data, size }, 1, why, why_size);
     }
     free(path);
     free(data);

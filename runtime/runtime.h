@@ -7,6 +7,7 @@
  *   launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
  *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
  *   hostjit.c  object file -> callable code
+ *   safetensors.c  reading and writing tensor files (used by the command)
  *
  * LLVM headers stay inside codegen/, hostjit.c, cache.c and api.c; CUDA's are not used at all.
  */
@@ -106,7 +107,8 @@ bool cache_write(const char *dir, CacheKey key, const void *payload, size_t len,
                  size_t why_size);
 
 /* A file written beside its place and renamed: all of it or nothing. */
-bool file_write_atomic(const char *path, const void *bytes, size_t len, char *why,
+typedef struct FilePart { const void *bytes; size_t len; } FilePart;
+bool file_write_atomic(const char *path, const FilePart *part, int parts, char *why,
                        size_t why_size);
 
 /* pool.c --------------------------------------------------------------------------------------- */
@@ -229,6 +231,41 @@ typedef struct BoundLaunch {
 } BoundLaunch;
 /* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */
 gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, BoundLaunch *out);
+
+/* safetensors.c -------------------------------------------------------------------------------- */
+
+enum { TENSOR_NDIM_MAX = 8 };
+
+/* A dense row-major tensor in memory. */
+typedef struct Tensor {
+    const char *name;
+    gdr_dtype dtype;
+    int ndim;
+    int64_t shape[TENSOR_NDIM_MAX];
+    void *data;
+    size_t bytes;
+} Tensor;
+
+typedef struct TensorFile {
+    VEC(Tensor) tensor;      /* those of a type gdr_dtype has */
+    VEC(const char *) other; /* names of those of other types, with the type: "x (U8)" */
+    void *map;               /* the file, mapped; tensors point into it */
+    size_t map_len;
+} TensorFile;
+
+/* Every length and offset of the header is checked against the file before use. Names live in
+ * `arena`, data until tensors_close. False with one line in `why`. */
+bool tensors_open(Arena *arena, const char *path, TensorFile *f, char *why, size_t why_size);
+/* The same over bytes in memory. */
+bool tensors_parse(Arena *arena, void *bytes, size_t len, TensorFile *f, char *why,
+                   size_t why_size);
+void tensors_close(TensorFile *f);
+const Tensor *tensors_find(const TensorFile *f, const char *name);
+/* All of the file or nothing: written beside its place, then renamed. */
+bool tensors_write(Arena *arena, const char *path, const Tensor *tensor, int count, char *why,
+                   size_t why_size);
+/* Elements of a shape; -1 on a negative size or overflow of bytes. */
+int64_t tensor_elements(int ndim, const int64_t *shape, size_t elem_size);
 
 gdr_dtype dtype_of_elem(Elem e);
 bool elem_of_dtype(gdr_dtype type, Elem *e); /* false for integers */
