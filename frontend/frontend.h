@@ -85,7 +85,7 @@ typedef enum {
 } DeclKind;
 
 typedef enum { RANGE_le, RANGE_ge, RANGE_in } RangeKind;
-typedef struct Range { RangeKind kind; Span span; Expr *lo, *hi; } Range;
+typedef struct RangeClause { RangeKind kind; Span span; Expr *lo, *hi; } RangeClause;
 
 struct Decl {
     DeclKind kind;
@@ -95,7 +95,7 @@ struct Decl {
     int ndims;          /* declared shape, as written ... */
     const char *dim_name[3];
     Span dim_span[3];
-    VEC(Range) range;
+    VEC(RangeClause) range;
     Expr *value;        /* dim, const, let, out */
     /* filled by spec_check */
     Decl *dim[3];       /* ... and as resolved */
@@ -103,6 +103,7 @@ struct Decl {
     int slot;           /* number within the variant, for tables of values */
     int port;           /* in, param, out: number among the kernel's inputs or outputs */
     bool constant, per_token, state; /* let: as its value */
+    bool used;
 };
 
 typedef enum {
