@@ -72,6 +72,27 @@ bool token_read(const Kernel *k, Token *t);
 /* By value: whether it depends on the state. */
 bool *value_touches_state(const Kernel *k);
 
+/* expr.c --------------------------------------------------------------------------------------- */
+
+/* Values printed as the spec would write them. `name` may be set for further values. */
+typedef struct Names {
+    const Kernel *k;
+    const char **name; /* by value, NULL = written out */
+    bool *used;        /* by value: its name was printed */
+} Names;
+Names names_new(const Kernel *k);
+/* `as_factor`: with parentheses where it stands in a product. */
+void names_print(Names *n, int v, bool as_factor, Buf *out);
+/* The value written out although it has a name; outer is 0 for none, else a precedence. */
+void names_define(Names *n, int v, int outer, Buf *out);
+
+/* explain.c ------------------------------------------------------------------------------------ */
+
+typedef enum { EXPLAIN_text, EXPLAIN_markdown, EXPLAIN_json } ExplainFormat;
+/* What a spec is: `normal` is its recurrence after the pass of that name; `tile` its kernel after
+ * all passes, or NULL where no chunk form exists. */
+void explain(const Kernel *normal, const Kernel *tile, ExplainFormat f, Buf *out);
+
 /* roles.c -------------------------------------------------------------------------------------- */
 
 /* The type in which kept matrices are stored and multiplied; pass_roles leaves f32. Scalars of rows

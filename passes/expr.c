@@ -1,0 +1,186 @@
+/* expr: values printed the way the spec writes them.
+ *
+ * Inputs by name, operators of the language (.* between vectors, * with a scalar), l2norm as such,
+ * and the names that the spec's `let` gave: a value whose span is the whole right side of a
+ * `let x =` statement is x. What has no name of its own is written out. */
+#include "passes/passes.h"
+
+#include <ctype.h>
+#include <string.h>
+
+/* names from the source ------------------------------------------------------------------------ */
+
+static bool is_word(char c) {
+    return isalnum((unsigned char)c) || c == '_';
+}
+
+/* The x of `let x = <span>`, or NULL. */
+static const char *let_of_span(const Kernel *k, Span span) {
+    const Source *s = k->source;
+    if (!s || span.hi <= span.lo || span.hi > s->len)
+        return NULL;
+    const char *text = s->text;
+    size_t end = span.hi, at = span.lo;
+    while (text[end] == ' ' || text[end] == '\t' || text[end] == ')')
+        end++;
+    if (!strchr("\n\r;#}", text[end])) /* NUL counts */
+        return NULL;
+    while (at > 0 && (text[at - 1] == ' ' || text[at - 1] == '('))
+        at--;
+    if (at == 0 || text[at - 1] != '=')
+        return NULL;
+    for (at--; at > 0 && text[at - 1] == ' ';)
+        at--;
+    size_t hi = at;
+    while (at > 0 && is_word(text[at - 1]))
+        at--;
+    size_t lo = at;
+    while (at > 0 && text[at - 1] == ' ')
+        at--;
+    if (lo == hi || at < 3 || strncmp(text + at - 3, "let", 3) || (at > 3 && is_word(text[at - 4])))
+        return NULL;
+    return arena_strndup(k->arena, text + lo, hi - lo);
+}
+
+/* The value that a span's let stands for: the one made of all others with that span. In an unrolled
+ * loop there are several, and none gets the name. */
+static bool is_root(const Kernel *k, int v, bool *mark) {
+    Span span = inst_at(k, v)->span;
+    memset(mark, 0, (size_t)k->inst.count * sizeof *mark);
+    value_mark(k, v, mark);
+    for (int u = 0; u < k->inst.count; u++) {
+        Span other = inst_at(k, u)->span;
+        if (other.lo == span.lo && other.hi == span.hi && !mark[u] &&
+            op_gives_value(inst_at(k, u)->op))
+            return false;
+    }
+    return true;
+}
+
+Names names_new(const Kernel *k) {
+    Names n = {.k = k, .name = NEW_ARRAY(k->arena, const char *, k->inst.count),
+               .used = NEW_ARRAY(k->arena, bool, k->inst.count)};
+    bool *mark = NEW_ARRAY(k->arena, bool, k->inst.count);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_in || i->op == OP_const || !op_gives_value(i->op))
+            continue;
+        const char *name = let_of_span(k, i->span);
+        if (name && is_root(k, v, mark))
+            n.name[v] = name;
+    }
+    return n;
+}
+
+/* expressions ---------------------------------------------------------------------------------- */
+
+enum { PREC_add, PREC_mul, PREC_unary, PREC_atom };
+
+static void print(Names *n, int v, int outer, Buf *out);
+
+static bool is_vector(const Kernel *k, int v) {
+    return shape_features(inst_at(k, v)->shape).rank > 0;
+}
+
+/* x of x * rsqrt(sum(x * x) + 1e-6) or x / sqrt(sum(x * x) + 1e-6), else -1. */
+static int normalized(const Kernel *k, int v) {
+    const Inst *i = inst_at(k, v);
+    if (i->op != OP_mul && i->op != OP_div)
+        return -1;
+    for (int side = 0; side < (i->op == OP_mul ? 2 : 1); side++) {
+        int x = i->arg[side];
+        const Inst *root = inst_at(k, i->arg[1 - side]);
+        if (root->op != (i->op == OP_mul ? OP_rsqrt : OP_sqrt))
+            continue;
+        const Inst *plus = inst_at(k, root->arg[0]);
+        for (int j = 0; plus->op == OP_add && j < 2; j++) {
+            const Inst *sum = inst_at(k, plus->arg[j]), *eps = inst_at(k, plus->arg[1 - j]);
+            if (sum->op != OP_sum || eps->op != OP_const || eps->num != 1e-6)
+                continue;
+            const Inst *square = inst_at(k, sum->arg[0]);
+            bool times = square->op == OP_mul && square->arg[0] == x && square->arg[1] == x;
+            bool power = square->op == OP_pow && square->arg[0] == x &&
+                         inst_at(k, square->arg[1])->op == OP_const &&
+                         inst_at(k, square->arg[1])->num == 2;
+            if (times || power)
+                return x;
+        }
+    }
+    return -1;
+}
+
+static void print_call(Names *n, const Inst *i, const char *name, Buf *out) {
+    buf_printf(out, "%s(", name);
+    for (int j = 0; j < i->nargs; j++) {
+        buf_puts(out, j ? ", " : "");
+        print(n, i->arg[j], PREC_add, out);
+    }
+    buf_puts(out, ")");
+}
+
+static void print_infix(Names *n, const Inst *i, const char *op, int prec, int outer, Buf *out) {
+    buf_puts(out, prec < outer ? "(" : "");
+    print(n, i->arg[0], prec, out);
+    buf_printf(out, "%s", op);
+    print(n, i->arg[1], prec + 1, out);
+    buf_puts(out, prec < outer ? ")" : "");
+}
+
+static void print_inst(Names *n, int v, int outer, Buf *out) {
+    const Kernel *k = n->k;
+    const Inst *i = inst_at(k, v);
+    bool vectors = i->nargs == 2 && is_vector(k, i->arg[0]) && is_vector(k, i->arg[1]);
+    switch (i->op) {
+    case OP_const:
+        buf_number(out, i->num);
+        break;
+    case OP_in:
+        buf_puts(out, k->in.at[i->index].name);
+        if (i->row >= 0)
+            buf_printf(out, "[%d]", i->row);
+        break;
+    case OP_neg:
+        buf_puts(out, PREC_unary < outer ? "(-" : "-");
+        print(n, i->arg[0], PREC_unary, out);
+        buf_puts(out, PREC_unary < outer ? ")" : "");
+        break;
+    case OP_add: print_infix(n, i, " + ", PREC_add, outer, out); break;
+    case OP_sub: print_infix(n, i, " - ", PREC_add, outer, out); break;
+    case OP_mul: print_infix(n, i, vectors ? " .* " : " * ", PREC_mul, outer, out); break;
+    case OP_div: print_infix(n, i, vectors ? " ./ " : " / ", PREC_mul, outer, out); break;
+    case OP_pow: print_infix(n, i, "^", PREC_unary, outer, out); break;
+    case OP_read:
+        buf_printf(out, PREC_mul < outer ? "(%s%s" : "%s%s", k->state_name ? k->state_name : "S",
+                   shape_has(i->shape, AXIS_K) ? " * " : "' * ");
+        print(n, i->arg[0], PREC_unary, out);
+        buf_puts(out, PREC_mul < outer ? ")" : "");
+        break;
+    default:
+        print_call(n, i, op_info[i->op].name, out);
+        break;
+    }
+}
+
+static void print(Names *n, int v, int outer, Buf *out) {
+    if (n->name[v]) {
+        n->used[v] = true;
+        buf_puts(out, n->name[v]);
+        return;
+    }
+    names_define(n, v, outer, out);
+}
+
+void names_define(Names *n, int v, int outer, Buf *out) {
+    int x = normalized(n->k, v);
+    if (x < 0) {
+        print_inst(n, v, outer, out);
+        return;
+    }
+    buf_puts(out, "l2norm(");
+    print(n, x, PREC_add, out);
+    buf_puts(out, ")");
+}
+
+void names_print(Names *n, int v, bool as_factor, Buf *out) {
+    print(n, v, as_factor ? PREC_unary : PREC_add, out);
+}
