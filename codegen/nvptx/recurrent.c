@@ -6,9 +6,9 @@
  *      a lane holds rows    base_k .. base_k + n_k - 1      (row_groups lanes side by side make K)
  *                   columns base_v .. base_v + 3
  *
- * S'x sums over a lane's rows, then over the row groups by shuffles; nothing is shared between warps.
- * At K = 128 a lane holds 16 x 4 values in 16 loads of 16 bytes, all in flight at once, and a warp's
- * load covers 64 contiguous bytes of 8 rows: one token costs little more than moving the state.
+ * S'x sums over a lane's rows, then over the row groups by shuffles; warps share nothing.
+ * At K = 128 a lane holds 16 x 4 values in 16 loads of 16 bytes, all in flight at once, and a load
+ * of a warp covers 64 contiguous bytes of 8 rows: one token costs little more than moving the state.
  *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
@@ -16,8 +16,6 @@
  * Values of earlier tokens (prev, cumsum) are carried from token to token in registers.
  */
 #include "codegen/nvptx/nvptx.h"
-
-#include <string.h>
 
 enum {
     WARP = 32,
@@ -28,7 +26,8 @@ enum {
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,    /* when the caller does not choose the V tile */
     SM_REGISTERS = 65536,
-    LANE_REGISTERS = 160 /* 64 of state, the token's vectors, addresses */
+    LANE_REGISTERS = 160, /* 64 of state, the token's vectors, addresses */
+    MAX_REGISTERS = 255
 };
 
 typedef struct Recurrent {
@@ -129,6 +128,22 @@ static bool plan(Recurrent *r, const char **why)
     r->past_k = r->row_groups * r->n_k > r->K;
     r->past_v = r->V % r->v_tile != 0;
     return true;
+}
+
+/* Blocks an SM must have room for, which caps the registers of a lane. Vectors that live from token
+ * to token take their own: carried ones, and constant ones that LLVM moves out of the loop. */
+static int blocks_per_sm(const Recurrent *r)
+{
+    int registers = LANE_REGISTERS;
+    for (int v = 0; v < r->k->inst.count; v++) {
+        const Inst *i = inst_at(r->k, v);
+        if (i->op == OP_prev || i->op == OP_cumsum || value_is_constant(r->k, v))
+            registers += shape_has(i->shape, AXIS_K) ? r->n_k : i->shape.rank * COLUMNS;
+    }
+    if (registers > MAX_REGISTERS)
+        registers = MAX_REGISTERS;
+    int blocks = SM_REGISTERS / (registers * r->warps * WARP);
+    return blocks > 0 ? blocks : 1;
 }
 
 static int shared_bytes(const Recurrent *r)
@@ -268,6 +283,44 @@ static void close_carried(Recurrent *r)
     }
 }
 
+/* groups of neighbouring elements -------------------------------------------------------------- */
+
+/* Neighbouring warps read a state whole: fetching 256 bytes at a time keeps DRAM pages open. */
+static void load_group(Cg *cg, Val p, int n, Val *out)
+{
+    static const char *const text[5] = {
+        [1] = "ld.global.L2::256B.f32 $0, [$1];",
+        [2] = "ld.global.L2::256B.v2.f32 {$0, $1}, [$2];",
+        [4] = "ld.global.L2::256B.v4.f32 {$0, $1, $2, $3}, [$4];"};
+    static const char *const operands[5] = {[1] = "=f,l", [2] = "=f,=f,l", [4] = "=f,=f,=f,=f,l"};
+    Ty part[4] = {cg->f32, cg->f32, cg->f32, cg->f32};
+    Ty t = n == 1 ? cg->f32 : LLVMStructTypeInContext(cg->ctx, part, (unsigned)n, false);
+    Val x = cg_asm(cg, t, text[n], operands[n], true, &p, 1);
+    for (int j = 0; j < n; j++)
+        out[j] = n == 1 ? x : cg_extract(cg, x, j);
+}
+
+static void store_group(Cg *cg, Elem e, Val p, int n, const Val *x)
+{
+    Val item[COLUMNS];
+    int width = elem_size(e), count = n;
+    if (width == 2 && n > 1) {
+        count = n / 2;
+        for (int j = 0; j < count; j++)
+            item[j] = nv_pack(cg, e, x[2 * j], x[2 * j + 1]);
+    } else {
+        for (int j = 0; j < n; j++)
+            item[j] = cg_from_f32(cg, x[j], e);
+    }
+    Val all = item[0];
+    if (count > 1) {
+        all = LLVMGetPoison(LLVMVectorType(LLVMTypeOf(item[0]), (unsigned)count));
+        for (int j = 0; j < count; j++)
+            all = cg_insert(cg, all, item[j], j);
+    }
+    cg_store(cg, all, p, n * width);
+}
+
 /* state ---------------------------------------------------------------------------------------- */
 
 /* Elements of one access to a row of the state: they exist or not together. */
@@ -296,34 +349,6 @@ static Val state_address(Recurrent *r, int field)
     return cg_gep8(cg, nv_global(cg, field), cg_add(cg, bytes, lane_bytes));
 }
 
-/* The state passes through once: it must not push out of the caches what is read again. */
-static void load_streaming(Cg *cg, Val p, int n, Val *out)
-{
-    static const char *const text[5] = {
-        [1] = "ld.global.cs.f32 $0, [$1];",
-        [2] = "ld.global.cs.v2.f32 {$0, $1}, [$2];",
-        [4] = "ld.global.cs.v4.f32 {$0, $1, $2, $3}, [$4];"};
-    static const char *const operands[5] = {[1] = "=f,l", [2] = "=f,=f,l", [4] = "=f,=f,=f,=f,l"};
-    Ty part[4] = {cg->f32, cg->f32, cg->f32, cg->f32};
-    Ty t = n == 1 ? cg->f32 : LLVMStructTypeInContext(cg->ctx, part, (unsigned)n, false);
-    Val x = cg_asm(cg, t, text[n], operands[n], true, &p, 1);
-    for (int j = 0; j < n; j++)
-        out[j] = n == 1 ? x : cg_extract(cg, x, j);
-}
-
-static void store_streaming(Cg *cg, Val p, int n, const Val *x)
-{
-    static const char *const text[5] = {
-        [1] = "st.global.cs.f32 [$0], $1;",
-        [2] = "st.global.cs.v2.f32 [$0], {$1, $2};",
-        [4] = "st.global.cs.v4.f32 [$0], {$1, $2, $3, $4};"};
-    static const char *const operands[5] = {
-        [1] = "l,f,~{memory}", [2] = "l,f,f,~{memory}", [4] = "l,f,f,f,f,~{memory}"};
-    Val arg[5] = {p};
-    memcpy(arg + 1, x, (size_t)n * sizeof *x);
-    cg_asm(cg, cg->voidt, text[n], operands[n], true, arg, n + 1);
-}
-
 /* Places that do not exist read the sequence's first elements and hold 0. */
 static void load_state(Recurrent *r)
 {
@@ -341,7 +366,7 @@ static void load_state(Recurrent *r)
             Val p = cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c)));
             if (exists)
                 p = cg_select(cg, exists, p, nv_global(cg, FRAME_S0));
-            load_streaming(cg, p, state_group(r), x);
+            load_group(cg, p, state_group(r), x);
             for (int j = 0; j < state_group(r); j++)
                 cg_set(cg, r->state[i][c + j],
                        exists ? cg_select(cg, exists, x[j], zero) : x[j]);
@@ -365,8 +390,8 @@ static void store_state(Recurrent *r)
             If g = {0};
             if (exists)
                 g = cg_if(cg, exists);
-            store_streaming(cg, cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c))),
-                            state_group(r), x);
+            store_group(cg, ELEM_f32, cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c))),
+                        state_group(r), x);
             if (exists)
                 cg_end_if(cg, &g);
         }
@@ -433,27 +458,6 @@ static void build_read(Recurrent *r, int v, int a)
 }
 
 /* outputs -------------------------------------------------------------------------------------- */
-
-static void store_group(Cg *cg, Elem e, Val p, int n, const Val *x)
-{
-    Val item[COLUMNS];
-    int width = elem_size(e), count = n;
-    if (width == 2 && n > 1) {
-        count = n / 2;
-        for (int j = 0; j < count; j++)
-            item[j] = nv_pack(cg, e, x[2 * j], x[2 * j + 1]);
-    } else {
-        for (int j = 0; j < n; j++)
-            item[j] = cg_from_f32(cg, x[j], e);
-    }
-    Val all = item[0];
-    if (count > 1) {
-        all = LLVMGetPoison(LLVMVectorType(LLVMTypeOf(item[0]), (unsigned)count));
-        for (int j = 0; j < count; j++)
-            all = cg_insert(cg, all, item[j], j);
-    }
-    cg_store(cg, all, p, n * width);
-}
 
 /* One lane of those that hold the same elements, in one block of those of the same head. */
 static Val writes_output(Recurrent *r, int axis)
@@ -568,9 +572,8 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
     buf_init(&symbol, cg->arena);
     buf_printf(&symbol, "%s_recurrent", cg->opt->prefix ? cg->opt->prefix : "gdr");
     int threads = r->warps * WARP;
-    int blocks = SM_REGISTERS / (LANE_REGISTERS * threads);
 
-    nv_kernel_open(cg, symbol.text, threads, blocks > 0 ? blocks : 1);
+    nv_kernel_open(cg, symbol.text, threads, blocks_per_sm(r));
     find_place(r);
     load_state(r);
     open_carried(r);

@@ -1,4 +1,4 @@
-/* Evaluation on demand: the elementwise part of a spec at one token, in the registers of one thread.
+/* Evaluation on demand: the elementwise part of a spec at one token, in a thread's registers.
  *
  * A thread holds a run of n consecutive elements of every vector: n_k along K and n_v along V, and
  * all of a scalar. value_get walks from the wanted value to the inputs; what it has met it keeps.
