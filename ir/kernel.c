@@ -199,7 +199,7 @@ static const char *shape_in(const Kernel *k, const Inst *in, Shape *out) {
             return "an input with too many axes";
         s = shape_with(s, AXIS_C);
     }
-    *out = s;
+    *out = shape_union(shape_scalar(), s); /* ports are in memory order, values sorted */
     return NULL;
 }
 

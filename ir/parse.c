@@ -471,7 +471,7 @@ static bool inst_line(Parser *p) {
     if (take(p, ':')) {
         if (!shape(p, &in.shape))
             return false;
-    } else {
+    } else if (result) {
         const char *why = inst_shape(p->k, &in, &in.shape);
         if (why) {
             diag_error(p->d, span, "%s: %s", op_info[in.op].name, why);
