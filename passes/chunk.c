@@ -42,19 +42,18 @@ static int weave(Chunk *c, const int *slot, int count, int axis, double past) {
                                .num = past});
 }
 
-static int scores(Chunk *c, int x, int place, Span span) {
+static int scores(Chunk *c, int x, int place) {
     return emit(c->new, (Inst){.op = OP_scores, .nargs = 3, .arg = (int[]){x, c->p, c->a},
-                               .place = place, .span = span});
+                               .place = place});
 }
 
-static int carry(Chunk *c, int x, int place, Span span) {
+static int carry(Chunk *c, int x, int place) {
     return emit(c->new, (Inst){.op = OP_carry, .nargs = 2, .arg = (int[]){x, c->a},
-                               .place = place, .span = span});
+                               .place = place});
 }
 
-static int contract(Chunk *c, int x, int y, int axis, Span span) {
-    return emit(c->new, (Inst){.op = OP_contract, .nargs = 2, .arg = (int[]){x, y}, .axis = axis,
-                               .span = span});
+static int contract(Chunk *c, int x, int y, int axis) {
+    return emit(c->new, (Inst){.op = OP_contract, .nargs = 2, .arg = (int[]){x, y}, .axis = axis});
 }
 
 /* What an update needs of its slot, on axis C: S += p (c - e'S)' with S seen after `place` updates. */
@@ -76,7 +75,7 @@ static Slot *slots_of(Chunk *c, const Token *t) {
         } else {
             const Inst *read = inst_at(c->old, u->read);
             int x = c->map[read->arg[0]];
-            now.e = u->minus ? x : emit1(c->new, OP_neg, x, read->span);
+            now.e = u->minus ? x : emit1(c->new, OP_neg, x, nowhere);
             now.place = 0;
             for (int before = 0; before < u->place; before++)
                 now.place += t->event.at[before].op == OP_update;
@@ -102,14 +101,14 @@ static void lower_rows(Chunk *c, const Slot *slot, int count, int *T, int *E) {
         regular = regular && slot[s].place == s;
     if (regular) {
         int e = weave_field(c, slot, count, offsetof(Slot, e), AXIS_R, 0);
-        *T = scores(c, e, 0, nowhere);
-        *E = carry(c, e, 0, nowhere);
+        *T = scores(c, e, 0);
+        *E = carry(c, e, 0);
         return;
     }
     int *rows = NEW_ARRAY(c->new->arena, int, 2 * count), *carried = rows + count;
     for (int s = 0; s < count; s++) {
-        rows[s] = scores(c, slot[s].e, slot[s].place, nowhere);
-        carried[s] = carry(c, slot[s].e, slot[s].place, nowhere);
+        rows[s] = scores(c, slot[s].e, slot[s].place);
+        carried[s] = carry(c, slot[s].e, slot[s].place);
     }
     *T = weave(c, rows, count, AXIS_R, 0);
     *E = weave(c, carried, count, AXIS_R, 0);
@@ -127,10 +126,10 @@ static void lower_outs(Chunk *c, const Token *t) {
         if (!t->read.at[r++].by_out)
             continue;
         int q = c->map[i->arg[0]];
-        int Aq = scores(c, q, place, i->span), Qg = carry(c, q, place, i->span);
-        int M = contract(c, Aq, c->A, AXIS_U, i->span);
-        int before = contract(c, Qg, c->state, AXIS_K, i->span);
-        int inside = contract(c, M, c->X, AXIS_R, i->span);
+        int Aq = scores(c, q, place), Qg = carry(c, q, place);
+        int M = contract(c, Aq, c->A, AXIS_U);
+        int before = contract(c, Qg, c->state, AXIS_K);
+        int inside = contract(c, M, c->X, AXIS_R);
         c->map[v] = emit2(c->new, OP_add, before, inside, i->span);
     }
     bool *used = NEW_ARRAY(old->arena, bool, old->inst.count);
@@ -163,13 +162,13 @@ void pass_chunk(Kernel *k) {
     lower_rows(&c, slot, t.updates, &T, &E);
     c.A = emit1(c.new, OP_solve, T, nowhere);
     int Kt = emit(c.new, (Inst){.op = OP_tail, .nargs = 2, .arg = (int[]){c.p, c.a}});
-    int P = contract(&c, c.A, Kt, AXIS_U, nowhere);
+    int P = contract(&c, c.A, Kt, AXIS_U);
     int D = emit1(c.new, OP_total, c.a, nowhere);
     c.state = emit(c.new, (Inst){.op = OP_state});
-    c.X = emit2(c.new, OP_sub, z, contract(&c, E, c.state, AXIS_K, nowhere), nowhere);
+    c.X = emit2(c.new, OP_sub, z, contract(&c, E, c.state, AXIS_K), nowhere);
     lower_outs(&c, &t);
     int kept = emit2(c.new, OP_mul, D, c.state, nowhere);
-    int written = contract(&c, P, c.X, AXIS_R, nowhere);
+    int written = contract(&c, P, c.X, AXIS_R);
     emit1(c.new, OP_next, emit2(c.new, OP_add, kept, written, nowhere), nowhere);
     k->level = LEVEL_chunk;
     k->inst = c.new->inst;

@@ -22,8 +22,8 @@ typedef struct Lattice {
     Span pending_span;
 } Lattice;
 
-static int decayed(Lattice *l, int x, Span span) {
-    return l->pending < 0 ? x : emit2(l->new, OP_mul, l->pending, x, span);
+static int decayed(Lattice *l, int x) {
+    return l->pending < 0 ? x : emit2(l->new, OP_mul, l->pending, x, (Span){0, 0});
 }
 
 static void flush(Lattice *l) {
@@ -59,10 +59,10 @@ void pass_lattice(Kernel *k) {
             arg[j] = l.map[i->arg[j]];
         if (i->op == OP_read) {
             note_key_vector(&l, arg[0]);
-            l.map[v] = emit_read(l.new, decayed(&l, arg[0], i->span), i->span);
+            l.map[v] = emit_read(l.new, decayed(&l, arg[0]), i->span);
         } else if (i->op == OP_decay) {
             note_key_vector(&l, arg[0]);
-            l.pending = decayed(&l, arg[0], i->span);
+            l.pending = decayed(&l, arg[0]);
             l.pending_span = i->span;
         } else {
             if (i->op == OP_update) {

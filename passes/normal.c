@@ -19,6 +19,9 @@
 
 /* One read with its coefficient, sign apart; `coef` is a value of the new kernel or ONE. */
 enum { ZERO = -1, ONE = -1 };
+/* A span says that the spec wrote this very value; values made here have none. */
+static const Span derived = {0, 0};
+
 typedef struct Term { int read; bool minus; int coef; } Term;
 typedef struct Affine { bool known; int c; VEC(Term) term; } Affine;
 
@@ -86,41 +89,41 @@ static int get(Normal *n, int v) {
 
 /* affine forms --------------------------------------------------------------------------------- */
 
-static int times(Normal *n, int coef, int x, Span span) {
+static int times(Normal *n, int coef, int x) {
     if (coef == ONE)
         return x;
-    return x == ONE ? coef : emit2(n->new, OP_mul, coef, x, span);
+    return x == ONE ? coef : emit2(n->new, OP_mul, coef, x, derived);
 }
 
 /* +-a + +-b with the sign of the result left outside: value, and *minus. ZERO is absent. */
-static int signed_add(Normal *n, int a, bool a_minus, int b, bool b_minus, bool *minus, Span span) {
+static int signed_add(Normal *n, int a, bool a_minus, int b, bool b_minus, bool *minus) {
     if (a == ZERO || b == ZERO) {
         *minus = a == ZERO ? b_minus : a_minus;
         return a == ZERO ? b : a;
     }
     if (a_minus == b_minus) {
         *minus = a_minus;
-        return emit2(n->new, OP_add, a, b, span);
+        return emit2(n->new, OP_add, a, b, derived);
     }
     *minus = false;
-    return a_minus ? emit2(n->new, OP_sub, b, a, span) : emit2(n->new, OP_sub, a, b, span);
+    return a_minus ? emit2(n->new, OP_sub, b, a, derived) : emit2(n->new, OP_sub, a, b, derived);
 }
 
 /* a + (-1)^minus b with ZERO absent. */
-static int plain_add(Normal *n, int a, int b, bool minus, Span span) {
+static int plain_add(Normal *n, int a, int b, bool minus) {
     bool negative;
-    int s = signed_add(n, a, false, b, minus, &negative, span);
-    return negative && s != ZERO ? emit1(n->new, OP_neg, s, span) : s;
+    int s = signed_add(n, a, false, b, minus, &negative);
+    return negative && s != ZERO ? emit1(n->new, OP_neg, s, derived) : s;
 }
 
-static void add_term(Normal *n, Affine *f, Term t, Span span) {
+static void add_term(Normal *n, Affine *f, Term t) {
     for (int i = 0; i < f->term.count; i++) {
         Term *old = &f->term.at[i];
         if (old->read != t.read)
             continue;
         int a = old->coef == ONE ? emit_const(n->new, 1) : old->coef;
         int b = t.coef == ONE ? emit_const(n->new, 1) : t.coef;
-        old->coef = signed_add(n, a, old->minus, b, t.minus, &old->minus, span);
+        old->coef = signed_add(n, a, old->minus, b, t.minus, &old->minus);
         return;
     }
     VEC_PUSH(n->new->arena, &f->term, t);
@@ -135,11 +138,11 @@ static bool affine_sum(Normal *n, int v, Affine *f) {
         const Affine *g = affine_of(n, i->arg[j]);
         if (!g)
             return false;
-        f->c = plain_add(n, f->c, g->c, minus, i->span);
+        f->c = plain_add(n, f->c, g->c, minus);
         for (int t = 0; t < g->term.count; t++) {
             Term term = g->term.at[t];
             term.minus ^= minus;
-            add_term(n, f, term, i->span);
+            add_term(n, f, term);
         }
     }
     return true;
@@ -173,16 +176,16 @@ static bool affine_scaled(Normal *n, int v, Affine *f) {
     } else {
         s = get(n, factor);
         if (i->op == OP_div)
-            s = emit2(n->new, OP_div, emit_const(n->new, 1), s, i->span);
+            s = emit2(n->new, OP_div, emit_const(n->new, 1), s, derived);
     }
     if (g->c != ZERO)
-        f->c = times(n, s, g->c, i->span);
+        f->c = times(n, s, g->c);
     if (g->c != ZERO && minus)
-        f->c = emit1(n->new, OP_neg, f->c, i->span);
+        f->c = emit1(n->new, OP_neg, f->c, derived);
     for (int t = 0; t < g->term.count; t++) {
         Term term = g->term.at[t];
         term.minus ^= minus;
-        term.coef = times(n, s, term.coef, i->span);
+        term.coef = times(n, s, term.coef);
         VEC_PUSH(n->new->arena, &f->term, term);
     }
     return true;
@@ -218,24 +221,24 @@ static Affine *affine_of(Normal *n, int v) {
 /* walking the token ---------------------------------------------------------------------------- */
 
 /* Row `at` one event back. Over an update it splits in two; returns the number of rows. */
-static int step_back(Normal *n, Event *u, Row *row, int at, int count, Span span) {
+static int step_back(Normal *n, Event *u, Row *row, int at, int count) {
     const Event *e = &n->event.at[--row[at].place];
     if (e->is_decay) {
-        row[at].x = emit2(n->new, OP_mul, e->a, row[at].x, e->span);
+        row[at].x = emit2(n->new, OP_mul, e->a, row[at].x, derived);
         return count;
     }
-    int s = emit2(n->new, OP_mul, e->p, row[at].x, span);
-    s = emit_sum(n->new, s, AXIS_K, span);
+    int s = emit2(n->new, OP_mul, e->p, row[at].x, derived);
+    s = emit_sum(n->new, s, AXIS_K, derived);
     if (e->c != ZERO)
-        u->c = plain_add(n, u->c, times(n, s, e->c, span), row[at].minus, span);
+        u->c = plain_add(n, u->c, times(n, s, e->c), row[at].minus);
     if (e->x == ZERO)
         return count;
-    row[count] = (Row){e->place, times(n, s, e->x, span), row[at].minus ^ e->minus};
+    row[count] = (Row){e->place, times(n, s, e->x), row[at].minus ^ e->minus};
     return count + 1;
 }
 
 /* Move every row back to the earliest place among them and merge them into one. */
-static void merge_rows(Normal *n, Event *u, Row *row, int count, Span span) {
+static void merge_rows(Normal *n, Event *u, Row *row, int count) {
     for (;;) {
         int last = 0;
         for (int i = 1; i < count; i++)
@@ -244,12 +247,12 @@ static void merge_rows(Normal *n, Event *u, Row *row, int count, Span span) {
             if (row[i].place != row[last].place)
                 continue;
             row[last].x = signed_add(n, row[last].x, row[last].minus, row[i].x, row[i].minus,
-                                     &row[last].minus, span);
+                                     &row[last].minus);
             row[i] = row[--count];
         }
         if (count == 1)
             break;
-        count = step_back(n, u, row, last, count, span);
+        count = step_back(n, u, row, last, count);
     }
     u->x = row[0].x;
     u->place = row[0].place;
@@ -271,10 +274,10 @@ static bool walk_update(Normal *n, int v) {
     for (int t = 0; t < f->term.count; t++) {
         Term term = f->term.at[t];
         const Read *r = &n->read.at[term.read];
-        row[count++] = (Row){r->place, times(n, term.coef, r->x, r->span), term.minus};
+        row[count++] = (Row){r->place, times(n, term.coef, r->x), term.minus};
     }
     if (count)
-        merge_rows(n, &u, row, count, i->span);
+        merge_rows(n, &u, row, count);
     VEC_PUSH(n->new->arena, &n->event, u);
     return true;
 }
@@ -347,7 +350,7 @@ static void order_events(Normal *n, const bool *in_out) {
         last--;
     for (; last >= 0 && last + 1 < n->event.count && nothing_between(n, last, in_out); last++) {
         Event update = n->event.at[last], decay = n->event.at[last + 1];
-        update.p = emit2(n->new, OP_mul, decay.a, update.p, decay.span);
+        update.p = emit2(n->new, OP_mul, decay.a, update.p, derived);
         n->event.at[last] = decay;
         n->event.at[last + 1] = update;
     }
@@ -368,20 +371,22 @@ static void order_events(Normal *n, const bool *in_out) {
 /* The reads that stand at this place: for updates yet to come, and for outs. */
 static void place_reads(Normal *n, int place, int *read_value, const bool *in_out) {
     int *of_row = NEW_ARRAY(n->new->arena, int, n->new->inst.count); /* row -> its read + 1 */
-    int rows = n->new->inst.count;
+    Span *spec = NEW_ARRAY(n->new->arena, Span, n->new->inst.count); /* row -> the spec's read */
+    for (int r = 0; r < n->read.count; r++)
+        if (n->read.at[r].place == place)
+            spec[n->read.at[r].x] = n->read.at[r].span;
     for (int e = place; e < n->event.count; e++) {
         const Event *u = &n->event.at[e];
         if (u->is_decay || u->x == ZERO || u->place != place)
             continue;
         if (!of_row[u->x])
-            of_row[u->x] = emit_read(n->new, u->x, u->span) + 1;
+            of_row[u->x] = emit_read(n->new, u->x, spec[u->x]) + 1;
         read_value[e] = of_row[u->x] - 1;
     }
     for (int r = 0; r < n->read.count; r++) {
         const Read *read = &n->read.at[r];
         if (read->place != place || !in_out[read->old])
             continue;
-        CHECK(read->x < rows);
         if (!of_row[read->x])
             of_row[read->x] = emit_read(n->new, read->x, read->span) + 1;
         n->map[read->old] = of_row[read->x] - 1;
@@ -395,9 +400,9 @@ static void place_event(Normal *n, const Event *e, int read) {
     }
     int z = e->c;
     if (read >= 0 && e->c != ZERO)
-        z = emit2(n->new, e->minus ? OP_sub : OP_add, e->c, read, e->span);
+        z = emit2(n->new, e->minus ? OP_sub : OP_add, e->c, read, derived);
     else if (read >= 0)
-        z = e->minus ? emit1(n->new, OP_neg, read, e->span) : read;
+        z = e->minus ? emit1(n->new, OP_neg, read, derived) : read;
     emit_update(n->new, e->p, z, e->span);
 }
 
