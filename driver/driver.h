@@ -1,0 +1,163 @@
+/* driver: the command `gdrc`.
+ *
+ *   main.c       which call, its help, the version          options.c  the command line
+ *   spec.c       opening specs, printing their messages     convert.c  numbers of all types
+ *   problem.c    tensors of one forward pass; running it on a CPU, a GPU or by the reference
+ *   check.c explain.c compile.c header.c run.c verify*.c bench.c   the calls
+ *
+ * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment cannot.
+ */
+#ifndef GDR_DRIVER_H
+#define GDR_DRIVER_H
+
+#include "frontend/frontend.h"
+#include "runtime/runtime.h"
+
+enum { EXIT_done, EXIT_refused, EXIT_usage, EXIT_environment };
+
+/* options.c ------------------------------------------------------------------------------------ */
+
+typedef enum { FORMAT_text, FORMAT_markdown, FORMAT_json } Format;
+typedef enum { DEVICE_cpu, DEVICE_cuda } Device;
+typedef enum { METHOD_auto, METHOD_chunk, METHOD_recurrent, METHOD_reference } Method;
+
+/* B, T, H as in bench's --shape; key_heads is H when not given. */
+typedef struct BenchShape { int64_t B, T, H, key_heads; } BenchShape;
+
+/* What the command line said. Unset texts are NULL, unset numbers 0. */
+typedef struct Options {
+    VEC(const char *) file;
+    const char *variant, *in, *out, *dir, *json, *cache_dir, *cpu;
+    const char *targets, *passes, *emit, *dump_after;
+    VEC(gdr_dim) dim;
+    VEC(BenchShape) shape;
+    bool has_dtype;
+    gdr_dtype dtype;
+    int device, method, format, diag_format, chunk, threads, case_number, input_sets;
+    bool has_seed, no_cache, check_ranges, full, in_place, check_only;
+    uint64_t seed;
+    bool time_passes, verify_each, list_passes, help;
+} Options;
+
+typedef struct Driver {
+    Arena arena;        /* lives as long as the command */
+    Options opt;
+    gdr_context *ctx;   /* made by driver_context */
+    PassWatch watch;
+} Driver;
+
+typedef struct Command {
+    const char *name, *operands, *doc, *example;
+    unsigned bit;       /* which options it takes */
+    int min_files, max_files;
+    int (*run)(Driver *d);
+} Command;
+extern const Command command_list[];
+extern const int command_count;
+
+/* Fills d->opt from the arguments after the call's name; 0 or EXIT_usage after a message. */
+int options_parse(Driver *d, const Command *c, int argc, char **argv);
+void options_help(const Command *c, Buf *out);
+
+/* The calls. */
+int command_check(Driver *d);
+int command_fmt(Driver *d);
+int command_explain(Driver *d);
+int command_compile(Driver *d);
+int command_run(Driver *d);
+int command_verify(Driver *d);
+int command_bench(Driver *d);
+
+/* main.c --------------------------------------------------------------------------------------- */
+
+/* Prints "gdrc: ..." and returns `exit_status`. */
+int fail(int exit_status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The same for a call of the library that failed. */
+int fail_status(Driver *d, gdr_status status);
+/* The library's context, made at the first use; NULL after a message. */
+gdr_context *driver_context(Driver *d);
+/* The watch that the options ask for, or NULL. */
+const PassWatch *driver_watch(Driver *d);
+/* Writes a text to standard output. */
+void put(const Buf *text);
+
+/* spec.c --------------------------------------------------------------------------------------- */
+
+typedef struct Spec {
+    const char *path;
+    Source *source;
+    Interner names;
+    SpecFile *file;
+    Diag diag;
+} Spec;
+
+/* Reads, parses and checks; prints messages. 0 or the exit status. */
+int spec_open(Driver *d, const char *path, Spec *s);
+/* Lowers a variant (NULL: the only one); NULL after messages. Warnings are not repeated. */
+Kernel *spec_kernel(Driver *d, Spec *s, const char *variant, const gdr_dim *dims, int ndims);
+void print_diag(Driver *d, const Diag *diag);
+/* compile_input's callback: user is the Driver. */
+void print_diag_callback(void *driver, const Diag *diag);
+
+/* convert.c ------------------------------------------------------------------------------------ */
+
+double number_get(gdr_dtype type, const void *data, int64_t i);
+void number_put(gdr_dtype type, void *data, int64_t i, double x); /* rounded to nearest even */
+/* A tensor in the arena, its data zero. */
+Tensor tensor_new(Arena *a, const char *name, gdr_dtype type, int ndim, const int64_t *shape);
+/* The same numbers in another type. */
+Tensor tensor_convert(Arena *a, const Tensor *t, gdr_dtype type);
+void tensor_poison(Tensor *t); /* NaN everywhere */
+int64_t tensor_count(const Tensor *t);
+
+/* problem.c ------------------------------------------------------------------------------------ */
+
+/* One forward pass: a variant with its sizes and the tensors that go in. */
+typedef struct Problem {
+    Spec *spec;
+    const char *variant;
+    const gdr_dim *dims;
+    int ndims;
+    Kernel *k;            /* recurrence level: ports and their types */
+    Tensor *in;           /* per port */
+    Tensor S0, cu;        /* data NULL: none */
+    bool want_cu;
+    int64_t B, T, N, H;
+} Problem;
+
+typedef struct Outcome {
+    Tensor *out;          /* per output; f64 from the reference, else the port's type */
+    Tensor S;             /* [N,H,K,V] */
+} Outcome;
+
+/* How to compute it. */
+typedef struct Engine {
+    Method method;
+    Device device;
+    int chunk;            /* rows of the chunk; 0: the target's choice */
+    gdr_kernel *kernel;   /* NULL for the reference */
+} Engine;
+
+/* Sizes of in[] into B, T, N, H; false after a message when they make no sense. */
+gdr_status problem_sizes(Driver *d, Problem *p);
+/* The public options that describe the problem. */
+gdr_compile_options problem_options(Driver *d, const Problem *p, const Engine *e);
+/* Compiles the engine's kernel; nothing to do for the reference. */
+gdr_status engine_open(Driver *d, const Problem *p, Engine *e);
+void engine_close(Engine *e);
+/* Runs it. Outputs are poisoned first; `out` lives in `arena`. */
+gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *out);
+
+/* Device copies of a problem's tensors, for repeated launches. */
+typedef struct DeviceSet {
+    uint64_t *in, *out, S0, S, cu, workspace;
+    size_t workspace_bytes;
+    gdr_arg *arg;
+    gdr_tensor cu_tensor, S0_tensor, S_tensor;
+    gdr_launch launch;
+} DeviceSet;
+gdr_status device_set_open(Driver *d, const Problem *p, const Engine *e, Outcome *host,
+                           DeviceSet *s, Arena *arena);
+void device_set_close(Driver *d, const Problem *p, DeviceSet *s);
+
+#endif
