@@ -141,7 +141,8 @@ int64_t shape_elements(const Kernel *k, Shape s);
  *   prev, cumsum  at chunk and tile level always have axis C
  *   scores  x on C or R; an x with neither stands for every token (axis C). y, a on U. Gives [C|R,U]
  *   carry   as x, plus the K or V axis of a;  tail: y on U, likewise;  total: a without U
- *   weave   operands on C or (constant) without; gives axis + the operands' K or V axis
+ *   weave   operands on C or (constant) without; gives axis + the operands' K or V axis; onto R also
+ *           operands [C,U], giving [R,U]
  *   solve   [R,U] (equation, unknown) gives [R,U], read as A[unknown U, equation R]
  *   out     exactly the port's axes, plus C at chunk and tile level unless constant
  * The decays `a` of scores, carry and tail may be left out or -1: no decay. */
@@ -168,6 +169,12 @@ bool op_gives_value(Op op); /* false: decay, update, out, next */
 bool value_is_constant(const Kernel *k, int v);
 /* Marks every value that `v` needs, v included. `mark` has k->inst.count entries. */
 void value_mark(const Kernel *k, int v, bool *mark);
+
+/* range.c -------------------------------------------------------------------------------------- */
+
+/* Bounds of an elementwise value over all inputs inside their declared ranges. */
+typedef struct Range { double lo, hi; } Range;
+Range value_range(const Kernel *k, int v);
 
 /* print.c, parse.c ----------------------------------------------------------------------------- */
 

@@ -240,3 +240,24 @@ void nv_unpack(Cg *cg, Elem e, Val pair, Val out[2])
         out[i] = LLVMBuildFPExt(cg->b, half, cg->f32, "");
     }
 }
+
+/* powers of two -------------------------------------------------------------------------------- */
+
+#define EXPONENT_ONE 0x00800000 /* 1 in the exponent field */
+
+Val nv_power_below(Cg *cg, Val f32)
+{
+    Val bits = LLVMBuildBitCast(cg->b, f32, cg->i32, "");
+    bits = cg_and(cg, bits, cg_int(cg, 0x7f800000));
+    Val least = cg_int(cg, EXPONENT_ONE), most = cg_int(cg, 253 * EXPONENT_ONE);
+    bits = cg_select(cg, cg_cmp(cg, LLVMIntSLT, bits, least), least, bits);
+    bits = cg_select(cg, cg_cmp(cg, LLVMIntSGT, bits, most), most, bits);
+    return LLVMBuildBitCast(cg->b, bits, cg->f32, "");
+}
+
+Val nv_power_inverse(Cg *cg, Val power)
+{
+    Val bits = LLVMBuildBitCast(cg->b, power, cg->i32, "");
+    bits = cg_sub(cg, cg_int(cg, 254 * EXPONENT_ONE), bits);
+    return LLVMBuildBitCast(cg->b, bits, cg->f32, "");
+}

@@ -52,6 +52,10 @@ Val nv_tf32(Cg *cg, Val f32);                       /* round to nearest; i32 */
 Val nv_pack(Cg *cg, Elem e, Val lo, Val hi);        /* two f32 -> i32 of two 2-byte elements */
 void nv_unpack(Cg *cg, Elem e, Val pair, Val out[2]);
 
+/* The power of two at or below |x| (x finite; 2^-126 for smaller ones), and 1 over such a power. */
+Val nv_power_below(Cg *cg, Val f32);
+Val nv_power_inverse(Cg *cg, Val power);
+
 /* sequence.c ----------------------------------------------------------------------------------- */
 
 /* What a block needs to know of its sequence. Token numbers count rows of the [B*T, heads, ...]
@@ -110,6 +114,13 @@ const Val *value_get(ValueAt *at, int v);
 void value_get_padded(ValueAt *at, int v, Val *out);
 /* i1: element `base + j` exists; NULL when it always does. */
 Val value_exists(ValueAt *at, int axis, int j);
+/* The two halves of reading an input (v is OP_in), for kernels that load ahead of use: value_load
+ * issues value_accesses(v) loads, value_unpack makes their results elements. */
+int value_accesses(const ValueAt *at, int v);
+void value_load(ValueAt *at, int v, Val *loaded);
+void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out);
+/* What v becomes when every per-token input is 0, or NaN where that is not plain to see. */
+double value_at_rest(const Kernel *k, int v);
 /* NULL, or why the factor and chain kernels cannot evaluate a value of this kernel. */
 const char *value_unsupported(const Kernel *k);
 

@@ -9,6 +9,7 @@
  */
 #include "codegen/nvptx/nvptx.h"
 
+#include <math.h>
 #include <string.h>
 
 #define MAX_ACCESS 16 /* bytes of one load */
@@ -119,61 +120,97 @@ static int64_t min_int64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* `count` elements of type e at p, aligned to all of them: 2-byte elements come as words. */
-static void load_group(Cg *cg, Elem e, Val p, int count, Val *out)
+/* How a thread's run of an input is read: n elements in accesses of `group`. */
+typedef struct Access { Elem e; int axis, n, group; int64_t size; } Access;
+
+static Access access_of(const ValueAt *at, const Inst *i)
 {
-    int bytes = count * elem_size(e);
-    if (elem_size(e) == 2 && count > 1) {
-        int words = count / 2;
-        Ty t = words > 1 ? LLVMVectorType(cg->i32, (unsigned)words) : cg->i32;
-        Val x = cg_load_invariant(cg, t, p, bytes);
-        for (int w = 0; w < words; w++)
-            nv_unpack(cg, e, words > 1 ? cg_extract(cg, x, w) : x, out + 2 * w);
-        return;
-    }
-    if (e == ELEM_bf16) {
-        Val bits = LLVMBuildZExt(cg->b, cg_load_invariant(cg, cg->i16, p, 2), cg->i32, "");
-        out[0] = LLVMBuildBitCast(cg->b, cg_shl(cg, bits, 16), cg->f32, "");
-        return;
-    }
-    Ty scalar = cg_elem_type(cg, e);
-    Ty t = count > 1 ? LLVMVectorType(scalar, (unsigned)count) : scalar;
-    Val x = cg_load_invariant(cg, t, p, bytes);
-    for (int j = 0; j < count; j++)
-        out[j] = cg_to_f32(cg, count > 1 ? cg_extract(cg, x, j) : x);
+    const Port *p = &at->cg->k->in.at[i->index];
+    Access a = {.e = p->is_param ? ELEM_f32 : p->elem, .axis = run_axis(i->shape)};
+    a.n = run_length(at, a.axis);
+    a.size = a.axis < 0 ? 1 : at->cg->k->axis.at[a.axis].size;
+    int64_t width = elem_size(a.e);
+    int64_t bytes = min_int64(power_of_two_in(a.size * width), power_of_two_in(a.n * width));
+    a.group = (int)(min_int64(bytes, MAX_ACCESS) / width);
+    return a;
 }
 
-static void load_run(ValueAt *at, const Inst *i, Val *out)
+/* What one access brings: pairs of 2-byte elements come as words. */
+static Ty access_type(Cg *cg, Access a)
+{
+    bool pairs = elem_size(a.e) == 2 && a.group > 1;
+    Ty item = pairs ? cg->i32 : a.e == ELEM_bf16 ? cg->i16 : cg_elem_type(cg, a.e);
+    int count = pairs ? a.group / 2 : a.group;
+    return count > 1 ? LLVMVectorType(item, (unsigned)count) : item;
+}
+
+static Val item_of(Cg *cg, Val x, int j)
+{
+    return LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind ? cg_extract(cg, x, j) : x;
+}
+
+static void unpack_access(Cg *cg, Access a, Val x, Val *out)
+{
+    if (elem_size(a.e) == 2 && a.group > 1) {
+        for (int w = 0; w < a.group / 2; w++)
+            nv_unpack(cg, a.e, item_of(cg, x, w), out + 2 * w);
+    } else if (a.e == ELEM_bf16) {
+        Val bits = cg_shl(cg, LLVMBuildZExt(cg->b, x, cg->i32, ""), 16);
+        out[0] = LLVMBuildBitCast(cg->b, bits, cg->f32, "");
+    } else {
+        for (int j = 0; j < a.group; j++)
+            out[j] = cg_to_f32(cg, item_of(cg, x, j));
+    }
+}
+
+int value_accesses(const ValueAt *at, int v)
+{
+    Access a = access_of(at, inst_at(at->cg->k, v));
+    return a.n / a.group;
+}
+
+/* The row's first elements stand in for ones that are not there. */
+void value_load(ValueAt *at, int v, Val *loaded)
 {
     Cg *cg = at->cg;
-    const Port *p = &cg->k->in.at[i->index];
-    Elem e = p->is_param ? ELEM_f32 : p->elem;
-    int axis = run_axis(i->shape), n = run_length(at, axis), width = elem_size(e);
-    int64_t size = axis < 0 ? 1 : cg->k->axis.at[axis].size;
-    int64_t access = min_int64(power_of_two_in(size * width), power_of_two_in((int64_t)n * width));
-    int group = (int)(min_int64(access, MAX_ACCESS) / width);
-    Val row = row_address(at, i, size * width), zero = cg_float(cg, 0);
-    Val start = axis < 0 ? NULL : run_base(at, axis);
+    const Inst *i = inst_at(cg->k, v);
+    Access a = access_of(at, i);
+    int width = elem_size(a.e);
+    Val row = row_address(at, i, a.size * width), zero = cg_int(cg, 0);
+    Val start = a.axis < 0 ? zero : run_base(at, a.axis);
+    for (int j = 0; j < a.n; j += a.group) {
+        Val exists = a.axis < 0 ? NULL : value_exists(at, a.axis, j);
+        Val first = exists ? cg_select(cg, exists, cg_add(cg, start, cg_int(cg, j)), zero) : start;
+        Val p = cg_gep8(cg, row, cg_zext64(cg, cg_mul(cg, first, cg_int(cg, width))));
+        if (!exists) /* a constant distance, which the load takes as its offset */
+            p = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * width));
+        loaded[j / a.group] = cg_load_invariant(cg, access_type(cg, a), p, a.group * width);
+    }
+}
 
-    for (int j = 0; j < n; j += group) {
-        Val exists = axis < 0 ? NULL : value_exists(at, axis, j);
-        Val element = start;
-        if (exists) /* the row's first elements stand in for ones that are not there */
-            element = cg_select(cg, exists, cg_add(cg, start, cg_int(cg, j)), cg_int(cg, 0));
-        Val q = row;
-        if (element)
-            q = cg_gep8(cg, q, cg_zext64(cg, cg_mul(cg, element, cg_int(cg, width))));
-        if (!exists && j > 0)
-            q = cg_gep8(cg, q, cg_int64(cg, (int64_t)j * width));
-        load_group(cg, e, q, group, out + j);
-        Val valid = p->is_param ? NULL : at->valid;
-        for (int m = j; m < j + group; m++) {
+void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out)
+{
+    Cg *cg = at->cg;
+    const Inst *i = inst_at(cg->k, v);
+    Access a = access_of(at, i);
+    Val valid = cg->k->in.at[i->index].is_param ? NULL : at->valid, zero = cg_float(cg, 0);
+    for (int j = 0; j < a.n; j += a.group) {
+        Val exists = a.axis < 0 ? NULL : value_exists(at, a.axis, j);
+        unpack_access(cg, a, loaded[j / a.group], out + j);
+        for (int m = j; m < j + a.group; m++) {
             if (exists)
                 out[m] = cg_select(cg, exists, out[m], zero);
             if (valid)
                 out[m] = cg_select(cg, valid, out[m], zero);
         }
     }
+}
+
+static void load_run(ValueAt *at, int v, Val *out)
+{
+    Val *loaded = NEW_ARRAY(at->cg->arena, Val, value_accesses(at, v));
+    value_load(at, v, loaded);
+    value_unpack(at, v, loaded, out);
 }
 
 /* evaluation ----------------------------------------------------------------------------------- */
@@ -244,7 +281,7 @@ static void eval(ValueAt *at, int v, int n, Val *out)
     if (i->op == OP_const)
         out[0] = cg_float(at->cg, i->num);
     else if (i->op == OP_in)
-        load_run(at, i, out);
+        load_run(at, v, out);
     else if (i->op == OP_prev)
         eval_prev(at, i, n, out);
     else if (i->op == OP_sum)
@@ -284,4 +321,26 @@ const char *value_unsupported(const Kernel *k)
         if (inst_at(k, v)->op == OP_cumsum)
             return "cumsum needs the tokens in order: use the recurrent algorithm";
     return NULL;
+}
+
+double value_at_rest(const Kernel *k, int v)
+{
+    const Inst *i = inst_at(k, v);
+    double a = i->nargs > 0 ? value_at_rest(k, i->arg[0]) : NAN;
+    double b = i->nargs > 1 ? value_at_rest(k, i->arg[1]) : NAN;
+    if (i->op == OP_const)
+        return i->num;
+    if (i->op == OP_in)
+        return k->in.at[i->index].is_param ? NAN : 0;
+    if (i->op == OP_mul)
+        return a == 0 || b == 0 ? 0 : a * b;
+    if (i->op == OP_neg)
+        return -a;
+    if (i->op == OP_add || i->op == OP_sub)
+        return i->op == OP_add ? a + b : a - b;
+    if (i->op == OP_exp)
+        return a == 0 ? 1 : NAN;
+    if (i->op == OP_silu || i->op == OP_tanh || i->op == OP_relu || i->op == OP_sum)
+        return a == 0 ? 0 : NAN;
+    return NAN;
 }

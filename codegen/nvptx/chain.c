@@ -1,0 +1,237 @@
+/* The chain kernel: one block = one sequence, one head, v_tile V columns; a loop over chunks.
+ *
+ *     copy chunk 0
+ *     for each chunk:
+ *         wait for its copy; barrier; start copying the next chunk into the other stage
+ *         W_f S for every family; X; M_f X; outs; S = D S + P' X
+ *
+ * A stage holds the chunk's workspace record as the factor kernel wrote it, the V-side inputs'
+ * tokens, and the values of single tokens. Warps share nothing but the stages.
+ */
+#include "codegen/nvptx/chain.h"
+
+#include <stdio.h>
+
+static int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+static int divide_up(int x, int y) { return (x + y - 1) / y; }
+
+/* Bytes of a stage for the present v_tile; assigns the offsets. */
+static int64_t plan_stage(Chain *c)
+{
+    int64_t at = c->s->ws_bytes;
+    for (int i = 0; i < c->nstaged; i++) {
+        if (!c->staged[i].copied)
+            continue;
+        at = round_up(at, 128);
+        c->staged[i].offset = (int)at;
+        at += (int64_t)c->s->chunk * c->v_tile * c->staged[i].elem_bytes;
+    }
+    at = round_up(at, 16);
+    c->row_value_offset = (int)at;
+    at += (int64_t)c->nrow_values * c->s->rows * 4;
+    return round_up(at, 128);
+}
+
+/* The widest V tile up to the wish that fits: fewer blocks read each record. */
+static bool choose_tile(Chain *c, int wish, const char **why)
+{
+    int widest = wish > 0 ? (int)round_up(wish, 16) : 128;
+    int tiles = divide_up(c->s->V, widest);
+    for (;; tiles++) {
+        c->v_tile = (int)round_up(divide_up(c->s->V, tiles), 16);
+        c->stage_bytes = (int)plan_stage(c);
+        if (2 * (int64_t)c->stage_bytes <= c->cg->target->smem_limit)
+            break;
+        if (c->v_tile == 16) {
+            *why = "the chain kernel needs more shared memory than this GPU has: use smaller chunks";
+            return false;
+        }
+    }
+    c->warps = c->v_tile / 16;
+    c->threads = 32 * c->warps;
+    c->sh_bytes = 2 * c->stage_bytes;
+    return true;
+}
+
+/* set-up --------------------------------------------------------------------------------------- */
+
+static void place_block(Chain *c)
+{
+    Cg *cg = c->cg;
+    int tiles = divide_up(c->s->V, c->v_tile);
+    c->tid = nv_tid(cg);
+    c->lane = cg_and(cg, c->tid, cg_int(cg, 31));
+    c->warp = nv_shuffle_from(cg, cg_shr(cg, c->tid, 5), cg_int(cg, 0));
+    c->g = cg_shr(cg, c->lane, 2);
+    c->t = cg_and(cg, c->lane, cg_int(cg, 3));
+    Val block = nv_block(cg);
+    Val tile = cg_urem(cg, block, cg_int(cg, tiles));
+    block = cg_udiv(cg, block, cg_int(cg, tiles));
+    c->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
+    c->head = cg_urem(cg, block, c->heads);
+    Val factor_heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_HF));
+    c->factor_head = cg_udiv(cg, cg_mul(cg, c->head, factor_heads), c->heads);
+    c->seq = seq_of_index(cg, cg_udiv(cg, block, c->heads), c->s->chunk);
+    c->v_first = cg_mul(cg, tile, cg_int(cg, c->v_tile));
+    for (int h = 0; h < 2; h++) {
+        Val in_warp = cg_add(cg, c->g, cg_int(cg, 8 * h));
+        c->v[h] = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)), in_warp);
+        if (tiles * c->v_tile > c->s->V)
+            c->v_live[h] = cg_cmp(cg, LLVMIntSLT, c->v[h], cg_int(cg, c->s->V));
+        Val v = c->v_live[h] ? cg_select(cg, c->v_live[h], c->v[h], cg_int(cg, 0)) : c->v[h];
+        c->at_v[h] = (ValueAt){.cg = cg, .token = cg_int64(cg, 0), .head = c->head,
+                               .heads = c->heads, .base_k = cg_int(cg, 0), .base_v = v,
+                               .n_k = 1, .n_v = 1};
+        value_begin(&c->at_v[h]);
+    }
+}
+
+/* Pointer to state element (k, v_h) of this sequence and head. */
+static Val state_address(Chain *c, int field, Val k, int h)
+{
+    Cg *cg = c->cg;
+    Val row = cg_add(cg, cg_mul(cg, cg_zext64(cg, c->seq.index), cg_zext64(cg, c->heads)),
+                     cg_zext64(cg, c->head));
+    row = cg_add(cg, cg_mul(cg, row, cg_int64(cg, c->s->K)), cg_zext64(cg, k));
+    Val index = cg_add(cg, cg_mul(cg, row, cg_int64(cg, c->s->V)), cg_zext64(cg, c->v[h]));
+    return cg_gep8(cg, nv_global(cg, field), cg_shl(cg, index, 2));
+}
+
+/* For every state element of this lane that exists. */
+static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, Var element))
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    for (int n = 0; n < s->kp / 8; n++)
+        for (int j = 0; j < 4; j++) {
+            Val k = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * n + j % 2));
+            Val live = c->v_live[j / 2];
+            if (8 * n + 8 > s->K) {
+                Val in = cg_cmp(cg, LLVMIntSLT, k, cg_int(cg, s->K));
+                live = live ? cg_and(cg, live, in) : in;
+            }
+            If exists = {0};
+            if (live)
+                exists = cg_if(cg, live);
+            visit(c, state_address(c, field, k, j / 2), c->state[n][j]);
+            if (live)
+                cg_end_if(cg, &exists);
+        }
+}
+
+static void load_element(Chain *c, Val p, Var element)
+{
+    cg_set(c->cg, element, cg_load(c->cg, c->cg->f32, p, 4));
+}
+
+static void store_element(Chain *c, Val p, Var element)
+{
+    cg_store(c->cg, cg_get(c->cg, element), p, 4);
+}
+
+static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, Var))
+{
+    Cg *cg = c->cg;
+    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
+    If there = cg_if(cg, wanted);
+    each_element(c, field, visit);
+    cg_end_if(cg, &there);
+}
+
+/* the loop ------------------------------------------------------------------------------------- */
+
+/* Start copying chunk `number` (i64) into the stage at byte offset `stage`. */
+static void copy_chunk(Chain *c, Val number, Val stage)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    Val slot = cg_add(cg, c->seq.slot, number);
+    Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
+                        cg_zext64(cg, c->factor_head));
+    Val src = cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, s->ws_bytes)));
+    int units = (int)(s->ws_bytes / 16);
+    Val mine = cg_shl(cg, c->tid, 4);
+    for (int first = 0; first < units; first += c->threads) {
+        If inside = {0};
+        bool partial = first + c->threads > units;
+        if (partial)
+            inside = cg_if(cg, cg_cmp(cg, LLVMIntSLT, c->tid, cg_int(cg, units - first)));
+        Val at = cg_add(cg, mine, cg_int(cg, first * 16));
+        Val dst = cg_gep8(cg, nv_shared(cg, 0), cg_add(cg, stage, at));
+        nv_copy_async(cg, dst, cg_gep8(cg, src, at), cg_int(cg, 16));
+        if (partial)
+            cg_end_if(cg, &inside);
+    }
+    Val start = cg_mul(cg, number, cg_int64(cg, s->chunk));
+    chain_copy_inputs(c, start, stage);
+    nv_copy_commit(cg);
+    chain_rows(c, start, stage);
+}
+
+static void compute_chunk(Chain *c)
+{
+    const Kernel *k = c->k;
+    memset(c->memo, 0, (size_t)k->inst.count * sizeof *c->memo);
+    chain_read_state(c);
+    chain_mix(c);
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == OP_out)
+            chain_store_out(c, inst_at(k, v)->index, inst_at(k, v)->arg[0]);
+    chain_advance(c);
+}
+
+static void walk_chunks(Chain *c)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    Val up = cg_add(cg, c->seq.length, cg_int64(cg, s->chunk - 1));
+    Val chunks = cg_udiv(cg, up, cg_int64(cg, s->chunk)), zero = cg_int64(cg, 0);
+    Var stage = cg_var(cg, cg->i32, cg_int(cg, 0));
+    If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, chunks, zero));
+    copy_chunk(c, zero, cg_int(cg, 0));
+    cg_end_if(cg, &any);
+    Loop chunk = cg_for(cg, zero, chunks, 1, false);
+    nv_copy_wait(cg, 0);
+    nv_barrier(cg);
+    Val here = cg_get(cg, stage), other = cg_sub(cg, cg_int(cg, c->stage_bytes), here);
+    Val next = cg_add(cg, chunk.i, cg_int64(cg, 1));
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, chunks));
+    copy_chunk(c, next, other);
+    cg_end_if(cg, &more);
+    c->stage = here;
+    c->start = cg_mul(cg, chunk.i, cg_int64(cg, s->chunk));
+    compute_chunk(c);
+    cg_set(cg, stage, other);
+    cg_end_for(cg, &chunk);
+}
+
+bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
+{
+    System s;
+    if (!nv_system(cg->arena, cg->k, &s, why))
+        return false;
+    Chain *c = NEW(cg->arena, Chain);
+    c->cg = cg;
+    c->k = cg->k;
+    c->s = &s;
+    if (!chain_plan_values(c, why) || !choose_tile(c, cg->opt->v_tile, why))
+        return false;
+    c->memo = NEW_ARRAY(cg->arena, Val *, cg->k->inst.count);
+    char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
+    snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_chain_v%d",
+             cg->opt->prefix ? cg->opt->prefix : "", cg->k->name, c->v_tile);
+    nv_kernel_open(cg, symbol, c->threads, 1);
+    place_block(c);
+    for (int n = 0; n < s.kp / 8; n++)
+        for (int j = 0; j < 4; j++)
+            c->state[n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    visit_state(c, FRAME_S0, load_element);
+    walk_chunks(c);
+    visit_state(c, FRAME_S, store_element);
+    nv_kernel_close(cg);
+    VEC_PUSH(cg->arena, &out->entry,
+             ((CgEntry){.kind = ENTRY_chain, .symbol = symbol, .threads = c->threads,
+                        .smem_bytes = c->sh_bytes, .v_tile = c->v_tile}));
+    return true;
+}

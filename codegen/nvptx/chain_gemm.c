@@ -1,0 +1,312 @@
+/* The chain kernel's matrix products.
+ *
+ *     (W_f S)'   = S' W_f'     A: state in registers    B: W_f rows (ldmatrix)
+ *     (M_f X)'   = X' M_f'     A: X in registers        B: M_f rows
+ *     (P' X)'    = X' P        A: X in registers        B: P columns (ldmatrix, transposed)
+ *
+ * f16 operands: the state and X have no bound, so each V column is divided by the power of two below
+ * its largest magnitude before it is rounded, and the product multiplied back in f32. What falls
+ * under 2^-24 of a column's largest element is lost, far below its rounding error.
+ */
+#include "codegen/nvptx/chain.h"
+
+static Val stage_pointer(Chain *c, int64_t offset)
+{
+    return cg_gep8(c->cg, nv_shared(c->cg, offset), c->stage);
+}
+
+static Val load_stage_f32(Chain *c, int64_t offset)
+{
+    return cg_load(c->cg, c->cg->f32, stage_pointer(c, offset), 4);
+}
+
+/* Address this lane gives to ldmatrix for 16-byte unit `unit` of row `row` in a workspace matrix. */
+static Val unit_address(Chain *c, int64_t base, int columns, Val row, Val unit)
+{
+    Cg *cg = c->cg;
+    Val place = cg_add(cg, cg_mul(cg, row, cg_int(cg, columns / 8)),
+                       nv_swizzle(cg, columns / 8, row, unit));
+    return cg_gep8(cg, stage_pointer(c, base), cg_shl(cg, place, 4));
+}
+
+/* B fragments of columns n, n+1 (8 rows of the matrix each) at k-step `step`: b[0..1], b[2..3]. */
+static void fragment_rows(Chain *c, int64_t base, int columns, int n, int step, Val b[4])
+{
+    Cg *cg = c->cg;
+    Val row = cg_add(cg, cg_and(cg, c->lane, cg_int(cg, 7)),
+                     cg_shl(cg, cg_shr(cg, c->lane, 4), 3));
+    row = cg_add(cg, row, cg_int(cg, 8 * n));
+    Val unit = cg_and(cg, cg_shr(cg, c->lane, 3), cg_int(cg, 1));
+    unit = cg_add(cg, unit, cg_int(cg, 2 * step));
+    nv_ldmatrix4(cg, unit_address(c, base, columns, row, unit), false, b);
+}
+
+/* The same where the matrix has k along its rows: columns 8n.. and 8n+8.. of rows 16 step ... */
+static void fragment_columns(Chain *c, int64_t base, int columns, int n, int step, Val b[4])
+{
+    Cg *cg = c->cg;
+    Val row = cg_add(cg, cg_and(cg, c->lane, cg_int(cg, 15)), cg_int(cg, 16 * step));
+    Val unit = cg_add(cg, cg_shr(cg, c->lane, 4), cg_int(cg, n));
+    nv_ldmatrix4(cg, unit_address(c, base, columns, row, unit), true, b);
+}
+
+static Val magnitude(Cg *cg, Val x)
+{
+    return cg_intrinsic(cg, "llvm.fabs", (Ty[]){cg->f32}, 1, &x, 1);
+}
+
+static Val larger(Cg *cg, Val a, Val b)
+{
+    Val arg[2] = {a, b};
+    return cg_intrinsic(cg, "llvm.maxnum", (Ty[]){cg->f32}, 1, arg, 2);
+}
+
+/* The scale of one V column from this lane's `count` elements x[0], x[stride], ... */
+static Val column_scale(Chain *c, const Val *x, int count)
+{
+    Cg *cg = c->cg;
+    Val most = magnitude(cg, x[0]);
+    for (int i = 1; i < count; i++)
+        most = larger(cg, most, magnitude(cg, x[i]));
+    most = larger(cg, most, nv_shuffle_xor(cg, most, 1));
+    most = larger(cg, most, nv_shuffle_xor(cg, most, 2));
+    return nv_power_below(cg, most);
+}
+
+/* Elements of V column half h: x[4n + 2h + c]. */
+static int gather_half(const Val *x, int count, int h, Val *out)
+{
+    int n = 0;
+    for (int i = 0; i < count; i += 4)
+        for (int j = 0; j < 2; j++)
+            out[n++] = x[i + 2 * h + j];
+    return n;
+}
+
+/* Fragment of `count` accumulators -> A operands (count/2 registers), divided by the columns'
+ * scales, which go to scale[2] (NULL for bf16). */
+static void to_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2])
+{
+    Cg *cg = c->cg;
+    Val inverse[2] = {NULL, NULL}, half[128];
+    for (int h = 0; h < 2; h++) {
+        scale[h] = NULL;
+        if (c->s->operand != ELEM_f16)
+            continue;
+        int n = gather_half(x, count, h, half);
+        scale[h] = column_scale(c, half, n);
+        inverse[h] = nv_power_inverse(cg, scale[h]);
+    }
+    for (int i = 0; i < count; i += 2) {
+        int h = i / 2 % 2;
+        Val lo = x[i], hi = x[i + 1];
+        if (inverse[h]) {
+            lo = cg_fmul(cg, lo, inverse[h]);
+            hi = cg_fmul(cg, hi, inverse[h]);
+        }
+        operand[i / 2] = nv_pack(cg, c->s->operand, lo, hi);
+    }
+}
+
+static void scale_fragment(Chain *c, Val *x, int count, const Val scale[2])
+{
+    for (int i = 0; scale[0] && i < count; i++)
+        x[i] = cg_fmul(c->cg, x[i], scale[i / 2 % 2]);
+}
+
+void chain_read_state(Chain *c)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    Val x[128], operand[64], acc[MAX_FAMILIES][MAX_FRAGMENT];
+    int count = s->kp / 2, rows = chain_fragment(c);
+    for (int i = 0; i < count; i++)
+        x[i] = cg_get(cg, c->state[i / 4][i % 4]);
+    to_operand(c, x, count, operand, c->state_scale);
+    for (int f = 0; f < s->families; f++)
+        for (int i = 0; i < rows; i++)
+            acc[f][i] = cg_float(cg, 0);
+    for (int step = 0; step < s->kp / 16; step++)
+        for (int f = 0; f < s->families; f++)
+            for (int n = 0; n < s->rows / 8; n += 2) {
+                Val b[4];
+                fragment_rows(c, s->family[f].ws_w, s->kp, n, step, b);
+                nv_mma(cg, s->operand, &acc[f][4 * n], &operand[4 * step], b);
+                nv_mma(cg, s->operand, &acc[f][4 * n + 4], &operand[4 * step], b + 2);
+            }
+    for (int f = 0; f < s->families; f++) {
+        scale_fragment(c, acc[f], rows, c->state_scale);
+        chain_set(c, s->family[f].read, acc[f]);
+    }
+}
+
+/* X's operand registers and the factor that products with P and M still lack. */
+static void prepare_x(Chain *c)
+{
+    Cg *cg = c->cg;
+    to_operand(c, chain_get(c, c->s->X), chain_fragment(c), c->x_operand, c->x_scale);
+    if (c->s->operand == ELEM_f16 && c->s->erase) {
+        Val scale = load_stage_f32(c, c->s->ws_scale);
+        for (int h = 0; h < 2; h++)
+            c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);
+    }
+}
+
+void chain_mix(Chain *c)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    prepare_x(c);
+    for (int f = s->erase; f < s->families; f++) {
+        Val acc[MAX_FRAGMENT];
+        for (int i = 0; i < chain_fragment(c); i++)
+            acc[i] = cg_float(cg, 0);
+        for (int n = 0; n < s->rows / 8; n += 2) /* lower triangle: k-steps up to the rows' block */
+            for (int step = 0; step <= n / 2; step++) {
+                Val b[4];
+                fragment_rows(c, s->family[f].ws_m, s->rows, n, step, b);
+                nv_mma(cg, s->operand, &acc[4 * n], &c->x_operand[4 * step], b);
+                nv_mma(cg, s->operand, &acc[4 * n + 4], &c->x_operand[4 * step], b + 2);
+            }
+        scale_fragment(c, acc, chain_fragment(c), c->x_scale);
+        chain_set(c, s->family[f].mixed, acc);
+    }
+}
+
+/* Decay of this lane's state columns 8n + 2t, +1. */
+static void load_decay(Chain *c, int n, Val d[2])
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    d[0] = d[1] = NULL;
+    if (s->a < 0)
+        return;
+    if (!s->a_key) {
+        d[0] = d[1] = load_stage_f32(c, s->ws_d);
+        return;
+    }
+    Val p = cg_gep8(cg, stage_pointer(c, s->ws_d + 32 * n), cg_shl(cg, c->t, 3));
+    Val two = cg_load(cg, LLVMVectorType(cg->f32, 2), p, 8);
+    d[0] = cg_extract(cg, two, 0);
+    d[1] = cg_extract(cg, two, 1);
+}
+
+void chain_advance(Chain *c)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    for (int n = 0; n < s->kp / 8; n += 2) {
+        Val acc[8], b[4];
+        for (int i = 0; i < 8; i++)
+            acc[i] = cg_float(cg, 0);
+        for (int step = 0; step < s->rows / 16; step++) {
+            fragment_columns(c, s->ws_p, s->kp, n, step, b);
+            nv_mma(cg, s->operand, acc, &c->x_operand[4 * step], b);
+            nv_mma(cg, s->operand, acc + 4, &c->x_operand[4 * step], b + 2);
+        }
+        scale_fragment(c, acc, 8, c->x_scale);
+        for (int i = 0; i < 8; i += 4) {
+            Val d[2];
+            load_decay(c, n + i / 4, d);
+            for (int j = 0; j < 4; j++) {
+                Var v = c->state[n + i / 4][j];
+                Val old = cg_get(cg, v);
+                old = d[0] ? cg_fmul(cg, old, d[j % 2]) : old;
+                cg_set(cg, v, cg_fadd(cg, old, acc[i + j]));
+            }
+        }
+    }
+}
+
+/* outs ----------------------------------------------------------------------------------------- */
+
+/* Pointer to element (token row, v) of an out. */
+static Val out_address(Chain *c, int port, Val token, Val v)
+{
+    Cg *cg = c->cg;
+    int bytes = elem_size(c->k->out.at[port].elem);
+    Val row = cg_add(cg, c->seq.begin, cg_add(cg, c->start, cg_zext64(cg, token)));
+    row = cg_add(cg, cg_mul(cg, row, cg_zext64(cg, c->heads)), cg_zext64(cg, c->head));
+    Val index = cg_add(cg, cg_mul(cg, row, cg_int64(cg, c->s->V)), cg_zext64(cg, v));
+    return cg_gep8(cg, nv_global(cg, frame_out_ptr(c->k, port)),
+                   cg_mul(cg, index, cg_int64(cg, bytes)));
+}
+
+static Val both(Cg *cg, Val a, Val b)
+{
+    return a && b ? cg_and(cg, a, b) : a ? a : b;
+}
+
+/* Lattice row -> token, and whether an out's row is to be stored. */
+static Val row_token(Chain *c, Val row, Val *live)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    Val token = row;
+    *live = NULL;
+    if (s->slots > 1) {
+        token = cg_udiv(cg, row, cg_int(cg, s->slots));
+        *live = cg_cmp(cg, LLVMIntEQ, cg_urem(cg, row, cg_int(cg, s->slots)),
+                       cg_int(cg, s->slots - 1));
+    }
+    Val in_seq = cg_add(cg, c->start, cg_zext64(cg, token));
+    *live = both(cg, *live, cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length));
+    if (s->chunk * s->slots < s->rows)
+        *live = both(cg, *live, cg_cmp(cg, LLVMIntSLT, token, cg_int(cg, s->chunk)));
+    return token;
+}
+
+static void store_if(Cg *cg, Val cond, Val x, Val p, int align)
+{
+    If live = cg_if(cg, cond);
+    cg_store(cg, x, p, align);
+    cg_end_if(cg, &live);
+}
+
+/* Two-byte outs: each 8x8 tile turns in registers, so that a lane stores two neighbouring columns
+ * of one token and four lanes 16 consecutive bytes. */
+static void store_pairs(Chain *c, int port, const Val *x)
+{
+    Cg *cg = c->cg;
+    Elem e = c->k->out.at[port].elem;
+    Val two_t = cg_shl(cg, c->t, 1), warp_v = cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4));
+    for (int n = 0; n < c->s->rows / 8; n++) {
+        Val live, token = row_token(c, cg_add(cg, c->g, cg_int(cg, 8 * n)), &live);
+        for (int h = 0; h < 2; h++) {
+            Val turned = nv_movmatrix(cg, nv_pack(cg, e, x[4 * n + 2 * h], x[4 * n + 2 * h + 1]));
+            Val v = cg_add(cg, cg_add(cg, warp_v, two_t), cg_int(cg, 8 * h)), in = NULL;
+            Val p = out_address(c, port, token, v);
+            if (c->v_live[0])
+                in = cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, c->s->V));
+            if (c->s->V % 2 == 0) {
+                store_if(cg, both(cg, live, in), turned, p, 4);
+                continue;
+            }
+            Val next = cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, c->s->V - 1));
+            store_if(cg, both(cg, live, in), LLVMBuildTrunc(cg->b, turned, cg->i16, ""), p, 2);
+            Val high = LLVMBuildTrunc(cg->b, cg_shr(cg, turned, 16), cg->i16, "");
+            store_if(cg, both(cg, live, next), high, cg_gep8(cg, p, cg_int(cg, 2)), 2);
+        }
+    }
+}
+
+static void store_singles(Chain *c, int port, const Val *x)
+{
+    Cg *cg = c->cg;
+    for (int i = 0; i < chain_fragment(c); i++) {
+        int n = i / 4, h = i / 2 % 2;
+        Val live, row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * n + i % 2));
+        Val token = row_token(c, row, &live);
+        store_if(cg, both(cg, live, c->v_live[h]), x[i], out_address(c, port, token, c->v[h]), 4);
+    }
+}
+
+/* Outs stand on their token's last lattice row. */
+void chain_store_out(Chain *c, int port, int v)
+{
+    const Val *x = chain_get(c, v);
+    if (elem_size(c->k->out.at[port].elem) == 2)
+        store_pairs(c, port, x);
+    else
+        store_singles(c, port, x);
+}

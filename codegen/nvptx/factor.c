@@ -1,0 +1,314 @@
+/* The factor kernel: one block = one chunk of one head, everything that does not need the state.
+ *
+ *   reduce    row sums (l2norm, ...) over channels                 registers
+ *   rows      inputs -> keys, left rows, decays; diagonal scores   keys, stash in shared memory
+ *   blocks    scores between 16-row blocks; W_f                    W_f to the workspace
+ *   tail      Kt, D                                                D to the workspace
+ *   solve     A = (I + T)^-1                                       f32 in shared memory
+ *   products  M_f = Aq A, P = A' Kt                                to the workspace
+ *
+ * A lane loads 8 consecutive channels of two rows as they lie in memory and uses them directly as
+ * matrix fragments: within a k-step the order of channels is free as long as both operands agree.
+ */
+#include "codegen/nvptx/factor.h"
+
+#include <stdio.h>
+
+/* values of rows ------------------------------------------------------------------------------- */
+
+/* 8 channels (or one element) of a token value for half h, `fill` where the row has no token. */
+static void token_value(Factor *f, int v, int h, double fill, int n, Val *out)
+{
+    Cg *cg = f->cg;
+    ValueAt *at = &f->at[h];
+    const Val *x = value_get(at, v);
+    int count = value_count(at, v);
+    bool live = value_at_rest(f->k, v) == fill;
+    for (int e = 0; e < n; e++) {
+        out[e] = x[count > 1 ? e : 0];
+        if (!live)
+            out[e] = cg_select(cg, f->row_live[h], out[e], cg_float(cg, fill));
+        Val exists = n > 1 ? value_exists(at, AXIS_K, e) : NULL;
+        if (exists)
+            out[e] = cg_select(cg, exists, out[e], cg_float(cg, fill));
+    }
+}
+
+static void lattice_value(Factor *f, int v, int position, int h, double fill, int n, Val *out)
+{
+    Cg *cg = f->cg;
+    const Inst *i = inst_at(f->k, v);
+    bool weave = i->op == OP_weave;
+    if (f->s->slots == 1) {
+        token_value(f, weave ? i->arg[0] : v, h, fill, n, out);
+        return;
+    }
+    for (int e = 0; e < n; e++)
+        out[e] = cg_float(cg, fill);
+    for (int s = 0; s < f->s->slots; s++) {
+        if (!weave && s != position)
+            continue;
+        Val x[8], here = cg_cmp(cg, LLVMIntEQ, f->row_slot[h], cg_int(cg, s));
+        token_value(f, weave ? i->arg[s] : v, h, fill, n, x);
+        for (int e = 0; e < n; e++)
+            out[e] = cg_select(cg, here, x[e], out[e]);
+    }
+}
+
+void factor_row(Factor *f, int v, int position, int h, double fill, Val out[8])
+{
+    lattice_value(f, v, position, h, fill, 8, out);
+}
+
+Val factor_row_scalar(Factor *f, int v, int h, double fill)
+{
+    Val x;
+    lattice_value(f, v, -1, h, fill, 1, &x);
+    return x;
+}
+
+/* row sums ------------------------------------------------------------------------------------- */
+
+static bool lookup_sum(ValueAt *at, int v, Val *out)
+{
+    Factor *f = at->user;
+    Var *sum = f->sum[at == &f->at[1]];
+    if (inst_at(f->k, v)->op != OP_sum || !sum[v].p)
+        return false;
+    out[0] = cg_get(f->cg, sum[v]);
+    return true;
+}
+
+static Val unfinished_sum(ValueAt *at, int v, int axis, Val partial)
+{
+    (void)at;
+    (void)axis;
+    (void)partial;
+    BUG("sum %%%d is used before it is finished", v);
+}
+
+/* Sums over K that a factor value needs, by depth: 1 + the deepest sum in the operand. */
+static int sum_depth(const Kernel *k, int v)
+{
+    const Inst *i = inst_at(k, v);
+    int depth = 0;
+    for (int j = 0; j < i->nargs; j++) {
+        int d = i->arg[j] < 0 ? 0 : sum_depth(k, i->arg[j]);
+        depth = d > depth ? d : depth;
+    }
+    return depth + (i->op == OP_sum);
+}
+
+static void reduce_rows(Factor *f, const bool *needed, int depth)
+{
+    Cg *cg = f->cg;
+    const Kernel *k = f->k;
+    int n = k->inst.count;
+    Var *part[2];
+    for (int h = 0; h < 2; h++) {
+        part[h] = NEW_ARRAY(cg->arena, Var, n);
+        for (int v = 0; v < n; v++)
+            if (needed[v] && inst_at(k, v)->op == OP_sum && sum_depth(k, v) == depth)
+                part[h][v] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    }
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->kp / SLAB), 1, false);
+    for (int h = 0; h < 2; h++) {
+        f->at[h].base_k = cg_add(cg, cg_shl(cg, slab.i, 5), cg_shl(cg, f->t, 3));
+        value_begin(&f->at[h]);
+        for (int v = 0; v < n; v++) {
+            if (!part[h][v].p)
+                continue;
+            Val x[8], sum = cg_get(cg, part[h][v]);
+            value_get_padded(&f->at[h], inst_at(k, v)->arg[0], x);
+            for (int e = 0; e < 8; e++)
+                sum = cg_fadd(cg, sum, x[e]);
+            cg_set(cg, part[h][v], sum);
+        }
+    }
+    cg_end_for(cg, &slab);
+    for (int h = 0; h < 2; h++)
+        for (int v = 0; v < n; v++) {
+            if (!part[h][v].p)
+                continue;
+            Val x = cg_get(cg, part[h][v]);
+            x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 1));
+            x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 2));
+            f->sum[h][v] = cg_var(cg, cg->f32, x);
+        }
+}
+
+static bool reduce_all(Factor *f, const char **why)
+{
+    const Kernel *k = f->k;
+    const System *s = f->s;
+    bool *needed = NEW_ARRAY(f->cg->arena, bool, k->inst.count);
+    value_mark(k, s->p, needed);
+    if (s->a >= 0)
+        value_mark(k, s->a, needed);
+    for (int i = 0; i < s->families; i++)
+        value_mark(k, s->family[i].x, needed);
+    int deepest = 0;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (!needed[v] || i->op != OP_sum)
+            continue;
+        if (i->axis != AXIS_K) {
+            *why = "a key-side value depends on a sum over V: use the recurrent algorithm";
+            return false;
+        }
+        int d = sum_depth(k, v);
+        deepest = d > deepest ? d : deepest;
+    }
+    for (int depth = 1; depth <= deepest; depth++)
+        reduce_rows(f, needed, depth);
+    return true;
+}
+
+/* set-up --------------------------------------------------------------------------------------- */
+
+Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit)
+{
+    Cg *cg = f->cg;
+    Val place = cg_add(cg, cg_mul(cg, row, cg_int(cg, columns / 8)),
+                       nv_swizzle(cg, columns / 8, row, unit));
+    return cg_gep8(cg, f->record, cg_add(cg, cg_shl(cg, place, 4), cg_int(cg, base)));
+}
+
+Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column)
+{
+    Cg *cg = f->cg;
+    Val unit = factor_ws_unit(f, base, columns, row, cg_shr(cg, column, 3));
+    return cg_gep8(cg, unit, cg_shl(cg, cg_and(cg, column, cg_int(cg, 7)), 1));
+}
+
+static void plan_shared(Factor *f)
+{
+    const System *s = f->s;
+    int matrix = s->rows * factor_g_stride(s) * 4, at = 0;
+    int stash = s->families * 2 * (s->kp / SLAB) * 32 * s->warps * 16;
+    int scores = s->erase ? (s->families + 1) * matrix : 0;
+    f->sh_p = at;
+    at += s->rows * s->kp * 2;
+    f->sh_total = at;
+    at += s->warps * s->kp * 4;
+    f->sh_scale = at;
+    at += MAX_WARPS * 4;
+    f->sh_row = at;
+    at += s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0;
+    f->sh_left = f->sh_g = at;
+    f->sh_a = f->sh_g + s->families * matrix;
+    f->sh_bytes = at + (stash > scores ? stash : scores);
+}
+
+/* The two rows of this lane and where their tokens are. `start` is the chunk's first token. */
+/* Where the out rows of family i that stand at half h's position are stored: on their token's last
+ * lattice row, a rotation within the token (rows of no token stay). */
+static Val stored_row(Factor *f, int i, int h, Val token)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    if (s->slots == 1 || (s->erase && i == 0))
+        return f->row[h];
+    Val turned = cg_add(cg, f->row_slot[h], cg_int(cg, s->slots - 1 - s->family[i].position));
+    turned = cg_urem(cg, turned, cg_int(cg, s->slots));
+    Val row = cg_add(cg, cg_mul(cg, token, cg_int(cg, s->slots)), turned);
+    Val in_chunk = cg_cmp(cg, LLVMIntSLT, token, cg_int(cg, s->chunk));
+    return cg_select(cg, in_chunk, row, f->row[h]);
+}
+
+static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    for (int h = 0; h < 2; h++) {
+        Val row = cg_add(cg, cg_add(cg, cg_shl(cg, f->warp, 4), f->g), cg_int(cg, 8 * h));
+        Val token = row;
+        f->row[h] = row;
+        if (s->slots > 1) {
+            token = cg_udiv(cg, row, cg_int(cg, s->slots));
+            f->row_slot[h] = cg_urem(cg, row, cg_int(cg, s->slots));
+        }
+        for (int i = 0; i < s->families; i++)
+            f->stored_row[i][h] = stored_row(f, i, h, token);
+        Val in_seq = cg_add(cg, start, cg_zext64(cg, token));
+        Val live = cg_cmp(cg, LLVMIntSLT, in_seq, seq.length);
+        if (s->chunk * s->slots < s->rows)
+            live = cg_and(cg, live, cg_cmp(cg, LLVMIntSLT, token, cg_int(cg, s->chunk)));
+        f->row_live[h] = live;
+        in_seq = cg_select(cg, live, in_seq, start);
+        f->at[h] = (ValueAt){
+            .cg = cg, .token = cg_add(cg, seq.begin, in_seq), .valid = live, .begin = seq.begin,
+            .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .head = head, .heads = heads,
+            .base_k = cg_int(cg, 0), .base_v = cg_int(cg, 0), .n_k = 8, .n_v = 1,
+            .lookup = lookup_sum, .sum = unfinished_sum, .user = f};
+        if (s->kp > s->K)
+            f->at[h].past_k = true;
+        value_ports(&f->at[h]);
+        f->sum[h] = NEW_ARRAY(cg->arena, Var, f->k->inst.count);
+    }
+}
+
+static bool build_body(Factor *f, const char **why)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    for (int h = 0; h < 2; h++)
+        value_begin(&f->at[h]);
+    if (!reduce_all(f, why))
+        return false;
+    (s->a_key ? factor_rows_pass : factor_scalar_rows_pass)(f);
+    nv_barrier(cg);
+    (s->a_key ? factor_off_diagonal : factor_scalar_blocks)(f);
+    nv_barrier(cg);
+    (s->a_key ? factor_tail : factor_scalar_tail)(f);
+    factor_store_scores(f);
+    nv_barrier(cg);
+    if (s->erase)
+        factor_solve(f);
+    factor_products(f);
+    return true;
+}
+
+bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
+{
+    System s;
+    if (!nv_system(cg->arena, cg->k, &s, why))
+        return false;
+    Factor *f = NEW(cg->arena, Factor);
+    f->cg = cg;
+    f->k = cg->k;
+    f->s = &s;
+    plan_shared(f);
+    if (f->sh_bytes > cg->target->smem_limit) {
+        *why = "the factor kernel needs more shared memory than this GPU has: use smaller chunks";
+        return false;
+    }
+    char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
+    snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_factor", cg->opt->prefix ? cg->opt->prefix : "",
+             cg->k->name);
+    int threads = 32 * s.warps, fit = 232448 / (f->sh_bytes + 1024);
+    int by_registers = 65536 / (threads * 168);
+    nv_kernel_open(cg, symbol, threads, fit < by_registers ? fit : by_registers);
+
+    Val tid = nv_tid(cg), heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_HF));
+    f->lane = cg_and(cg, tid, cg_int(cg, 31));
+    f->warp = nv_shuffle_from(cg, cg_shr(cg, tid, 5), cg_int(cg, 0));
+    f->g = cg_shr(cg, f->lane, 2);
+    f->t = cg_and(cg, f->lane, cg_int(cg, 3));
+    Val slot = cg_udiv(cg, nv_block(cg), heads), head = cg_urem(cg, nv_block(cg), heads), chunk;
+    Seq seq = seq_of_slot(cg, cg_zext64(cg, slot), s.chunk, &chunk);
+    Val start = cg_mul(cg, chunk, cg_int64(cg, s.chunk));
+    Val record = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, s.ws_bytes));
+    f->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, start, seq.length));
+    place_rows(f, seq, start, head, heads);
+    bool ok = build_body(f, why);
+    cg_end_if(cg, &some);
+    nv_kernel_close(cg);
+    out->ws_bytes_per_slot_head = s.ws_bytes;
+    out->chunk = s.chunk;
+    VEC_PUSH(cg->arena, &out->entry,
+             ((CgEntry){.kind = ENTRY_factor, .symbol = symbol, .threads = threads,
+                        .smem_bytes = f->sh_bytes}));
+    return ok;
+}

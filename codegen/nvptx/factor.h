@@ -1,0 +1,131 @@
+/* The chunk system as the GPU kernels see it, and the state shared by the files of the factor
+ * kernel. Private to codegen/nvptx.
+ *
+ * Lattice. Every left row and every update stands on a lattice of `rows` positions in time order:
+ * token t's update s is position t*slots + s. The erase rows (X's equations) fill every position
+ * and see the updates strictly before it (exclusive). An out read of place p > 0 stands on position
+ * t*slots + p-1 and sees that update too (inclusive); with p = 0 on t*slots, exclusive. Positions
+ * where a family has no row hold zeros. W_f and M_f keep an out family's rows on their token's last
+ * position, so that the chain can add reads that stand at different ones. So one chunk is
+ *     G[l,u] = sum_k x[l,k] Lam(l,u)[k] p[u,k]
+ * for one or more families x, with Lam a product of decays over whole positions.
+ *
+ * Workspace: one record per (slot, factor head), at (slot * HF + head) * ws_bytes; all matrices are
+ * row-major on the lattice, in the operand type (2 bytes), their 16-byte units permuted within each
+ * row (nv_swizzle) so that the chain copies a record to shared memory as it lies:
+ *     W_f   [rows][kp]   row family f carried to the chunk's start (E, Q)      f < families
+ *     M_f   [rows][rows] per out family, divided by scale                    f >= erase
+ *     P     [rows][kp], divided by scale
+ *     D     [kp] f32 (key decay), or one f32 (scalar decay); not written without decay
+ *     scale f32, a power of two: what keeps M and P in f16's range when A is large; f16 only
+ *
+ * Operand type. f16 when the declared ranges bound keys and rows (3 more bits than bf16, at the same
+ * speed), else bf16. What no range bounds (state, X) is scaled by powers of two per V row.
+ */
+#ifndef GDR_CODEGEN_NVPTX_FACTOR_H
+#define GDR_CODEGEN_NVPTX_FACTOR_H
+
+#include "codegen/nvptx/nvptx.h"
+#include <string.h>
+
+enum { MAX_FAMILIES = 8, MAX_WARPS = 4, BLOCK_ROWS = 16, SLAB = 32, ROW_TABLE = 20 };
+
+typedef struct Family {
+    int x;            /* erase: the weave [R,K]; out read: a [C,K] value */
+    int scores;       /* the OP_scores of this family, or -1 when nothing uses it */
+    int carried;      /* value contracted with the state: W_f */
+    int read;         /* that contraction, a chain value */
+    int mix;          /* out read: M_f; -1 for the erase family */
+    int mixed;        /* out read: contract(M_f, X), a chain value */
+    bool inclusive;
+    int position;     /* out read: lattice position within the token; erase: -1 (every one) */
+    int64_t ws_w, ws_m;
+} Family;
+
+typedef struct System {
+    int a;            /* decays on the lattice, or -1 */
+    bool a_key;       /* per key channel (else scalar) */
+    int p;            /* updates' keys: a weave [U,K] */
+    bool erase;       /* family[0] is the erase family */
+    Family family[MAX_FAMILIES];
+    int families;
+    int X;            /* chain value contracted with P */
+    int next;         /* chain value: the next state */
+    int64_t ws_p, ws_d, ws_scale, ws_bytes;
+    int slots, chunk; /* updates a token, tokens a chunk */
+    int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */
+    int K, kp;        /* key channels; padded to a multiple of 32 */
+    int V;
+    Elem operand;     /* 2-byte type of matrix operands */
+} System;
+
+/* Place of 16-byte unit `unit` of row `row` in a matrix of `units` units a row: eight rows' equal
+ * units, which one matrix load reads, fall in different banks of shared memory. */
+Val nv_swizzle(Cg *cg, int units, Val row, Val unit);
+
+/* Recognise the system in a tile-level kernel; false with *why when this target cannot run it. */
+bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);
+
+/* The factor kernel in the making. Lane l of warp w works on lattice rows 16w + g and 16w + g + 8
+ * (g = l/4), at channels 8*(l%4) .. +7 of each slab of 32. Half h is the row 16w + g + 8h. */
+typedef struct Factor {
+    Cg *cg;
+    const Kernel *k;
+    const System *s;
+    Val lane, warp, g, t;
+    Val record;               /* global byte pointer to this block's workspace record */
+    Val row[2];               /* lattice row in the chunk, i32 */
+    Val row_slot[2];          /* row % slots; NULL when slots == 1 */
+    Val stored_row[MAX_FAMILIES][2]; /* the row that W_f and M_f keep it in */
+    Val row_live[2];          /* i1: the row's token exists */
+    ValueAt at[2];
+    Var largest;              /* f16: this lane's largest |A| */
+    Val shrink;               /* f16: 1 / scale */
+    Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
+    /* shared memory, byte offsets */
+    int sh_p;                 /* [rows][kp] operand type, 16-byte units swizzled by row */
+    int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash */
+    int sh_total;             /* [warps][kp] f32: product of a 16-row block's decays */
+    int sh_g;                 /* f32 matrices [families][rows][g stride]; shares memory with sh_left */
+    int sh_a;                 /* f32 inverse [rows][g stride] */
+    int sh_scale;             /* [warps] f32 largest |A| */
+    int sh_row;               /* scalar decay: see factor_scalar.c */
+    int sh_bytes;
+    /* accumulators between the phases: diagonal block per family, f32 */
+    Var diag[MAX_FAMILIES][6];                   /* (g,2t) (g,2t+1) of 8x8 blocks 00, 11, 10 */
+    Var off[3][MAX_FAMILIES][2][4];              /* block row - distance 1..3, two 8-column halves */
+} Factor;
+/* Row stride of the f32 matrices: 4 more than a multiple of 16 spreads a fragment's rows over banks. */
+static inline int factor_g_stride(const System *s) { return s->rows + 4; }
+
+/* Pointer to 16-byte unit of a workspace matrix with kp or rows columns; or to a 2-element pair. */
+Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit);
+Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column);
+
+/* factor_scores.c, vector decay; factor_scalar.c, scalar or no decay */
+void factor_rows_pass(Factor *f);      /* decays, diagonal blocks, stash */
+void factor_off_diagonal(Factor *f);   /* blocks below the diagonal; writes W_f */
+void factor_scalar_rows_pass(Factor *f);
+void factor_scalar_blocks(Factor *f);
+void factor_scalar_tail(Factor *f);
+Val factor_key_unit(Factor *f, Val row, Val unit);   /* 8 channels of the key tile */
+void factor_store_unit(Cg *cg, Val p, const Val unit[4]);
+void factor_load_unit(Cg *cg, Val p, Val unit[4]);
+Val factor_stash_unit(Factor *f, int family, int h, Val slab);
+void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8]);
+void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4]);
+void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]);
+/* factor_solve.c */
+void factor_tail(Factor *f);           /* Kt in shared memory; D to the workspace */
+void factor_store_scores(Factor *f);   /* accumulators -> sh_g */
+void factor_solve(Factor *f);          /* sh_a = (I + T)^-1 */
+void factor_products(Factor *f);       /* M_f, P to the workspace */
+
+/* Lattice elements of value v (a weave, or a [C,K] value placed at `position`) for half h, this
+ * lane's 8 channels of the slab that at[h].base_k points to; `fill` where there is no row. */
+void factor_row(Factor *f, int v, int position, int h, double fill, Val out[8]);
+/* The same for a value without the K axis: one element. */
+Val factor_row_scalar(Factor *f, int v, int h, double fill);
+Val factor_shared_f32(Factor *f, int base, Val index); /* pointer to f32 number `index` */
+
+#endif

@@ -1,0 +1,242 @@
+/* Recognising the chunk system in a tile-level kernel: which values are its families, mixes, keys
+ * and decays, where each lies in the workspace, and the sizes everything is padded to.
+ *
+ * The passes give every spec one form (ir/ir.h); here it is only read off:
+ *     next    D*S + contract(P, X)            P = contract(solve T, Kt) or Kt
+ *     reads   contract(W, S) [+ contract(M, X) for an out]     W = carry(x, a) or x
+ *     M       contract(scores(x, p, a), solve T) or the scores
+ */
+#include "codegen/nvptx/factor.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* Magnitudes that f16 (largest 65504) holds with room for sums of 64 products: of rows and keys,
+ * and of scores. */
+#define F16_ROW_BOUND 8.0
+#define F16_SCORE_BOUND 256.0
+
+static const char *fail(const char **why, const char *text)
+{
+    *why = text;
+    return text;
+}
+
+static int strip(const Kernel *k, int v)
+{
+    while (inst_at(k, v)->op == OP_rename)
+        v = inst_at(k, v)->arg[0];
+    return v;
+}
+
+static bool is_lattice(int axis)
+{
+    return axis == AXIS_R || axis == AXIS_U;
+}
+
+/* The other operand of a contraction with `v`, or -1. */
+static int partner(const Inst *i, int v)
+{
+    return i->arg[0] == v ? i->arg[1] : i->arg[1] == v ? i->arg[0] : -1;
+}
+
+static int find_op(const Kernel *k, Op op)
+{
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == op)
+            return v;
+    return -1;
+}
+
+/* The row value behind a contraction's left operand. */
+static int uncarried(const Kernel *k, int w)
+{
+    w = strip(k, w);
+    return inst_at(k, w)->op == OP_carry ? inst_at(k, w)->arg[0] : w;
+}
+
+static void find_reads(const Kernel *k, System *s, int state, int *reads, int *count)
+{
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op != OP_contract || i->axis != AXIS_K || partner(i, state) < 0)
+            continue;
+        int w = partner(i, state);
+        if (shape_has(inst_at(k, w)->shape, AXIS_R)) {
+            s->erase = true;
+            s->family[0] = (Family){.x = uncarried(k, w), .carried = w, .read = v, .scores = -1,
+                                    .mix = -1, .mixed = -1, .position = -1};
+        } else {
+            reads[(*count)++] = v;
+        }
+    }
+}
+
+/* The out family that contract(M, X) at v completes. */
+static bool add_out(const Kernel *k, System *s, int v, int m, int state, const int *reads, int count)
+{
+    int scores = strip(k, m);
+    if (inst_at(k, scores)->op == OP_contract) {
+        const Inst *i = inst_at(k, scores);
+        int first = strip(k, i->arg[0]);
+        scores = inst_at(k, first)->op == OP_solve ? strip(k, i->arg[1]) : first;
+    }
+    const Inst *sc = inst_at(k, scores);
+    if (sc->op != OP_scores || s->families == MAX_FAMILIES)
+        return false;
+    for (int r = 0; r < count; r++) {
+        int w = partner(inst_at(k, reads[r]), state);
+        const Inst *carry = inst_at(k, strip(k, w));
+        if (uncarried(k, w) != sc->arg[0] || (carry->op == OP_carry && carry->place != sc->place))
+            continue;
+        s->family[s->families++] = (Family){
+            .x = sc->arg[0], .scores = scores, .carried = w, .read = reads[r], .mix = m, .mixed = v,
+            .inclusive = sc->place > 0, .position = sc->place > 0 ? sc->place - 1 : 0};
+        return true;
+    }
+    return false;
+}
+
+static bool find_families(const Kernel *k, System *s, const char **why)
+{
+    int state = find_op(k, OP_state), *reads = NEW_ARRAY(k->arena, int, k->inst.count), count = 0;
+    if (state < 0)
+        return !fail(why, "the kernel has no state");
+    find_reads(k, s, state, reads, &count);
+    s->families = s->erase;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op != OP_contract || !is_lattice(i->axis))
+            continue;
+        for (int j = 0; j < 2; j++) {
+            Shape left = inst_at(k, i->arg[j])->shape, right = inst_at(k, i->arg[1 - j])->shape;
+            if (!shape_has(right, AXIS_V))
+                continue;
+            s->X = i->arg[1 - j];
+            if (shape_has(left, AXIS_C) && !add_out(k, s, v, i->arg[j], state, reads, count))
+                return !fail(why, "more reads in the outs than the GPU kernels hold");
+        }
+    }
+    if (s->erase)
+        for (int v = 0; v < k->inst.count; v++)
+            if (inst_at(k, v)->op == OP_solve)
+                s->family[0].scores = strip(k, inst_at(k, v)->arg[0]);
+    int erase = s->erase ? s->family[0].scores : -1;
+    if (erase >= 0 && inst_at(k, erase)->op != OP_scores)
+        return !fail(why, "an update reads the state before earlier updates of its token, and the "
+                          "GPU chunk kernels hold rows in time order");
+    return true;
+}
+
+/* Keys and decays from any operation that names them. */
+static bool find_keys(const Kernel *k, System *s, const char **why)
+{
+    s->p = s->a = -1;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        int p = i->op == OP_scores ? i->arg[1] : i->op == OP_tail ? i->arg[0] : -1;
+        int a = i->op == OP_scores ? i->arg[2] : i->op == OP_tail || i->op == OP_carry ? i->arg[1]
+                : i->op == OP_total                                                    ? i->arg[0]
+                                                                                       : -1;
+        CHECK(p < 0 || s->p < 0 || p == s->p);
+        CHECK(a < 0 || s->a < 0 || a == s->a);
+        s->p = p >= 0 ? p : s->p;
+        s->a = a >= 0 ? a : s->a;
+    }
+    /* Without outs and decay the keys appear only in P itself. */
+    for (int v = 0; v < k->inst.count && s->p < 0; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_weave && i->axis == AXIS_U && shape_has(i->shape, AXIS_K))
+            s->p = v;
+    }
+    s->a_key = s->a >= 0 && shape_has(inst_at(k, s->a)->shape, AXIS_K);
+    return s->p >= 0 || !fail(why, "the update writes nothing");
+}
+
+static double magnitude(const Kernel *k, int v)
+{
+    Range r = value_range(k, v);
+    return fmax(fabs(r.lo), fabs(r.hi));
+}
+
+static Elem choose_operand(const Kernel *k, const System *s)
+{
+    double key = magnitude(k, s->p);
+    bool bounded = key <= F16_ROW_BOUND;
+    for (int f = 0; f < s->families; f++) {
+        double row = magnitude(k, s->family[f].x);
+        bounded = bounded && row <= F16_ROW_BOUND && row * key * s->K <= F16_SCORE_BOUND;
+    }
+    return bounded ? ELEM_f16 : ELEM_bf16;
+}
+
+Val nv_swizzle(Cg *cg, int units, Val row, Val unit)
+{
+    int span = units & -units, shift = 0;
+    span = span > 8 ? 8 : span;
+    while (span << shift < 8)
+        shift++;
+    if (span == 1)
+        return unit;
+    return cg_xor(cg, unit, cg_and(cg, cg_shr(cg, row, shift), cg_int(cg, span - 1)));
+}
+
+static int64_t take(int64_t *at, int64_t bytes)
+{
+    int64_t here = *at;
+    *at += (bytes + 127) / 128 * 128;
+    return here;
+}
+
+static void place(System *s)
+{
+    int64_t at = 0, wide = (int64_t)s->rows * s->kp * 2, square = (int64_t)s->rows * s->rows * 2;
+    for (int f = 0; f < s->families; f++)
+        s->family[f].ws_w = take(&at, wide);
+    for (int f = s->erase; f < s->families; f++)
+        s->family[f].ws_m = take(&at, square);
+    s->ws_p = take(&at, wide);
+    s->ws_d = take(&at, s->a_key ? s->kp * 4 : 4);
+    s->ws_scale = take(&at, 4);
+    s->ws_bytes = at;
+}
+
+static bool has_sum(const Kernel *k, int v)
+{
+    const Inst *i = inst_at(k, v);
+    bool found = i->op == OP_sum;
+    for (int j = 0; j < i->nargs && !found; j++)
+        found = i->arg[j] >= 0 && has_sum(k, i->arg[j]);
+    return found;
+}
+
+bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
+{
+    *s = (System){.slots = k->facts.slots, .chunk = k->axis.at[AXIS_C].size,
+                  .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size};
+    CHECK(k->level == LEVEL_tile);
+    const char *unsupported = value_unsupported(k);
+    if (unsupported)
+        return !fail(why, unsupported);
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == OP_prev && has_sum(k, v))
+            return !fail(why, "prev of a sum has no GPU chunk kernel: use the recurrent algorithm");
+    int rows = s->slots * s->chunk;
+    if (s->K > 256 || s->V > 256 || rows > 64) {
+        char *text = arena_alloc(arena, 160);
+        snprintf(text, 160, "GPU chunk kernels hold K and V up to 256 and chunks up to 64 updates; "
+                            "here K = %d, V = %d, %d updates", s->K, s->V, rows);
+        return !fail(why, text);
+    }
+    s->rows = rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
+    s->warps = s->rows / BLOCK_ROWS;
+    s->kp = (s->K + SLAB - 1) / SLAB * SLAB;
+    int next = find_op(k, OP_next);
+    CHECK(next >= 0);
+    s->next = inst_at(k, next)->arg[0];
+    if (!find_families(k, s, why) || !find_keys(k, s, why))
+        return false;
+    s->operand = choose_operand(k, s);
+    place(s);
+    return true;
+}
