@@ -126,6 +126,67 @@ static void print_infix(Names *n, const Inst *i, const char *op, int prec, int o
     buf_puts(out, prec < outer ? ")" : "");
 }
 
+/* A sum over a shared axis as a product of matrices. A = (I + T)^-1 is stored by equation and read
+ * by unknown, so its two axes change places. */
+static void print_contract(Names *n, const Inst *i, int outer, Buf *out) {
+    buf_puts(out, PREC_mul < outer ? "(" : "");
+    for (int j = 0; j < 2; j++) {
+        const Inst *a = inst_at(n->k, i->arg[j]);
+        bool inner_last = a->shape.axis[a->shape.rank - 1] == i->axis;
+        bool transposed = (j == 0) != inner_last;
+        buf_puts(out, j ? " * " : "");
+        print(n, i->arg[j], PREC_unary + (j > 0), out);
+        buf_puts(out, transposed != (a->op == OP_solve) ? "'" : "");
+    }
+    buf_puts(out, PREC_mul < outer ? ")" : "");
+}
+
+/* Matrix operations by name, an absent decay left out: lower(e * p', a), from_start(q, a), ... */
+static bool print_matrix(Names *n, const Inst *i, Buf *out) {
+    int a = i->nargs > 0 ? i->arg[i->nargs - 1] : -1;
+    switch (i->op) {
+    case OP_scores:
+        buf_puts(out, "lower(");
+        print(n, i->arg[0], PREC_unary, out);
+        buf_puts(out, " * ");
+        print(n, i->arg[1], PREC_atom, out);
+        buf_puts(out, "'");
+        a = i->nargs == 3 ? a : -1;
+        break;
+    case OP_carry: case OP_tail:
+        buf_puts(out, i->op == OP_carry ? "from_start(" : "to_end(");
+        print(n, i->arg[0], PREC_add, out);
+        a = i->nargs == 2 ? a : -1;
+        break;
+    case OP_total: buf_puts(out, "product("); print(n, a, PREC_add, out); a = -1; break;
+    case OP_solve: buf_puts(out, "inverse(I + "); print(n, a, PREC_mul, out); a = -1; break;
+    default: return false;
+    }
+    if (a >= 0) {
+        buf_puts(out, ", ");
+        print(n, a, PREC_add, out);
+    }
+    buf_puts(out, ")");
+    return true;
+}
+
+/* A factor of rows of the state: diag(d) * S. */
+static bool print_row_factor(Names *n, const Inst *i, int outer, Buf *out) {
+    for (int j = 0; j < 2; j++) {
+        Shape d = inst_at(n->k, i->arg[j])->shape, s = inst_at(n->k, i->arg[1 - j])->shape;
+        bool rows = shape_features(d).rank == 1 && shape_has(d, AXIS_K) && shape_has(s, AXIS_V);
+        if (!rows)
+            continue;
+        buf_puts(out, PREC_mul < outer ? "(diag(" : "diag(");
+        print(n, i->arg[j], PREC_add, out);
+        buf_puts(out, ") * ");
+        print(n, i->arg[1 - j], PREC_unary, out);
+        buf_puts(out, PREC_mul < outer ? ")" : "");
+        return true;
+    }
+    return false;
+}
+
 static void print_inst(Names *n, int v, int outer, Buf *out) {
     const Kernel *k = n->k;
     const Inst *i = inst_at(k, v);
@@ -146,7 +207,10 @@ static void print_inst(Names *n, int v, int outer, Buf *out) {
         break;
     case OP_add: print_infix(n, i, " + ", PREC_add, outer, out); break;
     case OP_sub: print_infix(n, i, " - ", PREC_add, outer, out); break;
-    case OP_mul: print_infix(n, i, vectors ? " .* " : " * ", PREC_mul, outer, out); break;
+    case OP_mul:
+        if (!vectors || !print_row_factor(n, i, outer, out))
+            print_infix(n, i, vectors ? " .* " : " * ", PREC_mul, outer, out);
+        break;
     case OP_div: print_infix(n, i, vectors ? " ./ " : " / ", PREC_mul, outer, out); break;
     case OP_pow: print_infix(n, i, "^", PREC_unary, outer, out); break;
     case OP_read:
@@ -155,8 +219,13 @@ static void print_inst(Names *n, int v, int outer, Buf *out) {
         print(n, i->arg[0], PREC_unary, out);
         buf_puts(out, PREC_mul < outer ? ")" : "");
         break;
+    case OP_contract: print_contract(n, i, outer, out); break;
+    case OP_rename: print(n, i->arg[0], outer, out); break;
+    case OP_weave: print_call(n, i, "rows", out); break;
+    case OP_state: buf_puts(out, k->state_name ? k->state_name : "S"); break;
     default:
-        print_call(n, i, op_info[i->op].name, out);
+        if (!print_matrix(n, i, out))
+            print_call(n, i, op_info[i->op].name, out);
         break;
     }
 }

@@ -86,6 +86,17 @@ void names_print(Names *n, int v, bool as_factor, Buf *out);
 /* The value written out although it has a name; outer is 0 for none, else a precedence. */
 void names_define(Names *n, int v, int outer, Buf *out);
 
+/* system.c ------------------------------------------------------------------------------------- */
+
+/* Of one token and head, in bf16; milliseconds for 10^6 of them on an H100 (rates measured). */
+#define COST_TERABYTES 3.0
+#define COST_TERAFLOPS 800.0
+typedef struct Cost { int chunk; double flops, bytes, ms_memory, ms_compute; } Cost;
+typedef struct SystemRow { const char *name, *shape, *text; } SystemRow;
+typedef struct SystemTable { VEC(SystemRow) row; Cost cost; } SystemTable;
+/* The matrices of the chunk system, each with its definition, and what it costs. */
+void system_describe(const Kernel *tile, SystemTable *t);
+
 /* explain.c ------------------------------------------------------------------------------------ */
 
 typedef enum { EXPLAIN_text, EXPLAIN_markdown, EXPLAIN_json } ExplainFormat;
