@@ -197,6 +197,8 @@ static void bind_stmt(Binder *w, const Stmt *s) {
         case DECL_out:
             if (has_index(decl->value))
                 check_indices(w, decl->value);
+            if (decl->constant)
+                w->b->value[decl->slot] = bound_number(w->b, decl->value);
             break;
         case DECL_state:
         case DECL_loop: break;

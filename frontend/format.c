@@ -1,0 +1,2 @@
+#include "frontend/frontend.h"
+void spec_format(const SpecFile *f, Buf *out) { (void)f; (void)out; }
