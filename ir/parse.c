@@ -468,7 +468,7 @@ static bool inst_line(Parser *p) {
     }
     if (!fields(p, &in))
         return false;
-    if (take(p, ':')) {
+    if (result && take(p, ':')) {
         if (!shape(p, &in.shape))
             return false;
     } else if (result) {
