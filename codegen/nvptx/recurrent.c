@@ -8,57 +8,39 @@
  *
  * S'x sums over a lane's rows, then over the row groups by shuffles; warps share nothing.
  * At K = 128 a lane holds 16 x 4 values in 16 loads of 16 bytes, all in flight at once, and a load
- * of a warp covers 64 contiguous bytes of 8 rows: one token costs little more than moving the state.
+ * of a warp covers 64 contiguous bytes of 8 rows: a token costs little more than moving the state.
+ * While a token is worked on, the inputs of the next are on their way.
  *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
  *
  * Values of earlier tokens (prev, cumsum) are carried from token to token in registers.
  */
-#include "codegen/nvptx/nvptx.h"
+#include "codegen/nvptx/recurrent.h"
 
 enum {
-    WARP = 32,
-    COLUMNS = 4,        /* of a lane: 16 bytes of f32 */
-    MAX_ROWS = 16,      /* of a lane */
-    MAX_GROUPS = 16,    /* of rows, in a warp */
-    MAX_SIZE = 256,     /* of K and V */
+    MAX_GROUPS = 16,      /* of rows, in a warp */
+    MAX_SIZE = 256,       /* of K and V */
     MAX_THREADS = 1024,
-    BLOCK_WARPS = 4,    /* when the caller does not choose the V tile */
-    SM_REGISTERS = 65536,
-    LANE_REGISTERS = 160, /* 64 of state, the token's vectors, addresses */
-    MAX_REGISTERS = 255
+    BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
+    BASE_REGISTERS = 96,  /* of a lane, beside the state: a token's vectors, addresses */
+    MAX_REGISTERS = 255,
+    QUARTERS = 4,         /* of an SM, each with its own registers: */
+    QUARTER_REGISTERS = 512 /* times the lanes of a warp */
 };
-
-typedef struct Recurrent {
-    Cg *cg;
-    const Kernel *k;
-    int K, V;
-    int row_groups, column_groups;
-    int n_k;              /* rows of a lane */
-    int warps, v_tile;    /* of a block */
-    bool whole;           /* a block owns all of V */
-    bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
-    Val lane, warp, row_group, column_group;
-    Val tile;             /* which V tile the block owns */
-    Seq seq;
-    ValueAt at;
-    Val s[MAX_ROWS][COLUMNS];       /* the state while a token is being built */
-    Var state[MAX_ROWS][COLUMNS];   /* and between tokens */
-    Var **carried;                  /* [value] elements of prev and cumsum from the token before */
-} Recurrent;
 
 /* plan ----------------------------------------------------------------------------------------- */
 
 /* Whether v depends on the state or on earlier tokens. */
 static bool depends_on_past(const Recurrent *r, int v)
 {
-    const Inst *i = inst_at(r->k, v);
-    if (i->op == OP_read || i->op == OP_prev || i->op == OP_cumsum)
-        return true;
-    for (int a = 0; a < i->nargs; a++)
-        if (depends_on_past(r, i->arg[a]))
+    bool *needed = NEW_ARRAY(r->cg->arena, bool, r->k->inst.count);
+    value_mark(r->k, v, needed);
+    for (int u = 0; u <= v; u++) {
+        Op op = inst_at(r->k, u)->op;
+        if (needed[u] && (op == OP_read || op == OP_prev || op == OP_cumsum))
             return true;
+    }
     return false;
 }
 
@@ -84,18 +66,53 @@ static int lane_rows(int K, int row_groups)
     return round_up(round_up(K, row_groups) / row_groups, COLUMNS);
 }
 
+static bool is_token_input(const Recurrent *r, int v)
+{
+    const Inst *i = inst_at(r->k, v);
+    return i->op == OP_in && !r->k->in.at[i->index].is_param;
+}
+
+/* Registers that a lane needs: the state; what lives from token to token, which is what is carried,
+ * constant vectors (LLVM moves them out of the loop), inputs read ahead; and the rest. */
+static int lane_registers(const Recurrent *r)
+{
+    int sum = BASE_REGISTERS + r->n_k * COLUMNS;
+    for (int v = 0; v < r->k->inst.count; v++) {
+        const Inst *i = inst_at(r->k, v);
+        bool constant = i->shape.rank > 0 && value_is_constant(r->k, v);
+        int n = shape_has(i->shape, AXIS_K) ? r->n_k : shape_has(i->shape, AXIS_V) ? COLUMNS : 1;
+        if (is_token_input(r, v))
+            sum += (n * elem_size(r->k->in.at[i->index].elem) + 3) / 4;
+        else if (i->op == OP_prev || i->op == OP_cumsum || constant)
+            sum += n;
+    }
+    return sum;
+}
+
 /* As few row groups as the registers allow, so that rows are read in long pieces; more when V is
  * too short to give every lane a column. */
 static void choose_lanes(Recurrent *r)
 {
     int g = 1;
-    while (lane_rows(r->K, g) > MAX_ROWS)
-        g *= 2;
-    while (g < MAX_GROUPS / 2 && WARP / g * COLUMNS > r->V)
-        g *= 2;
+    for (;; g *= 2) {
+        r->n_k = lane_rows(r->K, g);
+        bool fits = r->n_k <= MAX_ROWS && lane_registers(r) <= MAX_REGISTERS;
+        bool idle = g < MAX_GROUPS / 2 && WARP / g * COLUMNS > r->V;
+        if ((fits && !idle) || g == MAX_GROUPS)
+            break;
+    }
     r->row_groups = g;
     r->column_groups = WARP / g;
-    r->n_k = lane_rows(r->K, g);
+}
+
+/* Blocks an SM shall have room for, which caps the registers of a lane. */
+static int blocks_per_sm(const Recurrent *r)
+{
+    int registers = lane_registers(r);
+    if (registers > MAX_REGISTERS)
+        registers = MAX_REGISTERS;
+    int blocks = QUARTERS * (QUARTER_REGISTERS / registers) / r->warps;
+    return blocks > 0 ? blocks : 1;
 }
 
 static bool plan(Recurrent *r, const char **why)
@@ -130,157 +147,9 @@ static bool plan(Recurrent *r, const char **why)
     return true;
 }
 
-/* Blocks an SM must have room for, which caps the registers of a lane. Vectors that live from token
- * to token take their own: carried ones, and constant ones that LLVM moves out of the loop. */
-static int blocks_per_sm(const Recurrent *r)
-{
-    int registers = LANE_REGISTERS;
-    for (int v = 0; v < r->k->inst.count; v++) {
-        const Inst *i = inst_at(r->k, v);
-        if (i->op == OP_prev || i->op == OP_cumsum || value_is_constant(r->k, v))
-            registers += shape_has(i->shape, AXIS_K) ? r->n_k : i->shape.rank * COLUMNS;
-    }
-    if (registers > MAX_REGISTERS)
-        registers = MAX_REGISTERS;
-    int blocks = SM_REGISTERS / (registers * r->warps * WARP);
-    return blocks > 0 ? blocks : 1;
-}
-
 static int shared_bytes(const Recurrent *r)
 {
     return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
-}
-
-/* sums across lanes and warps ------------------------------------------------------------------ */
-
-/* Sum over the lanes whose numbers differ in the bits from `low` up to, not including, `high`. */
-static Val add_lanes(Cg *cg, Val x, int low, int high)
-{
-    for (int mask = low; mask < high; mask *= 2)
-        x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, mask));
-    return x;
-}
-
-static Val sum_rows(Recurrent *r, Val x)
-{
-    return add_lanes(r->cg, x, r->column_groups, WARP);
-}
-
-/* Sums over the block's columns of n values that each lane holds a part of; `base` (i32) is where
- * they begin in a line of shared memory that each warp fills. All lanes get the sums. */
-static void sum_columns(Recurrent *r, Val base, int n, Val *x)
-{
-    Cg *cg = r->cg;
-    int line = r->row_groups * r->n_k * 4;
-    Val at = cg_shl(cg, base, 2);
-    for (int j = 0; j < n; j++)
-        x[j] = add_lanes(cg, x[j], 1, r->column_groups);
-    if (r->warps == 1)
-        return;
-    Val mine = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, line)), at);
-    nv_barrier(cg); /* whoever still reads the sums before these */
-    If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, r->column_group, cg_int(cg, 0)));
-    for (int j = 0; j < n; j++)
-        cg_store(cg, x[j], cg_gep8(cg, nv_shared(cg, 4 * j), mine), 4);
-    cg_end_if(cg, &first);
-    nv_barrier(cg);
-    for (int j = 0; j < n; j++) {
-        x[j] = cg_load(cg, cg->f32, cg_gep8(cg, nv_shared(cg, 4 * j), at), 4);
-        for (int w = 1; w < r->warps; w++) {
-            Val p = cg_gep8(cg, nv_shared(cg, (int64_t)w * line + 4 * j), at);
-            x[j] = cg_fadd(cg, x[j], cg_load(cg, cg->f32, p, 4));
-        }
-    }
-}
-
-/* V spread over all lanes of the warp instead of its own columns. */
-static Val sum_spread(ValueAt *at, int v, int axis, Val partial)
-{
-    (void)v;
-    Recurrent *r = at->user;
-    return axis == AXIS_K ? sum_rows(r, partial) : add_lanes(at->cg, partial, 1, WARP);
-}
-
-/* A sum over V of what depends on this token's inputs alone: every warp works it out for itself. */
-static Val sum_alone(ValueAt *at, int v)
-{
-    Cg *cg = at->cg;
-    Recurrent *r = at->user;
-    ValueAt spread = *at;
-    spread.memo = NULL;
-    spread.lookup = NULL;
-    spread.sum = sum_spread;
-    spread.n_v = 1;
-    while (WARP * spread.n_v < r->V)
-        spread.n_v *= 2;
-    spread.base_v = cg_mul(cg, r->lane, cg_int(cg, spread.n_v));
-    spread.past_v = WARP * spread.n_v > r->V;
-    value_begin(&spread);
-    return value_get(&spread, v)[0];
-}
-
-static Val sum_values(ValueAt *at, int v, int axis, Val partial)
-{
-    Recurrent *r = at->user;
-    if (axis == AXIS_K)
-        return sum_rows(r, partial);
-    if (!r->whole)
-        return sum_alone(at, v);
-    sum_columns(r, cg_int(at->cg, 0), 1, &partial);
-    return partial;
-}
-
-/* earlier tokens ------------------------------------------------------------------------------- */
-
-static bool is_carried(const Inst *i)
-{
-    return i->op == OP_prev || i->op == OP_cumsum;
-}
-
-/* What lasts from token to token is zero where the sequence starts. */
-static void open_carried(Recurrent *r)
-{
-    r->carried = NEW_ARRAY(r->cg->arena, Var *, r->k->inst.count);
-    for (int v = 0; v < r->k->inst.count; v++) {
-        if (!is_carried(inst_at(r->k, v)))
-            continue;
-        int n = value_count(&r->at, v);
-        r->carried[v] = NEW_ARRAY(r->cg->arena, Var, n);
-        for (int j = 0; j < n; j++)
-            r->carried[v][j] = cg_var(r->cg, r->cg->f32, cg_float(r->cg, 0));
-    }
-}
-
-static bool look_up(ValueAt *at, int v, Val *out)
-{
-    Recurrent *r = at->user;
-    const Inst *i = inst_at(r->k, v);
-    if (!is_carried(i))
-        return false;
-    const Val *now = i->op == OP_cumsum ? value_get(at, i->arg[0]) : NULL;
-    int n = value_count(at, v);
-    for (int j = 0; j < n; j++) {
-        out[j] = cg_get(at->cg, r->carried[v][j]);
-        if (now)
-            out[j] = cg_fadd(at->cg, out[j], now[j]);
-    }
-    return true;
-}
-
-/* At the end of a token. All are read before any is replaced: prev(cumsum(x)) sees the old sum. */
-static void close_carried(Recurrent *r)
-{
-    for (int v = 0; v < r->k->inst.count; v++)
-        if (r->carried[v])
-            value_get(&r->at, v);
-    for (int v = 0; v < r->k->inst.count; v++) {
-        if (!r->carried[v])
-            continue;
-        const Inst *i = inst_at(r->k, v);
-        const Val *x = value_get(&r->at, i->op == OP_prev ? i->arg[0] : v);
-        for (int j = 0; j < value_count(&r->at, v); j++)
-            cg_set(r->cg, r->carried[v][j], x[j]);
-    }
 }
 
 /* groups of neighbouring elements -------------------------------------------------------------- */
@@ -300,7 +169,7 @@ static void load_group(Cg *cg, Val p, int n, Val *out)
         out[j] = n == 1 ? x : cg_extract(cg, x, j);
 }
 
-static void store_group(Cg *cg, Elem e, Val p, int n, const Val *x)
+void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x)
 {
     Val item[COLUMNS];
     int width = elem_size(e), count = n;
@@ -390,8 +259,8 @@ static void store_state(Recurrent *r)
             If g = {0};
             if (exists)
                 g = cg_if(cg, exists);
-            store_group(cg, ELEM_f32, cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c))),
-                        state_group(r), x);
+            Val p = cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c)));
+            recurrent_store(cg, ELEM_f32, p, state_group(r), x);
             if (exists)
                 cg_end_if(cg, &g);
         }
@@ -399,105 +268,48 @@ static void store_state(Recurrent *r)
     cg_end_if(cg, &f);
 }
 
-/* operations on the state ---------------------------------------------------------------------- */
+/* the next token's inputs ---------------------------------------------------------------------- */
 
-/* v along an axis of the state, a scalar repeated; 0 where there is no element. */
-static void get_run(Recurrent *r, int v, int axis, Val *out)
-{
-    int n = axis == AXIS_K ? r->n_k : COLUMNS;
-    if (inst_at(r->k, v)->shape.rank > 0) {
-        value_get_padded(&r->at, v, out);
-        return;
-    }
-    Val x = value_get(&r->at, v)[0];
-    for (int j = 0; j < n; j++) {
-        Val exists = value_exists(&r->at, axis, j);
-        out[j] = exists ? cg_select(r->cg, exists, x, cg_float(r->cg, 0)) : x;
-    }
-}
-
-static void build_decay(Recurrent *r, int a)
-{
-    Val x[MAX_ROWS];
-    bool by_column = shape_has(inst_at(r->k, a)->shape, AXIS_V);
-    get_run(r, a, by_column ? AXIS_V : AXIS_K, x);
-    for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
-            r->s[i][c] = cg_fmul(r->cg, r->s[i][c], x[by_column ? c : i]);
-}
-
-static void build_update(Recurrent *r, int p, int z)
-{
-    Val key[MAX_ROWS], value[COLUMNS];
-    get_run(r, p, AXIS_K, key);
-    get_run(r, z, AXIS_V, value);
-    for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
-            r->s[i][c] = cg_fma(r->cg, key[i], value[c], r->s[i][c]);
-}
-
-/* S'x or Sx at this point of the token; later uses find it among the values. */
-static void build_read(Recurrent *r, int v, int a)
+/* Start reading the inputs of token `t` of the sequence. */
+static void read_ahead(Recurrent *r, Val t)
 {
     Cg *cg = r->cg;
-    bool by_row = shape_has(inst_at(r->k, a)->shape, AXIS_K); /* sums over rows, gives columns */
-    int n = by_row ? COLUMNS : r->n_k, terms = by_row ? r->n_k : COLUMNS;
-    Val x[MAX_ROWS], *sum = NEW_ARRAY(cg->arena, Val, n);
-    get_run(r, a, by_row ? AXIS_K : AXIS_V, x);
-    for (int j = 0; j < n; j++) {
-        for (int t = 0; t < terms; t++) {
-            Val s = by_row ? r->s[t][j] : r->s[j][t];
-            sum[j] = t ? cg_fma(cg, s, x[t], sum[j]) : cg_fmul(cg, s, x[t]);
+    ValueAt next = r->at;
+    next.token = cg_add(cg, r->seq.begin, t);
+    for (int v = 0; v < r->k->inst.count; v++) {
+        if (!is_token_input(r, v))
+            continue;
+        int n = value_accesses(&next, v);
+        Val *x = NEW_ARRAY(cg->arena, Val, n);
+        value_load(&next, v, x);
+        if (!r->ahead[v]) {
+            r->ahead[v] = NEW_ARRAY(cg->arena, Var, n);
+            for (int j = 0; j < n; j++)
+                r->ahead[v][j] = cg_var(cg, LLVMTypeOf(x[j]), NULL);
         }
-        if (by_row)
-            sum[j] = sum_rows(r, sum[j]);
+        for (int j = 0; j < n; j++)
+            cg_set(cg, r->ahead[v][j], x[j]);
     }
-    if (!by_row)
-        sum_columns(r, r->at.base_k, n, sum);
-    r->at.memo[v] = sum;
 }
 
-/* outputs -------------------------------------------------------------------------------------- */
-
-/* One lane of those that hold the same elements, in one block of those of the same head. */
-static Val writes_output(Recurrent *r, int axis)
+/* Inputs of token `t`, read during the token before; then those of the next set out. */
+static void take_inputs(Recurrent *r, Val t)
 {
     Cg *cg = r->cg;
-    Val zero = cg_int(cg, 0);
-    if (axis == AXIS_V)
-        return cg_cmp(cg, LLVMIntEQ, r->row_group, zero);
-    Val other = cg_or(cg, r->tile, r->warp);
-    other = cg_or(cg, other, axis == AXIS_K ? r->column_group : r->lane);
-    return cg_cmp(cg, LLVMIntEQ, other, zero);
-}
-
-static void build_out(Recurrent *r, const Inst *i)
-{
-    Cg *cg = r->cg;
-    const Port *port = &r->k->out.at[i->index];
-    int axis = port->shape.rank ? port->shape.axis[0] : -1;
-    int size = axis < 0 ? 1 : r->k->axis.at[axis].size, n = value_count(&r->at, i->arg[0]);
-    int group = axis < 0 ? 1 : size % 4 == 0 ? 4 : size % 2 == 0 ? 2 : 1;
-    const Val *x = value_get(&r->at, i->arg[0]);
-
-    If writer = cg_if(cg, writes_output(r, axis));
-    Val row = cg_mul(cg, r->at.token, cg_frame_field(cg, FRAME_H));
-    row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, r->at.head)), cg_int64(cg, size));
-    if (axis >= 0)
-        row = cg_add(cg, row, cg_zext64(cg, axis == AXIS_K ? r->at.base_k : r->at.base_v));
-    Val bytes = cg_mul(cg, row, cg_int64(cg, elem_size(port->elem)));
-    Val p = cg_gep8(cg, nv_global(cg, frame_out_ptr(r->k, i->index)), bytes);
-    for (int j = 0; j < n; j += group) {
-        Val exists = axis < 0 ? NULL : value_exists(&r->at, axis, j);
-        If g = {0};
-        if (exists)
-            g = cg_if(cg, exists);
-        Val q = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * elem_size(port->elem)));
-        store_group(cg, port->elem, q, group, x + j);
-        if (exists)
-            cg_end_if(cg, &g);
+    for (int v = 0; v < r->k->inst.count; v++) {
+        if (!is_token_input(r, v))
+            continue;
+        int n = value_accesses(&r->at, v);
+        Val *x = NEW_ARRAY(cg->arena, Val, n);
+        for (int j = 0; j < n; j++)
+            x[j] = cg_get(cg, r->ahead[v][j]);
+        r->at.memo[v] = NEW_ARRAY(cg->arena, Val, value_count(&r->at, v));
+        value_unpack(&r->at, v, x, r->at.memo[v]);
     }
-    cg_end_if(cg, &writer);
+    Val next = cg_add(cg, t, cg_int64(cg, 1));
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, r->seq.length));
+    read_ahead(r, next);
+    cg_end_if(cg, &more);
 }
 
 /* the kernel ----------------------------------------------------------------------------------- */
@@ -507,21 +319,11 @@ static void build_token(Recurrent *r, Val t)
     Cg *cg = r->cg;
     r->at.token = cg_add(cg, r->seq.begin, t);
     value_begin(&r->at);
+    take_inputs(r, t);
     for (int i = 0; i < r->n_k; i++)
         for (int c = 0; c < COLUMNS; c++)
             r->s[i][c] = cg_get(cg, r->state[i][c]);
-    for (int v = 0; v < r->k->inst.count; v++) {
-        const Inst *i = inst_at(r->k, v);
-        if (i->op == OP_decay)
-            build_decay(r, i->arg[0]);
-        else if (i->op == OP_read)
-            build_read(r, v, i->arg[0]);
-        else if (i->op == OP_update)
-            build_update(r, i->arg[0], i->arg[1]);
-        else if (i->op == OP_out)
-            build_out(r, i);
-    }
-    close_carried(r);
+    recurrent_token(r);
     for (int i = 0; i < r->n_k; i++)
         for (int c = 0; c < COLUMNS; c++)
             cg_set(cg, r->state[i][c], r->s[i][c]);
@@ -554,8 +356,8 @@ static void find_place(Recurrent *r)
         .n_v = COLUMNS,
         .past_k = r->past_k,
         .past_v = r->past_v,
-        .lookup = look_up,
-        .sum = sum_values,
+        .lookup = recurrent_lookup,
+        .sum = recurrent_sum,
         .user = r,
     };
     value_ports(&r->at);
@@ -576,7 +378,11 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
     nv_kernel_open(cg, symbol.text, threads, blocks_per_sm(r));
     find_place(r);
     load_state(r);
-    open_carried(r);
+    recurrent_open_carried(r);
+    r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, cg_int64(cg, 0)));
+    read_ahead(r, cg_int64(cg, 0));
+    cg_end_if(cg, &some);
     Loop token = cg_for(cg, cg_int64(cg, 0), r->seq.length, 1, false);
     build_token(r, token.i);
     cg_end_for(cg, &token);

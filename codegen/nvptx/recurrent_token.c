@@ -1,0 +1,257 @@
+/* One token of the recurrent kernel: values, operations on the state in program order, outputs.
+ *
+ * Reads sum over a lane's own rows or columns first, then over the lanes that hold the others, then
+ * (over columns only) over the warps of the block. After a sum every lane that needs it has it.
+ */
+#include "codegen/nvptx/recurrent.h"
+
+/* sums across lanes and warps ------------------------------------------------------------------ */
+
+/* Sum over the lanes whose numbers differ in the bits from `low` up to, not including, `high`. */
+static Val add_lanes(Cg *cg, Val x, int low, int high)
+{
+    for (int mask = low; mask < high; mask *= 2)
+        x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, mask));
+    return x;
+}
+
+static Val sum_rows(Recurrent *r, Val x)
+{
+    return add_lanes(r->cg, x, r->column_groups, WARP);
+}
+
+/* Sums over the block's columns of n values that each lane holds a part of; `base` (i32) is where
+ * they begin in a line of shared memory that each warp fills. All lanes get the sums. */
+static void sum_columns(Recurrent *r, Val base, int n, Val *x)
+{
+    Cg *cg = r->cg;
+    int line = r->row_groups * r->n_k * 4;
+    Val at = cg_shl(cg, base, 2);
+    for (int j = 0; j < n; j++)
+        x[j] = add_lanes(cg, x[j], 1, r->column_groups);
+    if (r->warps == 1)
+        return;
+    Val mine = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, line)), at);
+    nv_barrier(cg); /* whoever still reads the sums before these */
+    If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, r->column_group, cg_int(cg, 0)));
+    for (int j = 0; j < n; j++)
+        cg_store(cg, x[j], cg_gep8(cg, nv_shared(cg, 4 * j), mine), 4);
+    cg_end_if(cg, &first);
+    nv_barrier(cg);
+    for (int j = 0; j < n; j++) {
+        x[j] = cg_load(cg, cg->f32, cg_gep8(cg, nv_shared(cg, 4 * j), at), 4);
+        for (int w = 1; w < r->warps; w++) {
+            Val p = cg_gep8(cg, nv_shared(cg, (int64_t)w * line + 4 * j), at);
+            x[j] = cg_fadd(cg, x[j], cg_load(cg, cg->f32, p, 4));
+        }
+    }
+}
+
+/* V spread over all lanes of the warp instead of its own columns. */
+static Val sum_spread(ValueAt *at, int v, int axis, Val partial)
+{
+    (void)v;
+    Recurrent *r = at->user;
+    return axis == AXIS_K ? sum_rows(r, partial) : add_lanes(at->cg, partial, 1, WARP);
+}
+
+/* A sum over V of what depends on this token's inputs alone: every warp works it out for itself. */
+static Val sum_alone(ValueAt *at, int v)
+{
+    Cg *cg = at->cg;
+    Recurrent *r = at->user;
+    ValueAt spread = *at;
+    spread.memo = NULL;
+    spread.lookup = NULL;
+    spread.sum = sum_spread;
+    spread.n_v = 1;
+    while (WARP * spread.n_v < r->V)
+        spread.n_v *= 2;
+    spread.base_v = cg_mul(cg, r->lane, cg_int(cg, spread.n_v));
+    spread.past_v = WARP * spread.n_v > r->V;
+    value_begin(&spread);
+    return value_get(&spread, v)[0];
+}
+
+Val recurrent_sum(ValueAt *at, int v, int axis, Val partial)
+{
+    Recurrent *r = at->user;
+    if (axis == AXIS_K)
+        return sum_rows(r, partial);
+    if (!r->whole)
+        return sum_alone(at, v);
+    sum_columns(r, cg_int(at->cg, 0), 1, &partial);
+    return partial;
+}
+
+/* earlier tokens ------------------------------------------------------------------------------- */
+
+static bool is_carried(const Inst *i)
+{
+    return i->op == OP_prev || i->op == OP_cumsum;
+}
+
+/* What lasts from token to token is zero where the sequence starts. */
+void recurrent_open_carried(Recurrent *r)
+{
+    r->carried = NEW_ARRAY(r->cg->arena, Var *, r->k->inst.count);
+    for (int v = 0; v < r->k->inst.count; v++) {
+        if (!is_carried(inst_at(r->k, v)))
+            continue;
+        int n = value_count(&r->at, v);
+        r->carried[v] = NEW_ARRAY(r->cg->arena, Var, n);
+        for (int j = 0; j < n; j++)
+            r->carried[v][j] = cg_var(r->cg, r->cg->f32, cg_float(r->cg, 0));
+    }
+}
+
+bool recurrent_lookup(ValueAt *at, int v, Val *out)
+{
+    Recurrent *r = at->user;
+    const Inst *i = inst_at(r->k, v);
+    if (!is_carried(i))
+        return false;
+    const Val *now = i->op == OP_cumsum ? value_get(at, i->arg[0]) : NULL;
+    int n = value_count(at, v);
+    for (int j = 0; j < n; j++) {
+        out[j] = cg_get(at->cg, r->carried[v][j]);
+        if (now)
+            out[j] = cg_fadd(at->cg, out[j], now[j]);
+    }
+    return true;
+}
+
+/* At the end of a token. All are read before any is replaced: prev(cumsum(x)) sees the old sum. */
+static void close_carried(Recurrent *r)
+{
+    for (int v = 0; v < r->k->inst.count; v++)
+        if (r->carried[v])
+            value_get(&r->at, v);
+    for (int v = 0; v < r->k->inst.count; v++) {
+        if (!r->carried[v])
+            continue;
+        const Inst *i = inst_at(r->k, v);
+        const Val *x = value_get(&r->at, i->op == OP_prev ? i->arg[0] : v);
+        for (int j = 0; j < value_count(&r->at, v); j++)
+            cg_set(r->cg, r->carried[v][j], x[j]);
+    }
+}
+
+/* operations on the state ---------------------------------------------------------------------- */
+
+/* v along an axis of the state, a scalar repeated; 0 where there is no element. */
+static void get_run(Recurrent *r, int v, int axis, Val *out)
+{
+    int n = axis == AXIS_K ? r->n_k : COLUMNS;
+    if (inst_at(r->k, v)->shape.rank > 0) {
+        value_get_padded(&r->at, v, out);
+        return;
+    }
+    Val x = value_get(&r->at, v)[0];
+    for (int j = 0; j < n; j++) {
+        Val exists = value_exists(&r->at, axis, j);
+        out[j] = exists ? cg_select(r->cg, exists, x, cg_float(r->cg, 0)) : x;
+    }
+}
+
+static void build_decay(Recurrent *r, int a)
+{
+    Val x[MAX_ROWS];
+    bool by_column = shape_has(inst_at(r->k, a)->shape, AXIS_V);
+    get_run(r, a, by_column ? AXIS_V : AXIS_K, x);
+    for (int i = 0; i < r->n_k; i++)
+        for (int c = 0; c < COLUMNS; c++)
+            r->s[i][c] = cg_fmul(r->cg, r->s[i][c], x[by_column ? c : i]);
+}
+
+static void build_update(Recurrent *r, int p, int z)
+{
+    Val key[MAX_ROWS], value[COLUMNS];
+    get_run(r, p, AXIS_K, key);
+    get_run(r, z, AXIS_V, value);
+    for (int i = 0; i < r->n_k; i++)
+        for (int c = 0; c < COLUMNS; c++)
+            r->s[i][c] = cg_fma(r->cg, key[i], value[c], r->s[i][c]);
+}
+
+/* S'x or Sx at this point of the token; later uses find it among the values. */
+static void build_read(Recurrent *r, int v, int a)
+{
+    Cg *cg = r->cg;
+    bool by_row = shape_has(inst_at(r->k, a)->shape, AXIS_K); /* sums over rows, gives columns */
+    int n = by_row ? COLUMNS : r->n_k, terms = by_row ? r->n_k : COLUMNS;
+    Val x[MAX_ROWS], *sum = NEW_ARRAY(cg->arena, Val, n);
+    get_run(r, a, by_row ? AXIS_K : AXIS_V, x);
+    for (int j = 0; j < n; j++) {
+        for (int t = 0; t < terms; t++) {
+            Val s = by_row ? r->s[t][j] : r->s[j][t];
+            sum[j] = t ? cg_fma(cg, s, x[t], sum[j]) : cg_fmul(cg, s, x[t]);
+        }
+        if (by_row)
+            sum[j] = sum_rows(r, sum[j]);
+    }
+    if (!by_row)
+        sum_columns(r, r->at.base_k, n, sum);
+    r->at.memo[v] = sum;
+}
+
+/* outputs -------------------------------------------------------------------------------------- */
+
+/* One lane of those that hold the same elements, in one block of those of the same head. */
+static Val writes_output(Recurrent *r, int axis)
+{
+    Cg *cg = r->cg;
+    Val zero = cg_int(cg, 0);
+    if (axis == AXIS_V)
+        return cg_cmp(cg, LLVMIntEQ, r->row_group, zero);
+    Val other = cg_or(cg, r->tile, r->warp);
+    other = cg_or(cg, other, axis == AXIS_K ? r->column_group : r->lane);
+    return cg_cmp(cg, LLVMIntEQ, other, zero);
+}
+
+static void build_out(Recurrent *r, const Inst *i)
+{
+    Cg *cg = r->cg;
+    const Port *port = &r->k->out.at[i->index];
+    int axis = port->shape.rank ? port->shape.axis[0] : -1;
+    int size = axis < 0 ? 1 : r->k->axis.at[axis].size, n = value_count(&r->at, i->arg[0]);
+    int group = axis < 0 ? 1 : size % 4 == 0 ? 4 : size % 2 == 0 ? 2 : 1;
+    const Val *x = value_get(&r->at, i->arg[0]);
+
+    If writer = cg_if(cg, writes_output(r, axis));
+    Val row = cg_mul(cg, r->at.token, cg_frame_field(cg, FRAME_H));
+    row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, r->at.head)), cg_int64(cg, size));
+    if (axis >= 0)
+        row = cg_add(cg, row, cg_zext64(cg, axis == AXIS_K ? r->at.base_k : r->at.base_v));
+    Val bytes = cg_mul(cg, row, cg_int64(cg, elem_size(port->elem)));
+    Val p = cg_gep8(cg, nv_global(cg, frame_out_ptr(r->k, i->index)), bytes);
+    for (int j = 0; j < n; j += group) {
+        Val exists = axis < 0 ? NULL : value_exists(&r->at, axis, j);
+        If g = {0};
+        if (exists)
+            g = cg_if(cg, exists);
+        Val q = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * elem_size(port->elem)));
+        recurrent_store(cg, port->elem, q, group, x + j);
+        if (exists)
+            cg_end_if(cg, &g);
+    }
+    cg_end_if(cg, &writer);
+}
+
+/* the token ------------------------------------------------------------------------------------ */
+
+void recurrent_token(Recurrent *r)
+{
+    for (int v = 0; v < r->k->inst.count; v++) {
+        const Inst *i = inst_at(r->k, v);
+        if (i->op == OP_decay)
+            build_decay(r, i->arg[0]);
+        else if (i->op == OP_read)
+            build_read(r, v, i->arg[0]);
+        else if (i->op == OP_update)
+            build_update(r, i->arg[0], i->arg[1]);
+        else if (i->op == OP_out)
+            build_out(r, i);
+    }
+    close_carried(r);
+}
