@@ -50,11 +50,6 @@ int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
 /* Whether factor-role instructions read input i (it then counts for FRAME_HF). */
 bool frame_factor_reads(const Kernel *tile, int input);
 
-/* The workspace: for each kept value, in instruction order, an array [slots][HF][rows][cols] in its
- * elem type with cols padded to `pad_cols` elements; values begin at 256-byte boundaries. */
-typedef struct WsEntry { int value; int64_t rows, cols, stride; int64_t bytes; } WsEntry;
-typedef struct WsLayout { VEC(WsEntry) entry; int64_t bytes_per_slot_head; } WsLayout;
-
 /* what a compilation produces ------------------------------------------------------------------ */
 
 typedef enum { ENTRY_factor, ENTRY_chain, ENTRY_recurrent, ENTRY_host } EntryKind;

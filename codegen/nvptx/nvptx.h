@@ -131,7 +131,4 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why);
 bool nv_build_chain(Cg *cg, CgModule *out, const char **why);
 bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why);
 
-/* workspace.c: where kept values lie: K and V padded to a multiple of 16, rows of the lattice. */
-WsLayout nv_workspace(Arena *arena, const Kernel *tile);
-
 #endif

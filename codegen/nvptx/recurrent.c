@@ -372,7 +372,7 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
         return false;
     Buf symbol;
     buf_init(&symbol, cg->arena);
-    buf_printf(&symbol, "%s_recurrent", cg->opt->prefix ? cg->opt->prefix : "gdr");
+    buf_printf(&symbol, "%s%s_recurrent", cg->opt->prefix ? cg->opt->prefix : "", r->k->name);
     int threads = r->warps * WARP;
 
     nv_kernel_open(cg, symbol.text, threads, blocks_per_sm(r));
