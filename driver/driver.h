@@ -3,7 +3,8 @@
  *   main.c       which call, its help, the version          options.c  the command line
  *   spec.c       opening specs, printing their messages     convert.c  numbers of all types
  *   problem.c    tensors of one forward pass; running it on a CPU, a GPU or by the reference
- *   check.c explain.c compile.c header.c run.c verify*.c bench.c   the calls
+ *   inputs.c    random inputs for any spec                measure.c  how far results are from the reference
+ *   check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the calls
  *
  * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment cannot.
  */
@@ -159,5 +160,60 @@ typedef struct DeviceSet {
 gdr_status device_set_open(Driver *d, const Problem *p, const Engine *e, Outcome *host,
                            DeviceSet *s, Arena *arena);
 void device_set_close(Driver *d, const Problem *p, DeviceSet *s);
+
+/* inputs.c ------------------------------------------------------------------------------------- */
+
+/* Patterns of log-decays, keys and unit-range gates that are hard in different ways. */
+typedef enum { GATE_uniform, GATE_zero, GATE_tiny, GATE_strong, GATE_resets, GATE_mixed } Gate;
+typedef enum { KEYS_random, KEYS_close9, KEYS_close99, KEYS_same, KEYS_onehot, KEYS_growth } Keys;
+typedef enum { UNIT_uniform, UNIT_low, UNIT_high } Unit;
+
+enum { SEQUENCES_MAX = 16 };
+
+/* One case of random inputs: sizes, types, patterns. */
+typedef struct Case {
+    gdr_dtype type;
+    int K, V;
+    int64_t B, T, H, key_heads;
+    int sequences;                    /* 0: dense; else packed with these lengths */
+    int64_t length[SEQUENCES_MAX];
+    int64_t spare;                    /* packed: rows that belong to no sequence */
+    Gate gate;
+    Keys keys;
+    Unit unit;
+    bool S0;
+} Case;
+
+/* What varies one case's numbers: tokens of sequence `sequence` from `from` on are drawn anew. */
+typedef struct Change { bool any; int64_t sequence, from; } Change;
+
+/* The problem of a case. Numbers depend on seed, tensor, sequence, token, head and element, not on
+ * where a sequence lies: sequence n of the problem is number (n + rotate) % N. Tensors live in
+ * `arena`. NULL kernel (p->k) after messages. */
+void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const Case *c,
+                  uint64_t seed, int rotate, const Change *change, Problem *p);
+
+/* measure.c ------------------------------------------------------------------------------------ */
+
+/* ratio = rms(x - ref) / (rms(ref) + 1e-8), over all elements, and the worst head and sequence. */
+typedef struct Distance { double whole, head, sequence, max_abs; bool finite; } Distance;
+Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *x);
+Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *x);
+/* testing.md's rule: the whole within the threshold, heads and sequences within three times it. */
+bool distance_ok(const Distance *x, double threshold);
+/* Whether rows that belong to no sequence still hold the poison. */
+bool spare_rows_untouched(const Problem *p, const Tensor *out);
+/* First row and length of sequence n. */
+void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *length);
+
+/* cases.c, property.c -------------------------------------------------------------------------- */
+
+/* The cases of a run, in the order of their numbers. */
+int case_list(Driver *d, bool full, const Case **list);
+void case_print(const Case *c, Buf *out);
+/* What must hold bit for bit: causality, repeatability, independence of the place in a batch and of
+ * the neighbours in a pack. *broken: the first that does not hold, or NULL. `e` is open. */
+gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
+                          const char **broken);
 
 #endif

@@ -146,7 +146,7 @@ static int write_outcome(Driver *d, const Problem *p, const Outcome *o)
     for (int i = 0; i < n; i++)
         t[i] = tensor_convert(&d->arena, &o->out[i], dtype_of_elem(p->k->out.at[i].elem));
     t[n] = tensor_convert(&d->arena, &o->S, GDR_F32);
-    t[n].name = p->k->state_name ? p->k->state_name : "S";
+    t[n].name = "S";
     if (!tensors_write(&d->arena, d->opt.out, t, n + 1, why, sizeof why))
         return fail(EXIT_environment, "%s", why);
     return EXIT_done;

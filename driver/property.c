@@ -1,0 +1,159 @@
+/* What must hold bit for bit, checked with the very kernels under test:
+ *
+ *     repeat     the same call twice gives the same bytes
+ *     causality  tokens from t on do not change outputs before t
+ *     place      a sequence's results do not depend on its place in the batch
+ *     pack       packed sequences do not touch each other
+ *     spare      rows past the last sequence are not written
+ */
+#include "driver/driver.h"
+
+#include <string.h>
+
+typedef struct Trial {
+    Driver *d;
+    Arena *arena;
+    Spec *s;
+    const char *variant;
+    Engine *e;
+    uint64_t seed;
+} Trial;
+
+static gdr_status run_case(const Trial *t, const Case *c, int rotate, const Change *change,
+                           Problem *p, Outcome *o)
+{
+    case_problem(t->d, t->arena, t->s, t->variant, c, t->seed, rotate, change, p);
+    return p->k ? engine_run(t->d, p, t->e, t->arena, o) : GDR_ESPEC;
+}
+
+/* Bytes of one token (all heads) of an output. */
+static size_t row_bytes(const Tensor *out)
+{
+    int64_t rows = out->shape[0] * out->shape[1];
+    return rows ? out->bytes / (size_t)rows : 0;
+}
+
+/* Whether sequence n of `a` and m of `b` agree in their first `tokens` outputs, all and the state
+ * when tokens < 0. */
+static bool same_sequence(const Problem *pa, const Outcome *a, int64_t n, const Problem *pb,
+                          const Outcome *b, int64_t m, int64_t tokens)
+{
+    int64_t at, from, length, other;
+    problem_sequence(pa, n, &at, &length);
+    problem_sequence(pb, m, &from, &other);
+    if (length != other)
+        return false;
+    for (int i = 0; i < pa->k->out.count; i++) {
+        size_t row = row_bytes(&a->out[i]);
+        if (memcmp((char *)a->out[i].data + (size_t)at * row,
+                   (char *)b->out[i].data + (size_t)from * row,
+                   (size_t)(tokens < 0 ? length : tokens) * row))
+            return false;
+    }
+    size_t state = a->S.bytes / (size_t)pa->N;
+    return tokens >= 0 || !memcmp((char *)a->S.data + (size_t)n * state,
+                                  (char *)b->S.data + (size_t)m * state, state);
+}
+
+static gdr_status check_repeat(const Trial *t, const Case *c, bool *ok)
+{
+    Problem p;
+    Outcome a, b;
+    gdr_status status = run_case(t, c, 0, NULL, &p, &a);
+    if (!status)
+        status = engine_run(t->d, &p, t->e, t->arena, &b);
+    for (int64_t n = 0; !status && *ok && n < p.N; n++)
+        *ok = same_sequence(&p, &a, n, &p, &b, n, -1);
+    return status;
+}
+
+static gdr_status check_causality(const Trial *t, const Case *c, bool *ok)
+{
+    static const int64_t from[] = { 0, 1, 17, 64, 100 };
+    Problem pa, pb;
+    Outcome a, b;
+    gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
+    for (size_t i = 0; !status && *ok && i < sizeof from / sizeof *from && from[i] < c->T; i++) {
+        Change change = { true, 0, from[i] };
+        status = run_case(t, c, 0, &change, &pb, &b);
+        *ok = !status && same_sequence(&pa, &a, 0, &pb, &b, 0, from[i]);
+    }
+    return status;
+}
+
+static gdr_status check_place(const Trial *t, const Case *c, bool *ok)
+{
+    Problem pa, pb;
+    Outcome a, b;
+    gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
+    if (!status)
+        status = run_case(t, c, 1, NULL, &pb, &b);
+    for (int64_t n = 0; !status && *ok && n < pa.N; n++)
+        *ok = same_sequence(&pa, &a, (n + 1) % pa.N, &pb, &b, n, -1);
+    return status;
+}
+
+/* Sequence 4 is drawn anew; all others must stay. */
+static gdr_status check_pack(const Trial *t, const Case *c, bool *ok)
+{
+    Problem pa, pb;
+    Outcome a, b;
+    Change change = { true, 4, 0 };
+    gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
+    if (!status)
+        status = run_case(t, c, 0, &change, &pb, &b);
+    for (int64_t n = 0; !status && *ok && n < pa.N; n++)
+        if (n != change.sequence)
+            *ok = same_sequence(&pa, &a, n, &pb, &b, n, -1);
+    return status;
+}
+
+static gdr_status check_spare(const Trial *t, const Case *c, bool *ok)
+{
+    Problem p;
+    Outcome o;
+    gdr_status status = run_case(t, c, 0, NULL, &p, &o);
+    for (int i = 0; !status && *ok && i < p.k->out.count; i++)
+        *ok = spare_rows_untouched(&p, &o.out[i]);
+    return status;
+}
+
+gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
+                          const char **broken)
+{
+    static const struct {
+        const char *name;
+        gdr_status (*check)(const Trial *t, const Case *c, bool *ok);
+        bool packed;
+    } property[] = {
+        { "repeat", check_repeat, false },     { "causality", check_causality, false },
+        { "place in the batch", check_place, false }, { "place in the pack", check_place, true },
+        { "neighbours in the pack", check_pack, true }, { "spare rows", check_spare, true },
+    };
+    Case dense = *c, pack = *c;
+    dense.B = 3;
+    dense.T = 130;
+    dense.sequences = 0;
+    dense.S0 = pack.S0 = true;
+    pack.B = 1;
+    pack.T = 0;
+    pack.sequences = 7;
+    pack.spare = 5;
+    memcpy(pack.length, (int64_t[7]){ 5, 0, 64, 1, 70, 33, 17 }, 7 * sizeof(int64_t));
+    *broken = NULL;
+    for (size_t i = 0; i < sizeof property / sizeof *property; i++) {
+        Arena arena;
+        bool ok = true;
+        arena_init(&arena, d->arena.oom);
+        Trial t = { d, &arena, s, variant, e, d->opt.seed };
+        gdr_status status = property[i].check(&t, property[i].packed ? &pack : &dense, &ok);
+        arena_free(&arena);
+        if (status)
+            return status;
+        if (!ok) {
+            *broken = property[i].name;
+            return GDR_OK;
+        }
+    }
+    return GDR_OK;
+}

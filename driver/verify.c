@@ -1,0 +1,295 @@
+/* gdrc verify: every algorithm a spec has, on the device asked for, against the fp64 reference.
+ *
+ *     case list -> inputs rounded to their type -> reference once -> each algorithm -> distances
+ *
+ * One line a case and algorithm; at the end what must hold bit for bit. Kernels are kept while the
+ * type and sizes stay the same. A failing line says how to run it alone.
+ */
+#include "driver/driver.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { ENGINES_MAX = 128 };
+
+/* Kernels compiled so far. */
+typedef struct Open {
+    gdr_dtype type;
+    int K, V;
+    Engine engine;
+} Open;
+
+typedef struct Verify {
+    Driver *d;
+    Spec *s;
+    const char *variant;
+    VEC(Open) open;
+    int lines, failures;
+    double worst;        /* ratio over threshold */
+    Buf json;
+} Verify;
+
+static const char *method_name(Method m)
+{
+    static const char *const name[] = { "auto", "chunk", "recurrent", "reference" };
+    return name[m];
+}
+
+/* The kernel for a problem, from those that are open or compiled now. */
+static gdr_status find_engine(Verify *v, const Case *c, const Problem *p, Method m, Engine **e)
+{
+    for (int i = 0; i < v->open.count; i++) {
+        Open *o = &v->open.at[i];
+        if (o->type == c->type && o->K == c->K && o->V == c->V && o->engine.method == m) {
+            *e = &o->engine;
+            return GDR_OK;
+        }
+    }
+    Open fresh = { c->type, c->K, c->V,
+                   { .method = m, .device = v->d->opt.device, .chunk = v->d->opt.chunk } };
+    gdr_status status = engine_open(v->d, p, &fresh.engine);
+    if (status)
+        return status;
+    VEC_PUSH(&v->d->arena, &v->open, fresh);
+    *e = &v->open.at[v->open.count - 1].engine;
+    return GDR_OK;
+}
+
+static void close_engines(Verify *v)
+{
+    for (int i = 0; i < v->open.count; i++)
+        engine_close(&v->open.at[i].engine);
+    v->open.count = 0;
+}
+
+/* one case ------------------------------------------------------------------------------------- */
+
+static void put_distance(const char *name, const Distance *x, bool ok, Buf *line)
+{
+    if (x->finite)
+        buf_printf(line, "  %s %.1e%s", name, x->whole, ok ? "" : "!");
+    else
+        buf_printf(line, "  %s NaN or Inf!", name);
+}
+
+static void put_json(Verify *v, int number, const Case *c, Method m, const char *tensor,
+                     const Distance *x, bool ok)
+{
+    if (!v->d->opt.json)
+        return;
+    buf_printf(&v->json, "%s  {\"case\": %d, \"dtype\": \"%s\", \"K\": %d, \"V\": %d, "
+               "\"algorithm\": \"%s\", \"tensor\": ", v->json.len ? ",\n" : "", number,
+               gdr_dtype_name(c->type), c->K, c->V, method_name(m));
+    buf_json_string(&v->json, tensor);
+    buf_printf(&v->json, ", \"finite\": %s", x->finite ? "true" : "false");
+    if (x->finite)
+        buf_printf(&v->json, ", \"ratio\": %.6g, \"worst_head\": %.6g, \"worst_sequence\": %.6g, "
+                   "\"max_abs\": %.6g", x->whole, x->head, x->sequence, x->max_abs);
+    buf_printf(&v->json, ", \"pass\": %s}", ok ? "true" : "false");
+}
+
+/* Judges one tensor; true when within the threshold. */
+static bool judge(Verify *v, int number, const Case *c, Method m, const char *name,
+                  const Distance *x, Buf *line)
+{
+    double threshold = c->sequences ? 0.006 : 0.005;
+    bool ok = distance_ok(x, threshold);
+    if (x->finite && x->max_abs > 1e-6)
+        v->worst = fmax(v->worst, x->whole / threshold);
+    put_distance(name, x, ok, line);
+    put_json(v, number, c, m, name, x, ok);
+    return ok;
+}
+
+static bool judge_all(Verify *v, int number, const Case *c, Method m, const Problem *p,
+                      const Outcome *ref, const Outcome *o, Buf *line)
+{
+    bool ok = true;
+    for (int i = 0; i < p->k->out.count; i++) {
+        Distance x = measure_out(p, &ref->out[i], &o->out[i]);
+        ok &= judge(v, number, c, m, p->k->out.at[i].name, &x, line);
+        if (!spare_rows_untouched(p, &o->out[i])) {
+            buf_puts(line, "  wrote past the last sequence!");
+            ok = false;
+        }
+    }
+    Distance x = measure_state(p, &ref->S, &o->S);
+    return judge(v, number, c, m, p->k->state_name ? p->k->state_name : "S", &x, line) && ok;
+}
+
+static bool chunkable(const Problem *p)
+{
+    Kernel *probe = kernel_clone(p->k);
+    passes_run(probe, "normal", NULL);
+    return probe->facts.chunkable;
+}
+
+static void print_failure(const Verify *v, int number)
+{
+    const Options *o = &v->d->opt;
+    printf("     again: gdrc verify %s --variant %s --device %s --seed %llu --case %d%s\n",
+           v->s->path, v->variant, o->device == DEVICE_cuda ? "cuda" : "cpu",
+           (unsigned long long)o->seed, number, o->full ? " --full" : "");
+}
+
+static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena)
+{
+    Problem p;
+    Outcome ref, o;
+    Engine reference = { .method = METHOD_reference };
+    case_problem(v->d, arena, v->s, v->variant, c, v->d->opt.seed + 7919 * (uint64_t)number, 0,
+                 NULL, &p);
+    if (!p.k)
+        return GDR_ESPEC;
+    gdr_status status = engine_run(v->d, &p, &reference, arena, &ref);
+    for (int m = METHOD_chunk; !status && m <= METHOD_recurrent; m++) {
+        Engine *e;
+        if (m == METHOD_chunk && !chunkable(&p))
+            continue;
+        status = find_engine(v, c, &p, (Method)m, &e);
+        if (!status)
+            status = engine_run(v->d, &p, e, arena, &o);
+        if (status)
+            break;
+        Buf line;
+        buf_init(&line, arena);
+        buf_printf(&line, "%3d  ", number);
+        case_print(c, &line);
+        buf_printf(&line, " %-9s", method_name((Method)m));
+        bool ok = judge_all(v, number, c, (Method)m, &p, &ref, &o, &line);
+        printf("%s%s\n", line.text, ok ? "" : "  FAILED");
+        fflush(stdout);
+        v->lines++;
+        if (!ok) {
+            v->failures++;
+            print_failure(v, number);
+        }
+    }
+    return status;
+}
+
+/* properties ----------------------------------------------------------------------------------- */
+
+static gdr_status verify_properties(Verify *v)
+{
+    static const Case kind[] = {
+        { .type = GDR_F32, .K = 64, .V = 64, .H = 2, .key_heads = 2 },
+        { .type = GDR_BF16, .K = 128, .V = 128, .H = 2, .key_heads = 2 },
+    };
+    for (size_t i = 0; i < sizeof kind / sizeof *kind; i++) {
+        Problem p;
+        Case c = kind[i];
+        if (v->d->opt.has_dtype)
+            c.type = v->d->opt.dtype;
+        c.B = c.T = 1;
+        case_problem(v->d, &v->d->arena, v->s, v->variant, &c, 1, 0, NULL, &p);
+        if (!p.k)
+            return GDR_ESPEC;
+        for (int m = METHOD_chunk; m <= METHOD_recurrent; m++) {
+            Engine *e;
+            const char *broken = NULL;
+            if (m == METHOD_chunk && !chunkable(&p))
+                continue;
+            gdr_status status = find_engine(v, &c, &p, (Method)m, &e);
+            if (!status)
+                status = property_check(v->d, v->s, v->variant, &c, e, &broken);
+            if (status)
+                return status;
+            printf("bitwise: causality, place, neighbours, repeat: %s %dx%d %s: %s%s\n",
+                   gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
+                   broken ? "FAILED: " : "hold", broken ? broken : "");
+            v->lines++;
+            v->failures += broken != NULL;
+        }
+    }
+    return GDR_OK;
+}
+
+/* the call ------------------------------------------------------------------------------------- */
+
+static gdr_status verify_all(Verify *v)
+{
+    const Case *list;
+    int only = v->d->opt.case_number, n = case_list(v->d, v->d->opt.full, &list);
+    gdr_status status = GDR_OK;
+    printf("%s, variant %s, %s, seed %llu\n", v->s->path, v->variant,
+           v->d->opt.device == DEVICE_cuda ? cuda_device_name(v->d->ctx->cuda) : "CPU",
+           (unsigned long long)v->d->opt.seed);
+    printf("  #  type KxV     BxT      H    gate    keys     unit    S0  algorithm  "
+           "distance from the reference\n");
+    for (int i = 0; i < n && !status; i++) {
+        if (only && i + 1 != only)
+            continue;
+        Arena arena;
+        arena_init(&arena, v->d->arena.oom);
+        status = verify_case(v, i + 1, &list[i], &arena);
+        arena_free(&arena);
+    }
+    if (!status && !only)
+        status = verify_properties(v);
+    return status;
+}
+
+static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json)
+{
+    Verify v = { .d = d, .s = s, .variant = variant };
+    buf_init(&v.json, &d->arena);
+    gdr_status status = verify_all(&v);
+    close_engines(&v);
+    if (v.json.len) {
+        buf_puts(json, json->len ? ",\n" : "");
+        buf_put(json, v.json.text, v.json.len);
+    }
+    if (status)
+        return fail_status(d, status);
+    printf("%s: %d checks, %d failed; the worst is at %.0f %% of its threshold\n\n", variant,
+           v.lines, v.failures, 100 * v.worst);
+    return v.failures ? EXIT_refused : EXIT_done;
+}
+
+static int verify_file(Driver *d, const char *path, Buf *json)
+{
+    Spec s;
+    int status = spec_open(d, path, &s);
+    if (status)
+        return status;
+    if (d->opt.variant && !spec_variant(s.file, d->opt.variant, &s.diag)) {
+        print_diag(d, &s.diag);
+        return EXIT_refused;
+    }
+    for (int i = 0; i < s.file->variant.count; i++) {
+        const char *name = s.file->variant.at[i]->name;
+        if (d->opt.variant && strcmp(name, d->opt.variant))
+            continue;
+        int one = verify_variant(d, &s, name, json);
+        if (one > status)
+            status = one;
+    }
+    return status;
+}
+
+int command_verify(Driver *d)
+{
+    if (!driver_context(d))
+        return EXIT_environment;
+    if (d->opt.device == DEVICE_cuda && !ctx_cuda(d->ctx))
+        return fail_status(d, GDR_ENODEV);
+    if (!d->opt.has_seed)
+        d->opt.seed = 1;
+    Buf json;
+    buf_init(&json, &d->arena);
+    int status = EXIT_done;
+    for (int i = 0; i < d->opt.file.count; i++) {
+        int one = verify_file(d, d->opt.file.at[i], &json);
+        if (one > status)
+            status = one;
+    }
+    if (d->opt.json) {
+        char why[512];
+        const FilePart part[] = { { "[\n", 2 }, { json.text, json.len }, { "\n]\n", 3 } };
+        if (!file_write_atomic(d->opt.json, part, 3, why, sizeof why))
+            return fail(EXIT_environment, "%s", why);
+    }
+    return status;
+}
