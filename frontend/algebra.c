@@ -299,6 +299,14 @@ const Matrix *matrix_add(Lower *l, const Matrix *a, const Matrix *b, Span span) 
     return m;
 }
 
+const Matrix *matrix_scale_right(Lower *l, const Matrix *a, int c, Span span) {
+    const Chain x = a->chain;
+    bool mixed = x.count && x.at[x.count - 1].nlow && x.at[x.count - 1].diag != DIAG_zero;
+    if (!a->square || !mixed)
+        return matrix_scale(l, a, false, c, span);
+    return new_square(l, chain_concat(l, x, chain_of(l, (Factor){c, NULL, 0})));
+}
+
 const Matrix *matrix_scale(Lower *l, const Matrix *a, bool minus, int c, Span span) {
     if (a->square)
         return new_square(l, chain_scale(l, a->chain, minus, c, span));

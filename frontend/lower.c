@@ -240,7 +240,8 @@ static Value multiply(Lower *l, const Expr *e, Value a, Value b) {
         const Matrix *m = a.m ? a.m : b.m;
         int v = a.m ? b.v : a.v;
         if (!is_vector(a.m ? y : x))
-            return (Value){.m = matrix_scale(l, m, false, v, e->span)};
+            return (Value){.m = a.m ? matrix_scale_right(l, m, v, e->span)
+                                    : matrix_scale(l, m, false, v, e->span)};
         return value_of(matrix_apply(l, m, b.m != NULL, v, e->span));
     }
     if (x.kind == TYPE_column && y.kind == TYPE_row) {

@@ -92,6 +92,8 @@ const Matrix *matrix_diag(Lower *l, int d);
 const Matrix *matrix_outer(Lower *l, int p, int r, bool square, bool flip, Span span);
 const Matrix *matrix_add(Lower *l, const Matrix *a, const Matrix *b, Span span);
 const Matrix *matrix_scale(Lower *l, const Matrix *a, bool minus, int c, Span span);
+/* a c with the scalar kept where it is written, so that (I - k k') c S decays before it reads */
+const Matrix *matrix_scale_right(Lower *l, const Matrix *a, int c, Span span);
 const Matrix *matrix_mul(Lower *l, const Matrix *a, const Matrix *b, Span span);
 const Matrix *matrix_transpose(Lower *l, const Matrix *a);
 int matrix_apply(Lower *l, const Matrix *a, bool transposed, int x, Span span);
