@@ -95,9 +95,10 @@ static void check_format(Check *c, Arena *a, Interner *names, SpecFile *f)
     buf_init(&twice, a);
     spec_format(f, &once);
     Diag d;
-    SpecFile *g = parse_text(a, names, f->source->name, once.text, &d);
+    SpecFile *g = once.text ? parse_text(a, names, f->source->name, once.text, &d) : NULL;
     if (!g) {
-        fail(c, "format", "the formatted spec is refused", messages(a, &d));
+        fail(c, "format", "the formatted spec is refused",
+             once.text ? messages(a, &d) : "it is empty");
         return;
     }
     spec_format(g, &twice);
