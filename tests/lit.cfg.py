@@ -4,6 +4,7 @@
 #
 #   %gdrc       the command               %specs   the folder of specs
 #   FileCheck   LLVM 22's                 %data    tests/data
+#   %gir        runs passes on IR text (tests/tools/gir.c)
 #   not         turns the exit status     %python  the interpreter
 #   split-file  sections of one file      %ptxas   the PTX assembler (REQUIRES: ptxas)
 #
@@ -24,6 +25,7 @@ config.test_exec_root = os.path.join(config.gdr_build, "tests")
 
 config.substitutions += [
     ("%gdrc", config.gdrc),
+    ("%gir", config.gir),
     ("%specs", os.path.join(config.gdr_source, "specs")),
     ("%data", os.path.join(config.test_source_root, "data")),
     ("%python", config.python),
