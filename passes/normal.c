@@ -158,14 +158,14 @@ static bool affine_scaled(Normal *n, int v, Affine *f) {
     if (i->op == OP_div && side == 1)
         return refuse(n, v, "`%s` divides by a read of the state, and a chunk form needs updates "
                       "linear in the state", words(n, v));
+    const Affine *g = affine_of(n, i->arg[side]);
+    if (!g)
+        return false;
     if (inst_at(n->old, factor)->shape.rank)
         return refuse(n, factor, "`%s` scales a read of the state differently for every column of "
                       "%s, so each column would have a triangular system of its own; a chunk form "
                       "needs scalar coefficients on reads (V-dependent ones are free on the write)",
                       words(n, factor), n->old->state_name ? n->old->state_name : "the state");
-    const Affine *g = affine_of(n, i->arg[side]);
-    if (!g)
-        return false;
     int s = ONE;
     bool minus = false;
     const Inst *constant = inst_at(n->old, factor);
