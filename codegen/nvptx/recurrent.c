@@ -137,10 +137,7 @@ static bool plan(Recurrent *r, const char **why)
     int wanted = r->cg->opt->v_tile;
     int warps = wanted > 0 ? round_up(wanted, warp_columns) / warp_columns : BLOCK_WARPS;
     r->warps = r->whole || warps > all_warps ? all_warps : warps;
-    if (r->warps * WARP > MAX_THREADS) {
-        *why = "a V tile of the recurrent kernel needs more than 1024 threads";
-        return false;
-    }
+    CHECK(r->warps * WARP <= MAX_THREADS);
     r->v_tile = r->warps * warp_columns;
     r->past_k = r->row_groups * r->n_k > r->K;
     r->past_v = r->V % r->v_tile != 0;
