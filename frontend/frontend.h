@@ -117,6 +117,7 @@ struct Stmt {
     const char *name;   /* update: the state; for: the dim */
     Span name_span;
     Expr *value;        /* update */
+    uint32_t open;      /* for: offset behind the opening brace */
     VEC(Stmt *) body;   /* for */
     const Decl *target; /* update: the state; for: the dim. Filled by spec_check */
 };
@@ -124,6 +125,7 @@ struct Stmt {
 typedef struct Variant {
     const char *name;
     Span span, name_span, close; /* close: the brace at the end */
+    uint32_t open;      /* offset behind the opening brace */
     VEC(Stmt *) stmt;
     /* filled by spec_check */
     VEC(Decl *) decl;   /* all of them by slot */
@@ -191,7 +193,7 @@ double fn_apply(Function fn, double x, double y);   /* FNCLASS_MAP */
 Kernel *spec_lower(Arena *arena, Interner *names, SpecFile *f, const char *variant,
                    const SpecBind *dims, Diag *d);
 
-/* reference.c, reference_matrix.c -------------------------------------------------------------- */
+/* reference.c ---------------------------------------------------------------------------------- */
 
 /* What a spec means: one sequence and one head in fp64, token by token, straight from the syntax
  * tree. Arrays as in EvalArgs. False with a message when the dims cannot be bound. */

@@ -73,6 +73,7 @@ variant:
         v->name = $2;
         v->span = @$;
         v->name_span = @2;
+        v->open = $3->open;
         v->close = (Span){@3.hi - 1, @3.hi};
         for (int i = 0; i < $3->body.count; i++)
             VEC_PUSH(p->file->arena, &v->stmt, $3->body.at[i]);
@@ -84,7 +85,7 @@ variant:
 
 block:
     '{'                             { VEC_PUSH(p->file->arena, &p->open, @1); }
-    lines '}'                       { p->open.count--; $$ = $3; }
+    lines '}'                       { p->open.count--; $$ = $3; $$->open = @1.hi; }
   ;
 
 lines:
