@@ -206,6 +206,11 @@ bool spare_rows_untouched(const Problem *p, const Tensor *out);
 /* First row and length of sequence n. */
 void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *length);
 
+/* header.c ------------------------------------------------------------------------------------- */
+
+/* The C header of a variant's kernels: one frame struct, then each entry and how to call it. */
+void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out);
+
 /* cases.c, property.c -------------------------------------------------------------------------- */
 
 /* The cases of a run, in the order of their numbers. */

@@ -1,0 +1,154 @@
+/* The C header that goes with kernels compiled ahead of time.
+ *
+ * All kernels of a variant share one launch frame (codegen.h): int64 fields in the order of the
+ * ports. The header gives it as a struct whose fields carry the spec's names, and for every entry
+ * its prototype (CPU) or its symbol and launch rule (GPU), so that a caller never counts fields.
+ */
+#include "driver/driver.h"
+
+#include <ctype.h>
+#include <string.h>
+
+static void put_upper(Buf *out, const char *s)
+{
+    for (; *s; s++) {
+        char c = (char)toupper((unsigned char)*s);
+        buf_put(out, &c, 1);
+    }
+}
+
+/* A port's name as a member: with a line behind it where C or the frame uses the name itself. */
+static const char *field_name(Arena *a, const Port *p)
+{
+    static const char *const taken[] = {
+        "T", "N", "H", "HF", "cu", "cu_width", "S0", "S", "workspace", "slots",
+        "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
+        "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register",
+        "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef",
+        "union", "unsigned", "void", "volatile", "while", "bool", "class", "new", "delete", "this",
+        "template", "private", "public", "protected", "operator", "namespace", "using", "try",
+        "catch", "throw", "friend", "virtual", "true", "false", "and", "or", "not", "xor",
+    };
+    Buf name;
+    buf_init(&name, a);
+    buf_puts(&name, p->name);
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
+        if (!strcmp(p->name, taken[i]))
+            buf_puts(&name, "_");
+    return name.text;
+}
+
+static void put_shape_comment(const Kernel *k, const Port *p, const char *lead, Buf *out)
+{
+    buf_printf(out, "/* %s %s", elem_name(p->elem), lead);
+    for (int i = 0; i < p->shape.rank; i++)
+        buf_printf(out, ",%d", k->axis.at[p->shape.axis[i]].size);
+    buf_puts(out, "] */\n");
+}
+
+static void put_frame(const char *name, const Kernel *k, Buf *out)
+{
+    buf_puts(out,
+             "/* One launch. Addresses are stored as integers: (int64_t)(uintptr_t)pointer.\n"
+             " * Dense: N = B sequences of T tokens. Packed: cu is the address of N+1 offsets of\n"
+             " * cu_width bytes, B = 1 and T counts all tokens. Head h uses head h*heads/H. */\n");
+    buf_printf(out, "typedef struct %s_frame {\n", name);
+    buf_puts(out, "    int64_t T, N;\n"
+                  "    int64_t H;          /* heads of outputs and states: the widest input's */\n"
+                  "    int64_t HF;         /* heads of the factor kernel: set by ..._prepare */\n"
+                  "    int64_t cu, cu_width;\n");
+    buf_printf(out, "    int64_t S0, S;      /* f32 [N,H,%d,%d]; 0: zero, not wanted */\n",
+               k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+    buf_puts(out, "    int64_t workspace, slots;\n");
+    for (int i = 0; i < k->in.count; i++) {
+        const Port *p = &k->in.at[i];
+        const char *field = field_name(out->arena, p);
+        buf_printf(out, "    int64_t %s, %s_heads; ", field, field);
+        put_shape_comment(k, p, p->is_param ? "[heads" : "[B,T,heads", out);
+    }
+    for (int i = 0; i < k->out.count; i++) {
+        buf_printf(out, "    int64_t %s; ", field_name(out->arena, &k->out.at[i]));
+        put_shape_comment(k, &k->out.at[i], "[B,T,H", out);
+    }
+    buf_printf(out, "} %s_frame;\n\n", name);
+}
+
+static void put_host_entry(const char *name, const CgEntry *e, Buf *out)
+{
+    buf_printf(out, "/* CPU: computes tasks first .. last-1 of N*H, task = sequence*H + head. scratch: "
+               "64-byte\n * aligned, one a thread. */\nvoid %s(const %s_frame *frame, int64_t first, "
+               "int64_t last, void *scratch);\n", e->symbol, name);
+    buf_puts(out, "#define ");
+    put_upper(out, e->symbol);
+    buf_printf(out, "_SCRATCH %lld\n\n", (long long)e->scratch_bytes);
+}
+
+static void put_gpu_entry(const char *name, const char *target, const gdr_kernel *kernel,
+                          const CgEntry *e, Buf *out)
+{
+    int V = kernel->rec.shell->axis.at[AXIS_V].size;
+    int tiles = e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1;
+    buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value. */\n", target,
+               e->symbol);
+    buf_printf(out, "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ",
+               e->symbol, target, name);
+    if (e->kind == ENTRY_factor)
+        buf_puts(out, "f->slots * f->HF;\n}\n");
+    else
+        buf_printf(out, "f->N * f->H * %d;\n}\n", tiles);
+    buf_printf(out, "enum { %s_%s_threads = %d, %s_%s_shared = %d };\n\n", e->symbol, target,
+               e->threads, e->symbol, target, e->smem_bytes);
+}
+
+/* Slots, factor heads and workspace of a kernel that works by chunks on the GPU. */
+static void put_workspace(const char *name, const char *label, const gdr_kernel *kernel, Buf *out)
+{
+    const Record *r = &kernel->rec;
+    buf_printf(out, "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns "
+               "the bytes of\n * workspace that the %s kernels need. */\n", label);
+    buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", label, name);
+    buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
+               r->module.chunk, r->module.chunk - 1, r->module.chunk);
+    buf_puts(out, "    f->HF = 1;\n");
+    for (int i = 0; i < r->shell->in.count; i++)
+        if (r->factor_reads[i])
+            buf_printf(out, "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
+                       "        f->HF += step;\n", field_name(out->arena, &r->shell->in.at[i]));
+    buf_printf(out, "    return f->slots * f->HF * INT64_C(%lld);\n}\n\n",
+               (long long)r->module.ws_bytes_per_slot_head);
+}
+
+static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out)
+{
+    const CgModule *m = &kernel->rec.module;
+    const char *target = kernel->rec.target;
+    for (int i = 0; i < m->entry.count; i++) {
+        const CgEntry *e = &m->entry.at[i];
+        if (e->kind == ENTRY_host) {
+            put_host_entry(name, e, out);
+            continue;
+        }
+        if (e->kind == ENTRY_factor) {
+            Buf label;
+            buf_init(&label, out->arena);
+            buf_printf(&label, "%s_%s", e->symbol, target);
+            put_workspace(name, label.text, kernel, out);
+        }
+        put_gpu_entry(name, target, kernel, e, out);
+    }
+}
+
+void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out)
+{
+    const Kernel *k = kernel[0]->rec.shell;
+    buf_printf(out, "/* Kernels of the variant %s, made by %s. Do not edit. */\n#ifndef GDR_", k->name,
+               gdr_version());
+    put_upper(out, name);
+    buf_puts(out, "_H\n#define GDR_");
+    put_upper(out, name);
+    buf_puts(out, "_H\n\n#include <stdint.h>\n\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n");
+    put_frame(name, k, out);
+    for (int i = 0; i < count; i++)
+        put_kernel(name, kernel[i], out);
+    buf_puts(out, "#ifdef __cplusplus\n}\n#endif\n#endif\n");
+}
