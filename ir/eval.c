@@ -51,8 +51,12 @@ double op_eval(Op op, double a, double b) {
     case OP_abs: return fabs(a);
     case OP_cos: return cos(a);
     case OP_sin: return sin(a);
-    default: BUG("%s is not elementwise", op_info[op].name);
+    case OP_const: case OP_in: case OP_sum: case OP_prev: case OP_cumsum: case OP_decay:
+    case OP_read: case OP_update: case OP_out: case OP_weave: case OP_scores: case OP_carry:
+    case OP_tail: case OP_total: case OP_solve: case OP_contract: case OP_rename: case OP_state:
+    case OP_next: case OP_count: break;
     }
+    BUG("operation %d is not elementwise", (int)op);
 }
 
 /* walking named axes --------------------------------------------------------------------------- */
@@ -345,7 +349,11 @@ static void eval_inst(Eval *e, int v, double *run) {
     case OP_rename: eval_rename(e, in, out); break;
     case OP_state: memcpy(out, e->state, state_bytes(e->k)); break;
     case OP_next: memcpy(e->next, arg_value(e, in, 0), state_bytes(e->k)); break;
-    default: eval_pure(e, in, out); break;
+    case OP_neg: case OP_add: case OP_sub: case OP_mul: case OP_div: case OP_pow: case OP_min:
+    case OP_max: case OP_exp: case OP_log: case OP_sqrt: case OP_rsqrt: case OP_sigmoid:
+    case OP_softplus: case OP_tanh: case OP_silu: case OP_relu: case OP_abs: case OP_cos:
+    case OP_sin: eval_pure(e, in, out); break;
+    case OP_count: BUG("no such operation");
     }
 }
 
