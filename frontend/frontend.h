@@ -4,7 +4,7 @@
  *   check.c, type.c     names, shapes, linearity format.c     syntax tree -> canonical text
  *   bind.c              sizes, constants, ranges
  *   lower.c, algebra.c  syntax tree -> ordered list of decays, reads, updates, outs (ir.h)
- *   reference*.c        the fp64 meaning of a spec, token by token, from the syntax tree alone
+ *   reference.c         the fp64 meaning of a spec, token by token, from the syntax tree alone
  *
  * The order of calls: spec_parse, spec_check, then spec_lower or reference_run as often as wanted.
  */
