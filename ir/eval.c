@@ -302,7 +302,7 @@ static void eval_solve(Eval *e, const Inst *in, double *out) {
             double x = u == r;
             for (int64_t m = r; m < u; m++)
                 x -= t[u * n + m] * column[m];
-            column[u] = u < r ? 0 : x;
+            column[u] = x; /* 0 above the diagonal */
         }
     }
 }

@@ -164,8 +164,8 @@ static int simplify_power(Fold *f, const Inst *in, int a, int b) {
     return -1;
 }
 
-/* Another value equal to this elementwise one, or -1. Operands that do not have the result's shape
- * (a scalar where a vector is due) cannot stand for it. */
+/* Another value equal to this elementwise one, or -1. Constants are scalars, so what is left beside
+ * one has the result's shape. */
 static int simplify(Fold *f, const Inst *in) {
     int a = in->arg[0], b = in->arg[in->nargs - 1], v = fold_constants(f, in);
     if (v >= 0)
@@ -177,7 +177,8 @@ static int simplify(Fold *f, const Inst *in) {
     case OP_min: case OP_max: v = a == b ? a : -1; break;
     default: v = simplify_unary(f, in); break;
     }
-    return v >= 0 && shape_equal(inst_at(f->k, v)->shape, in->shape) ? v : -1;
+    CHECK(v < 0 || shape_equal(inst_at(f->k, v)->shape, in->shape));
+    return v;
 }
 
 /* the list ------------------------------------------------------------------------------------- */

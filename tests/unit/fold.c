@@ -119,6 +119,44 @@ static void equal_values_merge(void **state) {
     world_close(w);
 }
 
+/* Values that differ in one field alone stay apart however full the table is. */
+static void near_twins_do_not_merge(void **state) {
+    (void)state;
+    enum { ROWS = 300 };
+    World *w = world_open();
+    Kernel *k = kernel_new(&w->arena, &w->names, intern_z(&w->names, "t"));
+    int n = kernel_axis(k, "n", ROWS), sum = -1;
+    Port h = {.name = intern_z(&w->names, "h"), .shape = {1, {(int8_t)n}}, .lo = -INFINITY,
+              .hi = INFINITY};
+    VEC_PUSH(k->arena, &k->in, h);
+    VEC_PUSH(k->arena, &k->out, ((Port){.name = intern_z(&w->names, "o")}));
+    for (int i = 0; i < ROWS; i++) {
+        int row = emit_in(k, 0, i, (Span){0, 0});
+        sum = sum < 0 ? row : emit2(k, OP_add, sum, row, (Span){0, 0});
+    }
+    emit_out(k, 0, sum, (Span){0, 0});
+    int count = k->inst.count;
+    kernel_simplify(k);
+    assert_int_equal(k->inst.count, count);
+    world_close(w);
+
+    w = world_open();
+    Buf body;
+    buf_init(&body, &w->arena);
+    buf_puts(&body, "%k = in k\n %u = weave %k onto U\n %s0 = scores %k, %u place 1\n");
+    for (int i = 1; i < ROWS; i++)
+        buf_printf(&body, " %%g%d = scores %%k, %%u place %d\n %%s%d = add %%s%d, %%g%d\n", i, i + 1,
+                   i, i - 1, i);
+    buf_printf(&body, " %%q = contract %%s%d, %%u over U\n out p = %%q\n", ROWS - 1);
+    char *text = NEW_ARRAY(&w->arena, char, body.len + sizeof header + 64);
+    snprintf(text, body.len + sizeof header + 64, header, "chunk", 1, ROWS, ROWS, body.text);
+    k = parse(w, text);
+    count = k->inst.count;
+    kernel_simplify(k);
+    assert_int_equal(k->inst.count, count);
+    world_close(w);
+}
+
 /* Two reads are one value until the state changes. */
 static void reads_merge_between_changes(void **state) {
     (void)state;
@@ -239,6 +277,7 @@ int main(void) {
         cmocka_unit_test(exact_identities),
         cmocka_unit_test(what_must_stay),
         cmocka_unit_test(equal_values_merge),
+        cmocka_unit_test(near_twins_do_not_merge),
         cmocka_unit_test(reads_merge_between_changes),
         cmocka_unit_test(unused_values_go),
         cmocka_unit_test(tile_level_keeps_places),
