@@ -55,7 +55,10 @@ static const char *state_name(const Kernel *k) {
 
 static const char *update_text(Report *r, Names *n, const Inst *i) {
     const char *S = state_name(r->k), *p = expression(r, n, i->arg[0], true);
-    return format(r, "%s = %s + %s * %s'", S, S, p, expression(r, n, i->arg[1], true));
+    const Inst *z = inst_at(r->k, i->arg[1]);
+    bool minus = z->op == OP_neg && !n->name[i->arg[1]];
+    return format(r, "%s = %s %c %s * %s'", S, S, minus ? '-' : '+', p,
+                  expression(r, n, minus ? z->arg[0] : i->arg[1], true));
 }
 
 static const char *decay_text(Report *r, Names *n, const Inst *i) {
@@ -169,12 +172,12 @@ static void describe_decay(Report *r) {
     const char *within = format(r, "factors within [%s, %s]", number(r, d.lo), number(r, d.hi));
     if (d.hi > 1)
         add_fact(r, "range", format(r, "%s: growth is not ruled out by the declared ranges", within));
-    else if (bits <= 126)
-        add_fact(r, "range", format(r, "%s: 16 tokens stay above 2^-%.0f, so blocks of 16 could be "
-                                    "scaled from one anchor exactly", within, ceil(bits)));
+    else if (bits <= 126 && f->decay == DECAY_key)
+        add_fact(r, "range", format(r, "%s: 15 in a row stay above 2^-%.0f, so f32 allows blocks of "
+                                    "16 tokens scaled from one anchor", within, ceil(bits)));
     else
-        add_fact(r, "range", format(r, "%s: segmented products, exact for every such factor, resets "
-                                    "to 0 included", within));
+        add_fact(r, "range", format(r, "%s: products of factors are exact, resets to 0 included",
+                                    within));
 }
 
 /* Per input: whether any of these values depends on it. */
@@ -212,8 +215,8 @@ static void describe_erase(Report *r, Names *n) {
             continue;
         int x = inst_at(k, u->read)->arg[0];
         mark_inputs(k, x, erase);
-        buf_printf(&rows, "%s%s * (%s)'", rows.len ? ", " : u->minus ? "- " : "",
-                   expression(r, n, u->p, true), expression(r, n, x, false));
+        buf_printf(&rows, "%s%c %s * %s' * %s", rows.len ? ", " : "", u->minus ? '-' : '+',
+                   expression(r, n, u->p, true), expression(r, n, x, true), state_name(k));
     }
     add_fact(r, "erase", rows.text);
     Buf own;

@@ -1,8 +1,11 @@
 /* Every pass preserves meaning: a kernel evaluates to the same outputs and final state before and
- * after each pass, for the named recurrences and for random ones, over lengths around the chunk and
- * over gates from 0 to resets. GDR_SEED=n replays the case printed as seed n. */
+ * after each pass, for every spec, for recurrences built by hand and for random ones, over lengths
+ * around the chunk and over gates from 0 to resets. GDR_SEED=n replays the random case printed as
+ * seed n. */
+#include "frontend/frontend.h"
 #include "tests/prop/recurrences.h"
 
+#include <glob.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <cmocka.h>
@@ -120,8 +123,40 @@ static void test_random(void **state) {
     assert_int_equal(tiles, cases);
 }
 
+static void check_spec(const char *path) {
+    Arena a;
+    Interner names;
+    Diag d;
+    arena_init(&a, NULL);
+    intern_init(&names, &a);
+    const Source *source = source_from_file(&a, path);
+    assert_non_null(source);
+    diag_init(&d, &a, source);
+    SpecFile *f = spec_parse(&a, &names, source, &d);
+    assert_true(spec_check(f, &d));
+    const SpecDim dim[] = {{"K", 6}, {"V", 5}};
+    const SpecBind bind = {dim, 2};
+    for (int v = 0; v < f->variant.count; v++) {
+        Kernel *k = spec_lower(&a, &names, f, f->variant.at[v]->name, &bind, &d);
+        assert_non_null(k);
+        for (uint64_t regime = 0; regime < REGIMES; regime++)
+            check_kernel(&a, k, regime, 8);
+    }
+    arena_free(&a);
+}
+
+static void test_specs(void **state) {
+    (void)state;
+    glob_t files;
+    assert_int_equal(glob(GDR_SPECS_DIR "/*.gdr", 0, NULL, &files), 0);
+    for (size_t i = 0; i < files.gl_pathc; i++)
+        check_spec(files.gl_pathv[i]);
+    globfree(&files);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_specs),
         cmocka_unit_test(test_named),
         cmocka_unit_test(test_random),
     };

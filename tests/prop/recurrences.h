@@ -116,6 +116,17 @@ static inline Kernel *named_kernel(Arena *a, Interner *names, int which, int K, 
     return b.k;
 }
 
+/* An input as it is, or as it was a token before, or an angle that turns with time. */
+static inline int random_value(Build *b, Rng *r, char kind, const char *axes) {
+    int x = build_fresh(b, kind, axes, rng_below(r, 6) == 0);
+    switch (rng_below(r, 8)) {
+    case 0: return emit1(b->k, OP_prev, x, AT);
+    case 1: return emit1(b->k, OP_cos, emit1(b->k, OP_cumsum, x, AT), AT);
+    case 2: return mul_(b, emit1(b->k, OP_sigmoid, build_fresh(b, 's', "", false), AT), x);
+    default: return x;
+    }
+}
+
 /* Any ordered list of decays, reads, updates and outs that has a chunk form. */
 static inline Kernel *random_kernel(Arena *a, Interner *names, Rng *r) {
     Build b = build_new(a, names, "random", 1 + rng_below(r, 7), 1 + rng_below(r, 7));
@@ -127,9 +138,9 @@ static inline Kernel *random_kernel(Arena *a, Interner *names, Rng *r) {
             const char *axes = !scalar_only && rng_below(r, 2) ? "K" : "";
             decay_(&b, exp_(&b, build_fresh(&b, 'g', axes, rng_below(r, 4) == 0)));
         } else if (what == 1) {
-            read[reads++] = read_(&b, build_fresh(&b, 'r', "K", rng_below(r, 6) == 0));
+            read[reads++] = read_(&b, random_value(&b, r, 'r', "K"));
         } else if (what == 2) {
-            int z = build_fresh(&b, 'c', "V", rng_below(r, 6) == 0);
+            int z = random_value(&b, r, 'c', "V");
             if (reads && rng_below(r, 6) == 0)
                 z = read[rng_below(r, reads)];
             for (int j = 0; j < reads; j++) {
@@ -142,7 +153,7 @@ static inline Kernel *random_kernel(Arena *a, Interner *names, Rng *r) {
                 else if (rng_below(r, 6) == 0)
                     z = emit2(b.k, OP_div, emit1(b.k, OP_neg, z, AT), emit_const(b.k, 1.5), AT);
             }
-            update_(&b, build_fresh(&b, 'k', "K", rng_below(r, 6) == 0), z);
+            update_(&b, random_value(&b, r, 'k', "K"), z);
         } else if (reads && outs < 3) {
             char name[16];
             snprintf(name, sizeof name, "o%d", outs++);
@@ -151,7 +162,7 @@ static inline Kernel *random_kernel(Arena *a, Interner *names, Rng *r) {
                                      read[rng_below(r, reads)]));
         }
     }
-    build_out(&b, "o", read_(&b, build_fresh(&b, 'q', "K", false)));
+    build_out(&b, "o", read_(&b, random_value(&b, r, 'q', "K")));
     return b.k;
 }
 
@@ -178,8 +189,10 @@ static inline Data data_fill(Arena *a, const Kernel *k, Rng *r, int64_t T, int r
         const Port *p = &k->in.at[i];
         int64_t n = shape_elements(k, p->shape) * (p->is_param ? 1 : T);
         double *x = NEW_ARRAY(a, double, n + 1);
+        bool bounded = isfinite(p->lo) && isfinite(p->hi);
         for (int64_t j = 0; j < n; j++)
-            x[j] = p->name[0] == 'g' ? log_decay(r, regime) : 0.5 * rng_normal(r);
+            x[j] = bounded ? p->lo + (p->hi - p->lo) * rng_unit(r)
+                 : p->name[0] == 'g' ? log_decay(r, regime) : 0.5 * rng_normal(r);
         in[i] = x;
     }
     for (int o = 0; o < k->out.count; o++) {

@@ -1,4 +1,4 @@
-/* The passes `chunk`, `collapse` and `roles`: which operations a spec's chunk system is made of. */
+/* The passes `chunk`, `collapse`, `peel` and `roles`: which operations a spec's chunk system is made of. */
 #include "tests/prop/recurrences.h"
 
 #include <setjmp.h>
@@ -168,6 +168,30 @@ static void test_operand_type(void **state) {
     assert_null(kernel_verify(k));
 }
 
+/* alpha (strength k): the scalars are multiplied first; a shared or normalised vector stays whole. */
+static void test_scalars_first(void **state) {
+    Fixture *f = *state;
+    Build b = build_new(&f->arena, &f->names, "test", 4, 3);
+    int key = l2norm_(&b, build_in(&b, "k", "K")), alpha = build_in(&b, "alpha", "");
+    int strength = build_in(&b, "strength", ""), scale = emit_const(b.k, 0.5);
+    int row = mul_(&b, alpha, mul_(&b, mul_(&b, strength, key), scale));
+    update_(&b, key, sub_(&b, build_in(&b, "v", "V"), read_(&b, row)));
+    build_out(&b, "o", read_(&b, build_in(&b, "q", "K")));
+    Kernel *k = up_to(b.k, "peel");
+    const Inst *e = NULL;
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == OP_weave && shape_has(inst_at(k, v)->shape, AXIS_R) &&
+            shape_has(inst_at(k, v)->shape, AXIS_K))
+            e = inst_at(k, inst_at(k, v)->arg[0]);
+    assert_non_null(e);
+    assert_int_equal(e->op, OP_mul);
+    int vector = shape_has(inst_at(k, e->arg[0])->shape, AXIS_K) ? 0 : 1;
+    const Inst *s = inst_at(k, e->arg[1 - vector]), *x = inst_at(k, e->arg[vector]);
+    assert_false(shape_has(s->shape, AXIS_K));
+    assert_true(shape_has(x->shape, AXIS_K) && x->op == OP_mul);
+    assert_true(inst_at(k, x->arg[0])->op == OP_rsqrt || inst_at(k, x->arg[1])->op == OP_rsqrt);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -176,6 +200,7 @@ int main(void) {
         TEST(test_constant_decay_stays_scalar),
         TEST(test_places),
         TEST(test_simultaneous_erases),
+        TEST(test_scalars_first),
         TEST(test_roles),
         TEST(test_operand_type),
     };
