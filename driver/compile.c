@@ -144,14 +144,15 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
                        const char *target, const char *pass)
 {
     Driver *d = a->d;
+    gdr_dtype type = d->opt.has_dtype ? d->opt.dtype : GDR_F32;
     Buf base, prefix;
     buf_init(&base, &d->arena);
     buf_init(&prefix, &d->arena);
-    buf_printf(&prefix, "%s_%s", name, pass);
+    buf_printf(&prefix, "gdr_%s_%s_", gdr_dtype_name(type), pass);
     buf_printf(&base, "%s_%s_%s", name, pass, target);
     gdr_compile_options o = {
         .size = sizeof o, .variant = variant, .dims = d->opt.dim.at, .ndims = d->opt.dim.count,
-        .dtype = d->opt.has_dtype ? d->opt.dtype : GDR_F32, .target = target,
+        .dtype = type, .target = target,
         .algo = strcmp(pass, "step") ? GDR_ALGO_AUTO : GDR_ALGO_RECURRENT,
         .chunk_rows = d->opt.chunk,
     };

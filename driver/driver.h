@@ -149,6 +149,11 @@ void engine_close(Engine *e);
 /* Runs it. Outputs are poisoned first; `out` lives in `arena`. */
 gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *out);
 
+/* Outputs and final state, poisoned; f64 for the reference. */
+Outcome outcome_new(Arena *arena, const Problem *p, bool reference);
+/* The CPU kernel again on an outcome of engine_run; nothing is poisoned. */
+gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out);
+
 /* Device copies of a problem's tensors, for repeated launches. */
 typedef struct DeviceSet {
     uint64_t *in, *out, S0, S, cu, workspace;
@@ -178,6 +183,7 @@ typedef struct Case {
     int sequences;                    /* 0: dense; else packed with these lengths */
     int64_t length[SEQUENCES_MAX];
     int64_t spare;                    /* packed: rows that belong to no sequence */
+    int64_t repeat;                   /* tokens after which the numbers come again; 0: never */
     Gate gate;
     Keys keys;
     Unit unit;
@@ -205,6 +211,11 @@ bool distance_ok(const Distance *x, double threshold);
 bool spare_rows_untouched(const Problem *p, const Tensor *out);
 /* First row and length of sequence n. */
 void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *length);
+
+/* sgemm.c -------------------------------------------------------------------------------------- */
+
+/* Operations a second of one thread's matrix product in the BLAS library found (*name); 0: none. */
+double sgemm_measure(const char **name);
 
 /* header.c ------------------------------------------------------------------------------------- */
 

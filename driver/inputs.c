@@ -212,7 +212,14 @@ static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64
     int n = t->ndim > 3 ? (int)t->shape[t->ndim - 1] : 1;
     double x[DIM_MAX];
     Draw w = { .c = f->c, .port = p, .role = role_of(k, port), .n = n };
+    size_t row_bytes = (size_t)(heads * elements) * gdr_dtype_size(t->dtype);
+    char *row0 = (char *)t->data + (size_t)begin * row_bytes;
     for (int64_t i = 0; i < length; i++) {
+        if (f->c->repeat && i >= f->c->repeat) {
+            memcpy(row0 + (size_t)i * row_bytes, row0 + (size_t)(i % f->c->repeat) * row_bytes,
+                   row_bytes);
+            continue;
+        }
         bool changed = f->change && f->change->any && f->change->sequence == label &&
                        i >= f->change->from;
         w.key = mix(f->seed + 1000003 * (uint64_t)port + (changed ? 77 : 0));

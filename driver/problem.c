@@ -57,7 +57,7 @@ static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o, g
 
 /* sizes ---------------------------------------------------------------------------------------- */
 
-static Outcome outcome_new(Arena *a, const Problem *p, bool reference)
+Outcome outcome_new(Arena *a, const Problem *p, bool reference)
 {
     const Kernel *k = p->k;
     Outcome o = { .out = NEW_ARRAY(a, Tensor, k->out.count) };
@@ -363,7 +363,17 @@ gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena
         return run_reference(d, p, out);
     if (e->device == DEVICE_cuda)
         return run_cuda(d, p, e, arena, out);
+    return engine_relaunch(p, e, out);
+}
+
+gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out)
+{
+    gdr_arg *args = calloc((size_t)(p->k->in.count + p->k->out.count), sizeof *args);
+    if (!args)
+        return ctx_fail(e->kernel->ctx, GDR_ENOMEM, "out of memory");
     gdr_tensor extra[3];
     gdr_launch l = host_launch(p, out, args, extra);
-    return gdr_forward(e->kernel, &l);
+    gdr_status status = gdr_forward(e->kernel, &l);
+    free(args);
+    return status;
 }

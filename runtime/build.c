@@ -137,7 +137,7 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
         .io = io,
         .opt_level = job->opt.opt_level,
         .want_llvm = job->extra.want_llvm,
-        .prefix = job->extra.prefix ? job->extra.prefix : k->name,
+        .prefix = job->extra.prefix,
     };
     *why = NULL;
     return target_find(job->target)->gpu ? codegen_nvptx(&job->arena, k, &cg, why)

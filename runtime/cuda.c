@@ -27,6 +27,7 @@ typedef struct Driver {
 enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100 };
 enum { API_VERSION = 12000 }; /* the ABI asked of cuGetProcAddress */
 enum {
+    ATTR_CLOCK_KHZ = 13, ATTR_MEMORY_CLOCK_KHZ = 36, ATTR_MEMORY_BUS_BITS = 37,
     ATTR_MULTIPROCESSORS = 16, ATTR_CC_MAJOR = 75, ATTR_CC_MINOR = 76,
     FUNC_MAX_DYNAMIC_SHARED = 8,
     POOL_RELEASE_THRESHOLD = 4,
@@ -200,6 +201,25 @@ const char *cuda_device_name(const Cuda *cuda) { return cuda->name; }
 int cuda_compute_capability(const Cuda *cuda) { return cuda->cc; }
 int cuda_driver_version(const Cuda *cuda) { return cuda->driver_version; }
 int cuda_multiprocessors(const Cuda *cuda) { return cuda->multiprocessors; }
+
+static double attribute(const Cuda *cuda, int which)
+{
+    int value = 0;
+    return cuda->d.cuDeviceGetAttribute(&value, which, cuda->device) == SUCCESS ? value : 0;
+}
+
+double cuda_bandwidth(const Cuda *cuda)
+{
+    /* Two transfers a clock. */
+    return 2e3 * attribute(cuda, ATTR_MEMORY_CLOCK_KHZ) * attribute(cuda, ATTR_MEMORY_BUS_BITS) / 8;
+}
+
+double cuda_matrix_rate(const Cuda *cuda)
+{
+    /* Operations a clock and multiprocessor, dense, 2-byte operands, f32 sums. */
+    double per_clock = cuda->cc >= 100 ? 8192 : cuda->cc == 90 ? 4096 : cuda->cc == 80 ? 2048 : 1024;
+    return 1e3 * attribute(cuda, ATTR_CLOCK_KHZ) * cuda->multiprocessors * per_clock;
+}
 
 int cuda_probe_version(void)
 {

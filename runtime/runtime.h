@@ -47,6 +47,9 @@ const char *cuda_device_name(const Cuda *cuda);
 int cuda_compute_capability(const Cuda *cuda); /* 90 for 9.0 */
 int cuda_driver_version(const Cuda *cuda);     /* 13000 for CUDA 13.0 */
 int cuda_multiprocessors(const Cuda *cuda);
+/* Nominal bytes/s of the memory, and operations/s of the matrix units on 2-byte types; 0: unknown. */
+double cuda_bandwidth(const Cuda *cuda);
+double cuda_matrix_rate(const Cuda *cuda);
 /* Version of the installed driver without opening a device; 0 when there is none. */
 int cuda_probe_version(void);
 
@@ -177,7 +180,7 @@ typedef struct CompileExtra {
     bool no_cache;
     bool no_load;            /* make code but do not load it: no device needed, no cubin made */
     bool want_llvm;          /* rec.module.text is LLVM IR */
-    const char *prefix;      /* of symbols; NULL: the variant's name */
+    const char *prefix;      /* of symbols; the variant's name follows it */
     const char *cpu, *features; /* of the host target; NULL: this machine's */
 } CompileExtra;
 

@@ -1,0 +1,413 @@
+/* gdrc bench: how fast the kernels of a spec are, and how far from what the machine could do.
+ *
+ * Time is the median over launches that take turns through several sets of inputs, so that caches
+ * hold nothing of the next one: between two device events on the GPU, wall time on the CPU. Bytes
+ * are those that any implementation must move: inputs once, outputs once, states in and out.
+ * Operations are those of the chunk system (or of the token recurrence). The roofline is the larger
+ * of bytes over the nominal bandwidth and operations over the nominal matrix rate; on the CPU it is
+ * a measured sgemm of a BLAS library on every thread, where one is found.
+ */
+#include "driver/driver.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { REPEAT_TOKENS = 64, TIMES_MAX = 200, TIMES_MIN = 7, SETS_DEFAULT = 4 };
+static const double seconds_wanted = 0.7; /* of measuring a shape */
+
+typedef struct Sample { double seconds, least, most; int count; } Sample;
+
+typedef struct Row {
+    BenchShape shape;
+    Method method;
+    int chunk, K, V;
+    Sample sample;
+    double bytes, flops, roofline; /* roofline: seconds; 0 unknown */
+} Row;
+
+typedef struct Bench {
+    Driver *d;
+    Spec *s;
+    const Variant *v;
+    gdr_dtype type;
+    const char *sgemm_name;
+    double sgemm_rate;             /* operations a second and thread; 0 = no library */
+    double first_ms, cached_ms;    /* spec text to loaded kernel; cached < 0 = no cache */
+    VEC(Row) row;
+} Bench;
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* launches ------------------------------------------------------------------------------------- */
+
+/* Everything that one timed launch needs. */
+typedef struct Launches {
+    Driver *d;
+    const Problem *p;
+    Engine *e;
+    DeviceSet *set; /* GPU */
+    Outcome *out;   /* CPU: per set */
+    Arena *arena;
+    int sets, turn;
+    gdr_status status;
+} Launches;
+
+static bool launch_once(void *user)
+{
+    Launches *l = user;
+    int i = l->turn++ % l->sets;
+    l->status = l->set ? gdr_forward(l->e->kernel, &l->set[i].launch)
+                       : engine_relaunch(l->p, l->e, &l->out[i]);
+    return l->status == GDR_OK;
+}
+
+static gdr_status time_once(Launches *l, double *seconds)
+{
+    if (!l->set) {
+        double start = now();
+        launch_once(l);
+        *seconds = now() - start;
+        return l->status;
+    }
+    CudaError e;
+    if (cuda_time(l->d->ctx->cuda, launch_once, l, seconds, &e))
+        return GDR_OK;
+    return l->status ? l->status : ctx_fail(l->d->ctx, GDR_EDRIVER, "%s", e.text);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static gdr_status measure_launches(Launches *l, Sample *s)
+{
+    double t[TIMES_MAX], total = 0;
+    int n = 0;
+    for (int i = 0; i < l->sets; i++) { /* every set once, untimed */
+        gdr_status status = time_once(l, &t[0]);
+        if (status)
+            return status;
+    }
+    while (n < TIMES_MAX && (n < TIMES_MIN || total < seconds_wanted)) {
+        gdr_status status = time_once(l, &t[n]);
+        if (status)
+            return status;
+        total += t[n++];
+    }
+    qsort(t, (size_t)n, sizeof *t, by_value);
+    *s = (Sample){ n % 2 ? t[n / 2] : (t[n / 2 - 1] + t[n / 2]) / 2, t[0], t[n - 1], n };
+    return GDR_OK;
+}
+
+static gdr_status prepare_sets(Launches *l)
+{
+    Outcome o;
+    gdr_status status = GDR_OK;
+    bool gpu = l->e->device == DEVICE_cuda;
+    DeviceSet *set = NEW_ARRAY(l->arena, DeviceSet, l->sets);
+    l->out = NEW_ARRAY(l->arena, Outcome, l->sets);
+    if (gpu)
+        l->set = set;
+    for (int i = 0; i < l->sets && !status; i++) {
+        if (!gpu) {
+            status = engine_run(l->d, l->p, l->e, l->arena, &l->out[i]);
+            continue;
+        }
+        o = outcome_new(l->arena, l->p, false);
+        status = device_set_open(l->d, l->p, l->e, &o, &set[i], l->arena);
+        if (status)
+            l->sets = i; /* only these are closed */
+    }
+    return status;
+}
+
+/* figures -------------------------------------------------------------------------------------- */
+
+static double problem_bytes(const Problem *p)
+{
+    double bytes = 0;
+    for (int i = 0; i < p->k->in.count; i++)
+        bytes += (double)p->in[i].bytes;
+    for (int i = 0; i < p->k->out.count; i++) {
+        const Port *port = &p->k->out.at[i];
+        bytes += (double)(p->B * p->T * p->H * shape_elements(p->k, port->shape)) *
+                 elem_size(port->elem);
+    }
+    double state = 4.0 * (double)(p->N * p->H) * p->k->axis.at[AXIS_K].size *
+                   p->k->axis.at[AXIS_V].size;
+    return bytes + state * (p->S0.data ? 2 : 1);
+}
+
+static double recurrent_flops(const Kernel *normal)
+{
+    double KV = (double)normal->axis.at[AXIS_K].size * normal->axis.at[AXIS_V].size, flops = 0;
+    for (int v = 0; v < normal->inst.count; v++) {
+        Op op = inst_at(normal, v)->op;
+        flops += op == OP_read || op == OP_update ? 2 * KV : op == OP_decay ? KV : 0;
+    }
+    return flops;
+}
+
+/* Operations a token and head. */
+static double token_flops(const Problem *p, const gdr_facts *facts)
+{
+    Kernel *k = kernel_clone(p->k);
+    passes_run(k, "normal", NULL);
+    if (facts->algo == GDR_ALGO_RECURRENT)
+        return recurrent_flops(k);
+    SystemTable t = { 0 };
+    kernel_set_chunk(k, facts->chunk * (facts->updates > 1 ? facts->updates : 1));
+    passes_run_after(k, "normal", NULL, NULL);
+    system_describe(k, &t);
+    return t.cost.flops;
+}
+
+static double roofline(const Bench *b, const Row *r)
+{
+    if (b->d->opt.device == DEVICE_cuda) {
+        double bandwidth = cuda_bandwidth(b->d->ctx->cuda), rate = cuda_matrix_rate(b->d->ctx->cuda);
+        if (b->type == GDR_F32)
+            rate /= 2; /* tf32 */
+        return bandwidth > 0 && rate > 0 ? fmax(r->bytes / bandwidth, r->flops / rate) : 0;
+    }
+    Pool *pool = ctx_pool(b->d->ctx);
+    return b->sgemm_rate > 0 && pool ? r->flops / (b->sgemm_rate * pool_threads(pool)) : 0;
+}
+
+/* one shape ------------------------------------------------------------------------------------ */
+
+static gdr_status bench_problem(Bench *b, const Problem *p, Row *r, Arena *arena)
+{
+    Driver *d = b->d;
+    Engine e = { .method = r->method, .device = d->opt.device, .chunk = d->opt.chunk };
+    gdr_status status = engine_open(d, p, &e);
+    if (status)
+        return status;
+    Launches l = { .d = d, .p = p, .e = &e, .arena = arena,
+                   .sets = d->opt.input_sets ? d->opt.input_sets : SETS_DEFAULT };
+    gdr_facts facts;
+    gdr_kernel_facts(e.kernel, &facts);
+    status = prepare_sets(&l);
+    if (!status)
+        status = measure_launches(&l, &r->sample);
+    for (int i = 0; l.set && i < l.sets; i++)
+        device_set_close(d, p, &l.set[i]);
+    if (!status) {
+        r->method = facts.algo == GDR_ALGO_CHUNK ? METHOD_chunk : METHOD_recurrent;
+        r->chunk = facts.chunk;
+        r->K = (int)facts.K;
+        r->V = (int)facts.V;
+        r->bytes = problem_bytes(p);
+        r->flops = token_flops(p, &facts) * (double)(p->B * p->T * p->H);
+        r->roofline = roofline(b, r);
+    }
+    engine_close(&e);
+    return status;
+}
+
+static gdr_status bench_shape(Bench *b, const BenchShape *shape)
+{
+    Arena arena;
+    Problem p;
+    Kernel *defaults = spec_kernel(b->d, b->s, b->v->name, b->d->opt.dim.at, b->d->opt.dim.count);
+    if (!defaults)
+        return GDR_ESPEC;
+    bool step = shape->T == 1;
+    Case c = { .type = b->type, .K = defaults->axis.at[AXIS_K].size,
+               .V = defaults->axis.at[AXIS_V].size, .B = shape->B, .T = shape->T, .H = shape->H,
+               .key_heads = shape->key_heads, .repeat = REPEAT_TOKENS, .S0 = step };
+    Row r = { .shape = *shape, .method = (Method)b->d->opt.method };
+    if (step && r.method == METHOD_auto)
+        r.method = METHOD_recurrent;
+    arena_init(&arena, b->d->arena.oom);
+    case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
+                 NULL, &p);
+    gdr_status status = p.k ? bench_problem(b, &p, &r, &arena) : GDR_ESPEC;
+    arena_free(&arena);
+    if (!status)
+        VEC_PUSH(&b->d->arena, &b->row, r);
+    return status;
+}
+
+/* Spec text to loaded kernel: without the cache, and again from it. */
+static gdr_status bench_compile(Bench *b)
+{
+    Driver *d = b->d;
+    CompileInput input = { .source = b->s->source };
+    gdr_compile_options o = {
+        .size = sizeof o, .variant = b->v->name, .dims = d->opt.dim.at, .ndims = d->opt.dim.count,
+        .dtype = b->type, .target = d->opt.device == DEVICE_cuda ? "cuda" : "host",
+        .algo = d->opt.method == METHOD_recurrent ? GDR_ALGO_RECURRENT : GDR_ALGO_AUTO,
+        .chunk_rows = d->opt.chunk,
+    };
+    b->cached_ms = -1;
+    for (int round = 0; round < 3; round++) { /* anew; into the cache; from the cache */
+        CompileExtra extra = { .no_cache = round == 0 };
+        gdr_kernel *k;
+        gdr_facts facts;
+        double start = now();
+        gdr_status status = compile_input(d->ctx, &input, &o, &extra, &k);
+        double ms = 1e3 * (now() - start);
+        if (status)
+            return status;
+        gdr_kernel_facts(k, &facts);
+        if (round == 0)
+            b->first_ms = ms;
+        else if (facts.from_cache)
+            b->cached_ms = ms;
+        gdr_kernel_destroy(k);
+    }
+    return GDR_OK;
+}
+
+/* results -------------------------------------------------------------------------------------- */
+
+static void print_machine(const Bench *b, Buf *out)
+{
+    if (b->d->opt.device == DEVICE_cuda) {
+        const Cuda *c = b->d->ctx->cuda;
+        buf_printf(out, "%s, driver %d.%d, nominal %.2f TB/s, %.0f TFLOP/s", cuda_device_name(c),
+                   cuda_driver_version(c) / 1000, cuda_driver_version(c) % 1000 / 10,
+                   cuda_bandwidth(c) * 1e-12, cuda_matrix_rate(c) * 1e-12);
+        return;
+    }
+    Pool *pool = ctx_pool(b->d->ctx);
+    buf_printf(out, "CPU, %d threads", pool ? pool_threads(pool) : 0);
+    if (b->sgemm_rate > 0)
+        buf_printf(out, ", sgemm of %s %.1f GFLOP/s a thread", b->sgemm_name,
+                   b->sgemm_rate * 1e-9);
+}
+
+static void print_row(const Bench *b, const Row *r)
+{
+    char heads[48], share[32] = "-";
+    const Sample *s = &r->sample;
+    snprintf(heads, sizeof heads, r->shape.key_heads == r->shape.H ? "%lld" : "%lld/%lld",
+             (long long)(r->shape.key_heads == r->shape.H ? r->shape.H : r->shape.key_heads),
+             (long long)r->shape.H);
+    if (r->roofline > 0)
+        snprintf(share, sizeof share, "%.1f %%", 100 * r->roofline / s->seconds);
+    printf("%5lld %7lld %8s %4dx%-4d %-9s %3d %10.4f %9.4f %9.4f %9.1f %8.3f %9s\n",
+           (long long)r->shape.B, (long long)r->shape.T, heads, r->K, r->V,
+           r->method == METHOD_chunk ? "chunk" : "recurrent", r->chunk, 1e3 * s->seconds,
+           1e3 * s->least, 1e3 * s->most, r->bytes / s->seconds * 1e-9,
+           r->flops / s->seconds * 1e-12, share);
+    (void)b;
+}
+
+static void print_table(const Bench *b, const char *machine)
+{
+    printf("%s, variant %s, %s\n%s\n", b->s->path, b->v->name, gdr_dtype_name(b->type), machine);
+    printf("spec text to loaded kernel: %.1f ms", b->first_ms);
+    if (b->cached_ms >= 0)
+        printf(", from the cache %.2f ms", b->cached_ms);
+    printf("\n    B       T        H   KxV    algorithm   C  median ms     least      most      GB/s "
+           " TFLOP/s  roofline\n");
+    for (int i = 0; i < b->row.count; i++)
+        print_row(b, &b->row.at[i]);
+}
+
+static int write_json(const Bench *b, const char *machine)
+{
+    Buf out;
+    char why[512];
+    buf_init(&out, &b->d->arena);
+    buf_puts(&out, "{\n  \"spec\": ");
+    buf_json_string(&out, b->s->path);
+    buf_puts(&out, ", \"variant\": ");
+    buf_json_string(&out, b->v->name);
+    buf_printf(&out, ", \"dtype\": \"%s\", \"compiler\": ", gdr_dtype_name(b->type));
+    buf_json_string(&out, gdr_version());
+    buf_puts(&out, ",\n  \"machine\": ");
+    buf_json_string(&out, machine);
+    buf_printf(&out, ",\n  \"compile_ms\": %.4g, \"cached_ms\": ", b->first_ms);
+    if (b->cached_ms >= 0)
+        buf_printf(&out, "%.4g", b->cached_ms);
+    else
+        buf_puts(&out, "null");
+    buf_puts(&out, ",\n  \"results\": [\n");
+    for (int i = 0; i < b->row.count; i++) {
+        const Row *r = &b->row.at[i];
+        buf_printf(&out, "%s    {\"B\": %lld, \"T\": %lld, \"H\": %lld, \"key_heads\": %lld, \"K\": %d, "
+                   "\"V\": %d, \"algorithm\": \"%s\", \"chunk\": %d, \"median_ms\": %.6g, "
+                   "\"least_ms\": %.6g, \"most_ms\": %.6g, \"launches\": %d, \"bytes\": %.0f, "
+                   "\"flops\": %.0f, \"roofline_ms\": ", i ? ",\n" : "", (long long)r->shape.B,
+                   (long long)r->shape.T, (long long)r->shape.H, (long long)r->shape.key_heads,
+                   r->K, r->V, r->method == METHOD_chunk ? "chunk" : "recurrent", r->chunk,
+                   1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
+                   r->sample.count, r->bytes, r->flops);
+        if (r->roofline > 0)
+            buf_printf(&out, "%.6g}", 1e3 * r->roofline);
+        else
+            buf_puts(&out, "null}");
+    }
+    buf_puts(&out, "\n  ]\n}\n");
+    if (!file_write_atomic(b->d->opt.json, &(FilePart){ out.text, out.len }, 1, why, sizeof why))
+        return fail(EXIT_environment, "%s", why);
+    return EXIT_done;
+}
+
+/* the call ------------------------------------------------------------------------------------- */
+
+static gdr_status bench_all(Bench *b)
+{
+    Driver *d = b->d;
+    bool terminal = isatty(STDERR_FILENO);
+    gdr_status status = bench_compile(b);
+    for (int i = 0; !status && i < d->opt.shape.count; i++) {
+        const BenchShape *s = &d->opt.shape.at[i];
+        if (terminal)
+            fprintf(stderr, "\r[%d/%d] %lld,%lld,%lld ...", i + 1, d->opt.shape.count,
+                    (long long)s->B, (long long)s->T, (long long)s->H);
+        status = bench_shape(b, s);
+        if (terminal)
+            fprintf(stderr, "\r%40s\r", "");
+    }
+    return status;
+}
+
+int command_bench(Driver *d)
+{
+    Spec s;
+    int exit_status = spec_open(d, d->opt.file.at[0], &s);
+    if (exit_status)
+        return exit_status;
+    bool gpu = d->opt.device == DEVICE_cuda;
+    Bench b = { .d = d, .s = &s, .v = spec_variant(s.file, d->opt.variant, &s.diag),
+                .type = d->opt.has_dtype ? d->opt.dtype : gpu ? GDR_BF16 : GDR_F32 };
+    if (!b.v) {
+        print_diag(d, &s.diag);
+        return EXIT_refused;
+    }
+    if (d->opt.method == METHOD_reference)
+        return fail(EXIT_usage, "bench: the reference is not for timing");
+    if (!driver_context(d))
+        return EXIT_environment;
+    if (gpu && !ctx_cuda(d->ctx))
+        return fail_status(d, GDR_ENODEV);
+    if (!gpu)
+        b.sgemm_rate = sgemm_measure(&b.sgemm_name);
+    if (!d->opt.shape.count) {
+        BenchShape usual = gpu ? (BenchShape){ 1, 8192, 96, 96 } : (BenchShape){ 1, 4096, 4, 4 };
+        VEC_PUSH(&d->arena, &d->opt.shape, usual);
+    }
+    gdr_status status = bench_all(&b);
+    if (status)
+        return fail_status(d, status);
+    Buf machine;
+    buf_init(&machine, &d->arena);
+    print_machine(&b, &machine);
+    print_table(&b, machine.text);
+    return d->opt.json ? write_json(&b, machine.text) : EXIT_done;
+}
