@@ -50,6 +50,7 @@ static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o, g
     gdr_launch l = host_launch(p, o, args, extra);
     for (int i = 0; i < p->k->out.count; i++) /* the reference's are f64: not what is checked */
         args[p->k->in.count + i].tensor.dtype = dtype_of_elem(p->k->out.at[i].elem);
+    extra[2].dtype = GDR_F32;
     gdr_status status = launch_bind(&shell, &l, false, &b);
     free(b.frame);
     return status;
