@@ -30,7 +30,7 @@ static int64_t plan_stage(Chain *c)
     at = round_up(at, 16);
     c->row_value_offset = (int)at;
     at += (int64_t)c->nrow_values * c->s->rows * 4;
-    return round_up(at, 128);
+    return round_up(at, 1024);
 }
 
 /* The widest V tile up to the wish that fits: fewer blocks read each record. */

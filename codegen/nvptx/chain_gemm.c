@@ -24,8 +24,7 @@ static Val load_stage_f32(Chain *c, int64_t offset)
 static Val unit_address(Chain *c, int64_t base, int columns, Val row, Val unit)
 {
     Cg *cg = c->cg;
-    Val place = cg_add(cg, cg_mul(cg, row, cg_int(cg, columns / 8)),
-                       nv_swizzle(cg, columns / 8, row, unit));
+    Val place = nv_place(cg, c->s->rows, columns, row, unit);
     return cg_gep8(cg, stage_pointer(c, base), cg_shl(cg, place, 4));
 }
 

@@ -135,6 +135,12 @@ static int tile_units(const Chain *c, const Staged *in)
     return c->v_tile * in->elem_bytes / 16;
 }
 
+/* Staged tiles are placed as workspace matrices are, 8 "elements" to a 16-byte unit. */
+static Val staged_place(Chain *c, const Staged *in, Val token, Val unit)
+{
+    return nv_place(c->cg, c->s->chunk, 8 * tile_units(c, in), token, unit);
+}
+
 /* Row of `token` (i64 in the sequence) of a staged input, at V column 0 of its head. */
 static Val input_row(Chain *c, const Staged *in, Val token)
 {
@@ -173,8 +179,7 @@ static void copy_input(Chain *c, const Staged *in, Val start, Val stage)
         }
         Val row = input_row(c, in, cg_select(cg, live, in_seq, cg_int64(cg, 0)));
         Val src = cg_gep8(cg, row, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, in->elem_bytes))));
-        Val place = cg_add(cg, cg_mul(cg, token, cg_int(cg, units)),
-                           nv_swizzle(cg, units, token, unit));
+        Val place = staged_place(c, in, token, unit);
         Val dst = cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, stage, cg_shl(cg, place, 4)));
         nv_copy_async(cg, dst, src, cg_select(cg, live, cg_int(cg, 16), cg_int(cg, 0)));
         if (partial)
@@ -204,8 +209,7 @@ static Val token_of_row(Chain *c, Val row)
 static Val staged_unit(Chain *c, const Staged *in, Val token, Val unit)
 {
     Cg *cg = c->cg;
-    int units = tile_units(c, in);
-    Val place = cg_add(cg, cg_mul(cg, token, cg_int(cg, units)), nv_swizzle(cg, units, token, unit));
+    Val place = staged_place(c, in, token, unit);
     return cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, c->stage, cg_shl(cg, place, 4)));
 }
 

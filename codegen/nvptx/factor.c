@@ -169,8 +169,7 @@ static bool reduce_all(Factor *f, const char **why)
 Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit)
 {
     Cg *cg = f->cg;
-    Val place = cg_add(cg, cg_mul(cg, row, cg_int(cg, columns / 8)),
-                       nv_swizzle(cg, columns / 8, row, unit));
+    Val place = nv_place(cg, f->s->rows, columns, row, unit);
     return cg_gep8(cg, f->record, cg_add(cg, cg_shl(cg, place, 4), cg_int(cg, base)));
 }
 

@@ -11,8 +11,8 @@
  * for one or more families x, with Lam a product of decays over whole positions.
  *
  * Workspace: one record per (slot, factor head), at (slot * HF + head) * ws_bytes; all matrices are
- * row-major on the lattice, in the operand type (2 bytes), their 16-byte units permuted within each
- * row (nv_swizzle) so that the chain copies a record to shared memory as it lies:
+ * on the lattice, in the operand type (2 bytes), placed by nv_place so that the chain copies a record
+ * to shared memory as it lies and multiplies it there; each begins at a multiple of 1024 bytes:
  *     W_f   [rows][kp]   row family f carried to the chunk's start (E, Q)      f < families
  *     M_f   [rows][rows] per out family, divided by scale                    f >= erase
  *     P     [rows][kp], divided by scale
@@ -59,9 +59,12 @@ typedef struct System {
     Elem operand;     /* 2-byte type of matrix operands */
 } System;
 
-/* Place of 16-byte unit `unit` of row `row` in a matrix of `units` units a row: eight rows' equal
- * units, which one matrix load reads, fall in different banks of shared memory. */
-Val nv_swizzle(Cg *cg, int units, Val row, Val unit);
+/* Place, in 16-byte units, of unit `unit` (8 elements) of row `row` of a workspace matrix. Columns lie
+ * in blocks of 64 (or 32, or 16, whichever divides their number), a block's rows one after another,
+ * and units are permuted within a row by its number: the 128-, 64- and 32-byte swizzles of wgmma's
+ * shared-memory operands, in which ldmatrix meets no bank conflict either. */
+Val nv_place(Cg *cg, int rows, int columns, Val row, Val unit);
+int nv_block_columns(int columns);
 
 /* Recognise the system in a tile-level kernel; false with *why when this target cannot run it. */
 bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);

@@ -170,21 +170,27 @@ static Elem choose_operand(const Kernel *k, const System *s)
     return bounded ? ELEM_f16 : ELEM_bf16;
 }
 
-Val nv_swizzle(Cg *cg, int units, Val row, Val unit)
+int nv_block_columns(int columns)
 {
-    int span = units & -units, shift = 0;
-    span = span > 8 ? 8 : span;
-    while (span << shift < 8)
-        shift++;
-    if (span == 1)
-        return unit;
-    return cg_xor(cg, unit, cg_and(cg, cg_shr(cg, row, shift), cg_int(cg, span - 1)));
+    return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16;
+}
+
+Val nv_place(Cg *cg, int rows, int columns, Val row, Val unit)
+{
+    int width = nv_block_columns(columns) / 8, log = width == 8 ? 3 : width == 4 ? 2 : 1;
+    Val in_row = columns == 8 * width ? unit : cg_and(cg, unit, cg_int(cg, width - 1));
+    Val turned = cg_xor(cg, in_row, cg_and(cg, cg_shr(cg, row, 3 - log), cg_int(cg, width - 1)));
+    Val place = cg_add(cg, cg_shl(cg, row, log), turned);
+    if (columns == 8 * width)
+        return place;
+    Val block = cg_shr(cg, unit, log);
+    return cg_add(cg, place, cg_mul(cg, block, cg_int(cg, rows * width)));
 }
 
 static int64_t take(int64_t *at, int64_t bytes)
 {
     int64_t here = *at;
-    *at += (bytes + 127) / 128 * 128;
+    *at += (bytes + 1023) / 1024 * 1024;
     return here;
 }
 
@@ -196,9 +202,9 @@ static void place(System *s)
     for (int f = s->erase; f < s->families; f++)
         s->family[f].ws_m = take(&at, square);
     s->ws_p = take(&at, wide);
-    s->ws_d = take(&at, s->a_key ? s->kp * 4 : 4);
-    s->ws_scale = take(&at, 4);
-    s->ws_bytes = at;
+    s->ws_d = at;
+    s->ws_scale = at + (s->a_key ? s->kp * 4 : 16);
+    s->ws_bytes = (s->ws_scale + 16 + 127) / 128 * 128;
 }
 
 static bool has_sum(const Kernel *k, int v)
