@@ -115,9 +115,10 @@ static void read_pair(Assign *a, Pair t, Outer *out, int *count) {
             int s = lower_sum(l, lower2(l, OP_mul, y, e.p, a->span), a->span);
             out[(*count)++] = (Outer){o.minus != e.minus, times(a, times(a, o.c, e.c), s), o.p, e.r};
         }
+        if (t.right.diag == DIAG_zero)
+            continue;
         o.r = t.right.diag == DIAG_one ? y : times(a, t.right.diag, y);
-        if (t.right.diag != DIAG_zero)
-            out[(*count)++] = o;
+        out[(*count)++] = o;
     }
     for (int j = 0; j < t.right.nlow && t.left.diag != DIAG_zero; j++) {
         Outer e = t.right.low[j];

@@ -245,9 +245,8 @@ static Value multiply(Lower *l, const Expr *e, Value a, Value b) {
         return value_of(matrix_apply(l, m, b.m != NULL, v, e->span));
     }
     if (x.kind == TYPE_column && y.kind == TYPE_row) {
-        const Decl *key = l->v->state->dim[0];
-        return (Value){.m = matrix_outer(l, a.v, b.v, x.dim[0] == y.dim[0], x.dim[0] != key,
-                                         e->span)};
+        bool square = x.dim[0] == y.dim[0], flip = !square && x.dim[0] != l->v->state->dim[0];
+        return (Value){.m = matrix_outer(l, a.v, b.v, square, flip, e->span)};
     }
     Value product = map(l, OP_mul, a, &b, x.kind == TYPE_scalar ? y : x, e->span);
     if (x.kind == TYPE_row && y.kind == TYPE_column)
