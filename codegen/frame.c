@@ -28,11 +28,16 @@ int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C)
     return packed ? T / C + N : N * ((T + C - 1) / C);
 }
 
+/* Elementwise values have no role: both sides compute them from the inputs as they need them. */
 bool frame_factor_reads(const Kernel *tile, int input)
 {
+    bool *needed = NEW_ARRAY(tile->arena, bool, tile->inst.count + 1);
+    for (int v = 0; v < tile->inst.count; v++)
+        if (inst_at(tile, v)->role == ROLE_factor)
+            value_mark(tile, v, needed);
     for (int v = 0; v < tile->inst.count; v++) {
         const Inst *i = inst_at(tile, v);
-        if (i->op == OP_in && i->index == input && i->role == ROLE_factor)
+        if (needed[v] && i->op == OP_in && i->index == input)
             return true;
     }
     return false;
