@@ -59,6 +59,7 @@ double bound_number(const Bound *b, const Expr *e) {
 
 typedef struct Binder {
     Arena *arena;
+    bool broken;        /* the variant has errors: look at dims, consts and ranges only */
     const Variant *v;
     const SpecBind *dims;
     Bound *b;
@@ -94,9 +95,12 @@ static void check_overrides(Binder *w) {
 }
 
 static void bind_dim(Binder *w, const Decl *dim) {
+    if (dim->type.kind == TYPE_poison)
+        return;
     const SpecDim *given = override_of(w, dim);
     double size = given ? (double)given->size : bound_number(w->b, dim->value);
-    bool axis = dim == w->v->state->dim[0] || dim == w->v->state->dim[1];
+    const Decl *state = w->v->state;
+    bool axis = !state || dim == state->dim[0] || dim == state->dim[1];
     int most = axis ? DIM_MAX : EXPAND_MAX;
     if (!(size >= 1 && size <= most) || size != floor(size)) {
         diag_error(w->d, given ? dim->name_span : dim->value->span,
@@ -112,6 +116,8 @@ static void bind_dim(Binder *w, const Decl *dim) {
 }
 
 static void bind_const(Binder *w, const Decl *decl) {
+    if (decl->type.kind == TYPE_poison)
+        return;
     double x = bound_number(w->b, decl->value);
     if (!isfinite(x))
         diag_error(w->d, decl->value->span, "const %s is not a finite number", decl->name);
@@ -124,6 +130,8 @@ static void bind_ranges(Binder *w, const Decl *decl) {
     *hi = INFINITY;
     for (int i = 0; i < decl->range.count; i++) {
         const RangeClause *r = &decl->range.at[i];
+        if ((r->lo && r->lo->type.kind == TYPE_poison) || (r->hi && r->hi->type.kind == TYPE_poison))
+            continue;
         double a = r->lo ? bound_number(w->b, r->lo) : -INFINITY;
         double b = r->hi ? bound_number(w->b, r->hi) : INFINITY;
         if (isnan(a) || isnan(b)) {
@@ -182,6 +190,10 @@ static void bind_for(Binder *w, const Stmt *s) {
 }
 
 static void bind_stmt(Binder *w, const Stmt *s) {
+    bool declares = s->kind == STMT_dim || s->kind == STMT_const || s->kind == STMT_in ||
+                    s->kind == STMT_param;
+    if (w->broken && !declares)
+        return;
     if (s->kind == STMT_for)
         bind_for(w, s);
     if (s->value && has_index(s->value))
@@ -206,16 +218,24 @@ static void bind_stmt(Binder *w, const Stmt *s) {
     }
 }
 
+static Bound *bind_all(Binder *w) {
+    int before = w->d->errors, n = w->v->decl.count;
+    Bound *b = NEW(w->arena, Bound);
+    b->variant = w->v;
+    b->value = NEW_ARRAY(w->arena, double, n);
+    b->lo = NEW_ARRAY(w->arena, double, n);
+    b->hi = NEW_ARRAY(w->arena, double, n);
+    w->b = b;
+    check_overrides(w);
+    for (int i = 0; i < w->v->stmt.count; i++)
+        bind_stmt(w, w->v->stmt.at[i]);
+    return w->d->errors > before ? NULL : b;
+}
+
 Bound *spec_bind(Arena *arena, const Variant *v, const SpecBind *dims, Diag *d) {
-    int before = d->errors, n = v->decl.count;
-    Bound *b = NEW(arena, Bound);
-    b->variant = v;
-    b->value = NEW_ARRAY(arena, double, n);
-    b->lo = NEW_ARRAY(arena, double, n);
-    b->hi = NEW_ARRAY(arena, double, n);
-    Binder w = {.arena = arena, .v = v, .dims = dims, .b = b, .d = d};
-    check_overrides(&w);
-    for (int i = 0; i < v->stmt.count; i++)
-        bind_stmt(&w, v->stmt.at[i]);
-    return d->errors > before ? NULL : b;
+    return bind_all(&(Binder){.arena = arena, .v = v, .dims = dims, .d = d});
+}
+
+void spec_bind_declarations(Arena *arena, const Variant *v, Diag *d) {
+    bind_all(&(Binder){.arena = arena, .v = v, .d = d, .broken = true});
 }

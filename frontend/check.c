@@ -258,7 +258,6 @@ static void check_update(Checker *c, Stmt *s) {
     diag_error(c->d, s->value->span, "the state is %s, but this is %s",
                type_text(c, target->type), type_text(c, t));
     diag_note(c->d, target->span, "declared here");
-    type_note_origin(c, s->value);
     if (t.kind == TYPE_matrix && t.dim[0] == target->dim[1] && t.dim[1] == target->dim[0])
         diag_help(c->d, "transpose it");
 }
@@ -355,8 +354,10 @@ static void check_variant(SpecFile *f, Variant *v, Diag *d) {
         diag_error(d, v->name_span, "variant '%s' has no output", v->name);
         diag_help(d, "for example: out o[V] = S' * q");
     }
-    if (d->errors > before)
+    if (d->errors > before) {
+        spec_bind_declarations(f->arena, v, d);
         return;
+    }
     warn_unused(&c);
     spec_bind(f->arena, v, NULL, d);
 }

@@ -182,6 +182,8 @@ typedef struct Bound {
 
 /* NULL with a message when a size or constant is not usable. `dims` may be NULL. */
 Bound *spec_bind(Arena *arena, const Variant *v, const SpecBind *dims, Diag *d);
+/* Only the messages about dims, consts and ranges, of a variant that has other errors. */
+void spec_bind_declarations(Arena *arena, const Variant *v, Diag *d);
 int bound_size(const Bound *b, const Decl *dim);
 double bound_number(const Bound *b, const Expr *e); /* e->constant */
 double fn_apply(Function fn, double x, double y);   /* FNCLASS_MAP */

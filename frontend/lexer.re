@@ -122,6 +122,10 @@ static void comment(Parser *p, const char *lo) {
     VEC_PUSH(p->file->arena, &p->file->comment, span_of(p, lo, hi));
 }
 
+static bool is_stray(char c) {
+    return (c & 0x80) || (c && strchr("!$%&?\\|~`\"", c));
+}
+
 /* Bytes that are no part of the language: one message for the whole run. */
 static void stray(Parser *p, const char *lo) {
     int shown = (int)(p->cursor - lo);
@@ -239,7 +243,7 @@ again:
         }
         [.:]            { stray(p, lo); goto again; }
         [^] \ known     {
-            while (p->cursor < p->limit && (*p->cursor & 0x80))
+            while (p->cursor < p->limit && is_stray(*p->cursor))
                 p->cursor++;
             stray(p, lo);
             goto again;

@@ -343,12 +343,12 @@ static void add_ports(Lower *l) {
         const Decl *decl = l->v->decl.at[i];
         if (decl->kind != DECL_in && decl->kind != DECL_param && decl->kind != DECL_out)
             continue;
-        int axis[3];
+        Shape shape = {.rank = (int8_t)decl->ndims}; /* ports keep the order of memory */
         for (int j = 0; j < decl->ndims; j++)
-            axis[j] = axis_of(l, decl->dim[j]);
+            shape.axis[j] = (int8_t)axis_of(l, decl->dim[j]);
         bool out = decl->kind == DECL_out;
         Port port = {.name = decl->name,
-                     .shape = shape_of(decl->ndims, axis),
+                     .shape = shape,
                      .is_param = decl->kind == DECL_param,
                      .lo = out ? -INFINITY : l->b->lo[i],
                      .hi = out ? INFINITY : l->b->hi[i],

@@ -50,18 +50,21 @@ static const Expr *origin(const Expr *e) {
     return NULL;
 }
 
-void type_note_origin(Checker *c, const Expr *e) {
-    const Expr *name = origin(e);
+static void note_name(Checker *c, const Expr *name) {
     if (name)
         diag_note(c->d, name->decl->span, "'%s' is %s", name->name, type_text(c, name->type));
 }
+
+void type_note_origin(Checker *c, const Expr *e) { note_name(c, origin(e)); }
 
 static Type mismatch(Checker *c, const Expr *e, const char *what) {
     const Expr *a = e->arg[0], *b = e->arg[1];
     diag_error(c->d, e->op, "%s, here %s and %s", what, type_text(c, a->type),
                type_text(c, b->type));
-    type_note_origin(c, a);
-    type_note_origin(c, b);
+    const Expr *from_a = origin(a), *from_b = origin(b);
+    note_name(c, from_a);
+    if (!from_a || !from_b || from_a->decl != from_b->decl)
+        note_name(c, from_b);
     return poison_type;
 }
 
@@ -141,7 +144,7 @@ static Type type_product(Checker *c, Expr *e) {
     Type a = e->arg[0]->type, b = e->arg[1]->type;
     if (a.kind == TYPE_column && b.kind == TYPE_row)
         return outer_type(c, e);
-    if (is_vector(a) && type_same(a, b)) {
+    if (is_vector(a) && a.kind == b.kind) {
         mismatch(c, e, "'*' is the matrix product");
         diag_help(c->d, "elementwise: x .* y    outer product: x * y'    dot product: x' * y");
         return poison_type;
