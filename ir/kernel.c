@@ -188,8 +188,7 @@ static const char *shape_in(const Kernel *k, const Inst *in, Shape *out) {
     if (in->row >= 0) {
         if (s.rank == 0)
             return "a row of an input without axes";
-        /* The n of [n], [n,K], [n,V]: the outermost axis in memory. */
-        int rows = s.axis[s.rank - 1] >= AXIS_user ? s.axis[s.rank - 1] : s.axis[0];
+        int rows = s.axis[0]; /* ports are in memory order: the n of [n], [n,K], [n,V] */
         if (in->row >= k->axis.at[rows].size)
             return "row beyond the input's first axis";
         s = shape_without(s, rows);
@@ -199,7 +198,7 @@ static const char *shape_in(const Kernel *k, const Inst *in, Shape *out) {
             return "an input with too many axes";
         s = shape_with(s, AXIS_C);
     }
-    *out = shape_union(shape_scalar(), s); /* ports are in memory order, values sorted */
+    *out = shape_union(shape_scalar(), s); /* sorted */
     return NULL;
 }
 
