@@ -202,6 +202,26 @@ static void table_is_whole(void **state) {
     }
 }
 
+/* The table in the documentation has a line for each operation, in the words of ops.def. */
+static void table_is_documented(void **state) {
+    (void)state;
+    World *w = world_open();
+    const Source *doc = source_from_file(&w->arena, GDR_TESTS_DIR "/../docs/ir.md");
+    assert_non_null(doc);
+    for (int op = 0; op < OP_count; op++) {
+        Buf row;
+        buf_init(&row, &w->arena);
+        for (const char *c = op_info[op].doc; *c; c++)
+            buf_printf(&row, "%s%c", *c == '|' ? "\\" : "", *c);
+        char name[40];
+        snprintf(name, sizeof name, "\n| `%s` |", op_info[op].name);
+        const char *at = strstr(doc->text, name), *text = at ? strstr(at, row.text) : NULL;
+        if (!text || memchr(at + 1, '\n', (size_t)(text - at - 1)))
+            fail_msg("docs/ir.md does not say: %s: %s", op_info[op].name, op_info[op].doc);
+    }
+    world_close(w);
+}
+
 /* Whether `f` ends the process as a bug does. */
 static bool aborts(void (*f)(Kernel *), Kernel *k) {
     fflush(NULL);
@@ -247,6 +267,7 @@ int main(void) {
         cmocka_unit_test(copies_are_independent),
         cmocka_unit_test(marks_and_constants),
         cmocka_unit_test(table_is_whole),
+        cmocka_unit_test(table_is_documented),
         cmocka_unit_test(illegal_instructions_are_bugs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
