@@ -33,13 +33,10 @@ int gdr_exit_status(gdr_status status)
     return 3;
 }
 
-#define STRING_(x) #x
-#define STRING(x) STRING_(x)
-
 const char *gdr_version(void)
 {
-    return "gdrc " GDR_VERSION ", LLVM " STRING(LLVM_VERSION_MAJOR) "." STRING(LLVM_VERSION_MINOR)
-           "." STRING(LLVM_VERSION_PATCH);
+    return "gdrc " GDR_VERSION ", LLVM " GDR_TEXT(LLVM_VERSION_MAJOR) "." GDR_TEXT(LLVM_VERSION_MINOR)
+           "." GDR_TEXT(LLVM_VERSION_PATCH);
 }
 
 /* data types ----------------------------------------------------------------------------------- */

@@ -18,7 +18,10 @@
 #include "passes/passes.h"
 #include "runtime/gdr.h"
 
-#define GDR_VERSION "0.1.0"
+#define GDR_TEXT_(x) #x
+#define GDR_TEXT(x) GDR_TEXT_(x)
+#define GDR_VERSION                                                                                \
+    GDR_TEXT(GDR_VERSION_MAJOR) "." GDR_TEXT(GDR_VERSION_MINOR) "." GDR_TEXT(GDR_VERSION_PATCH)
 
 /* hostjit.c ------------------------------------------------------------------------------------ */
 
