@@ -300,9 +300,9 @@ static const char *const legend[] = {
 enum { LEGEND = sizeof legend / sizeof *legend };
 
 static const char *title(Report *r) {
-    const Kernel *k = r->k;
-    return format(r, "%s: state %s[K = %d, V = %d]", k->name, state_name(k),
-                  k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+    const Axis *axis = r->k->axis.at;
+    return format(r, "%s: state %s[%s = %d, %s = %d]", r->k->name, state_name(r->k),
+                  axis[AXIS_K].name, axis[AXIS_K].size, axis[AXIS_V].name, axis[AXIS_V].size);
 }
 
 static const char *cost_text(Report *r) {

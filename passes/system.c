@@ -38,9 +38,11 @@ static const char *matrix_name(const Kernel *k, int v) {
         if (unknowns && !rows)
             return is_decay_operand(k, v) ? "a" : "p";
         return unknowns ? "T" : values ? "Z" : feeds(k, v, OP_contract, AXIS_K) ? "E" : "e";
-    case OP_scores: return rows ? "T" : "Aq";
+    case OP_scores:
+        return rows ? "T" : feeds(k, v, OP_weave, -1) ? NULL : "Aq";
     case OP_solve: return "A";
-    case OP_carry: return rows ? "E" : "Q";
+    case OP_carry:
+        return rows ? "E" : feeds(k, v, OP_weave, -1) ? NULL : "Q";
     case OP_tail: return "Kt";
     case OP_total: return "D";
     case OP_rename: case OP_contract:
@@ -52,8 +54,9 @@ static const char *matrix_name(const Kernel *k, int v) {
     }
 }
 
+/* The name itself, or name_2, name_3, ... where ports or other matrices have it. */
 static const char *numbered(const Kernel *k, const Names *n, const char *name) {
-    int same = 0;
+    int same = kernel_find_port(k, name, false) >= 0 || kernel_find_port(k, name, true) >= 0;
     for (int v = 0; v < k->inst.count; v++) {
         size_t len = strlen(name);
         const char *other = n->name[v];
