@@ -118,6 +118,8 @@ static void compile(Run *r)
     r->token = kernel_clone(k);
     if (c->algo == ALGO_chunk) {
         passes_run(k, "lattice", NULL);
+        if (!k->facts.chunkable)
+            fail_msg("%s has no chunk form: %s", k->name, k->facts.why_not);
         kernel_set_chunk(k, c->rows);
         passes_run_after(k, "lattice", NULL, NULL);
         assert_int_equal(k->level, LEVEL_tile);
@@ -438,9 +440,6 @@ static const char *const texts[] = {
     "variant t {\n dim K = 8, V = 8\n in q[K], k[K], v[V], g <= 0\n state S[K, V]\n"
     " let c = cumsum(g)\n S = exp(g) * S\n S = S + k * v'\n S = S + prev(k) * prev(v)'\n"
     " out o[V] = S' * (q * cos(c))\n out p[K] = prev(q) + cumsum(k)\n out s = c\n }\n",
-    /* decays along the value side */
-    "variant t {\n dim K = 8, V = 8\n in q[K], k[K], v[V], g[V] <= 0\n state S[K, V]\n"
-    " S = S * diag(exp(g)) + k * v'\n out o[V] = S' * q\n }\n",
     /* an output gate, a skip, two outs before and after the update */
     "variant t {\n dim K = 8, V = 8\n in q[K], k[K], v[V], g[K] <= 0, z[V]\n param D, dt[V]\n"
     " state S[K, V]\n let kn = l2norm(k)\n out before[V] = S' * q\n"
@@ -460,19 +459,24 @@ static void test_texts(void **state)
             }
 }
 
-/* Both reads by K and by V: no chunk form, sweeps of two kinds. */
+/* Decays and reads along V, a state read by K and by V: no chunk form, sweeps of every kind. */
+static const char *const recurrent_texts[] = {
+    "variant t {\n dim K = 8, V = 8\n in q[V], k[K], v[V], g[V] <= 0, beta in [0, 1]\n"
+    " state S[K, V]\n let vn = l2norm(v)\n S = S * diag(exp(g))\n let y = S * vn\n"
+    " S = S + beta * (k - y) * vn'\n out o[K] = S * q\n }\n",
+    "variant t {\n dim K = 8, V = 8\n in q[K], k[K], v[V], g[V] <= 0\n state S[K, V]\n"
+    " S = S * diag(exp(g)) + k * v'\n out o[V] = S' * q\n }\n",
+};
+
 static void test_recurrent_only(void **state)
 {
     (void)state;
-    static const char text[] =
-        "variant t {\n dim K = 8, V = 8\n in q[V], k[K], v[V], g[V] <= 0, beta in [0, 1]\n"
-        " state S[K, V]\n let vn = l2norm(v)\n S = S * diag(exp(g))\n let y = S * vn\n"
-        " S = S + beta * (k - y) * vn'\n out o[K] = S * q\n }\n";
-    for (int V = 12; V <= 130; V += 59) {
-        Case c = usual;
-        c.text = text, c.algo = ALGO_recurrent, c.V = V, c.T = 30;
-        run_case(&c);
-    }
+    for (size_t n = 0; n < sizeof recurrent_texts / sizeof recurrent_texts[0]; n++)
+        for (int V = 12; V <= 130; V += 59) {
+            Case c = usual;
+            c.text = recurrent_texts[n], c.algo = ALGO_recurrent, c.V = V, c.T = 30;
+            run_case(&c);
+        }
 }
 
 int main(void)
