@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Writes the table of measured figures into README.md from bench/results/*.json.
+
+Files with "results" are what `gdrc bench --json` wrote; peers_*.json hold other implementations'
+times on the same cases (bench/peers.py takes them). With --check nothing is written: exit status 1
+when the README is not up to date.
+"""
+import glob
+import json
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BEGIN, END = "<!-- figures: bench/table.py -->\n", "<!-- end of figures -->"
+
+
+def load():
+    runs, peers = [], []
+    for path in sorted(glob.glob(os.path.join(ROOT, "bench", "results", "*.json"))):
+        with open(path, encoding="utf-8") as f:
+            data = json.load(f)
+        if "results" in data:
+            runs.append(data)
+        elif "cases" in data:
+            peers.append(data)
+    return runs, peers
+
+
+def case_name(run, r):
+    step = "_step" if r["T"] == 1 else ""
+    keys = f" ({r['key_heads']} key heads)" if r["key_heads"] != r["H"] else ""
+    return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}"
+
+
+def machine_of(run):
+    """The machine's name, without what was measured on the side."""
+    return run["machine"].split(", sgemm")[0]
+
+
+def number(x):
+    return f"{x:.3f}" if x < 10 else f"{x:.1f}"
+
+
+def row(run, r, peers, names):
+    name = case_name(run, r)
+    cells = [name, run["dtype"], f"{r['K']}x{r['V']}", r["algorithm"], number(r["median_ms"]),
+             f"{r['bytes'] / r['median_ms'] / 1e6:.0f}",
+             f"{100 * r['roofline_ms'] / r['median_ms']:.0f} %"]
+    for other in names:
+        times = [p["cases"][name][other] for p in peers if other in p["cases"].get(name, {})]
+        cells.append(number(min(times)) if times else "")
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(runs, peers):
+    machines = list(dict.fromkeys(machine_of(run) for run in runs))
+    text = ""
+    for machine in machines:
+        here = [(run, r) for run in runs if machine_of(run) == machine for r in run["results"]]
+        known = [p for p in peers if any(case_name(run, r) in p["cases"] for run, r in here)
+                 and not machine.startswith("CPU")]
+        names = sorted({n for p in known for run, r in here
+                        for n in p["cases"].get(case_name(run, r), {})})
+        text += f"**{machine}**, milliseconds (case: variant, batch x tokens x heads)\n\n"
+        heads = ["case", "type", "K x V", "algorithm", "gdrc", "GB/s", "of the roofline", *names]
+        text += "| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n"
+        text += "".join(row(run, r, known, names) + "\n" for run, r in here)
+        load = [f"{run['variant']} {run['compile_ms']:.0f} / {run['cached_ms']:.1f} ms"
+                for run in runs if machine_of(run) == machine and "compile_ms" in run]
+        if load:
+            text += "\nSpec text to loaded kernel, first time / from the cache: " + \
+                    ", ".join(dict.fromkeys(load)) + ".\n"
+        for p in known:
+            text += f"\nOthers: {p['machine']}; {p['how']}.\n"
+        text += "\n"
+    return text or "Nothing measured is committed yet.\n"
+
+
+def main():
+    path = os.path.join(ROOT, "README.md")
+    with open(path, encoding="utf-8") as f:
+        readme = f.read()
+    before, rest = readme.split(BEGIN)
+    old, after = rest.split(END)
+    new = table(*load())
+    if "--check" in sys.argv[1:]:
+        print("up to date" if old == new else "README.md is not what bench/table.py writes")
+        return old != new
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(before + BEGIN + new + END + after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
