@@ -168,7 +168,7 @@ static void load_group(Cg *cg, Val p, int n, Val *out)
 
 void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x)
 {
-    Val item[COLUMNS];
+    Val item[COLUMNS] = {NULL};
     int width = elem_size(e), count = n;
     if (width == 2 && n > 1) {
         count = n / 2;
