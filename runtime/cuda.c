@@ -60,24 +60,26 @@ struct CudaModule { void *handle; };
 
 typedef int GetProcAddress(const char *name, void **fn, int version, uint64_t flags, int *status);
 
-static void *look_up(void *library, GetProcAddress *get, const char *name, bool v2)
+typedef struct Lookup { CudaLookup *symbol; void *library; GetProcAddress *get; } Lookup;
+
+static void *look_up(const Lookup *l, const char *name, bool v2)
 {
     void *fn = NULL;
     int status = 0;
-    if (get && get(name, &fn, API_VERSION, 0, &status) == SUCCESS && fn)
+    if (l->get && l->get(name, &fn, API_VERSION, 0, &status) == SUCCESS && fn)
         return fn;
     char plain[64];
     snprintf(plain, sizeof plain, "%s%s", name, v2 ? "_v2" : "");
-    return dlsym(library, plain);
+    return l->symbol(l->library, plain);
 }
 
 /* Fills the table; the name of a missing function, or NULL. */
-static const char *load_functions(void *library, Driver *d)
+static const char *load_functions(CudaLookup *symbol, void *library, Driver *d)
 {
-    GetProcAddress *get = NULL;
-    *(void **)&get = dlsym(library, "cuGetProcAddress_v2");
+    Lookup l = { symbol, library, NULL };
+    *(void **)&l.get = symbol(library, "cuGetProcAddress_v2");
 #define LOAD(name, v2, optional)                                                                   \
-    *(void **)&d->name = look_up(library, get, #name, v2);                                         \
+    *(void **)&d->name = look_up(&l, #name, v2);                                                   \
     if (!d->name && !(optional))                                                                   \
         return #name;
 #define FN(ret, name, args) LOAD(name, false, false)
@@ -152,27 +154,21 @@ static void open_pool(Cuda *cuda)
 
 static void *open_library(char *why, size_t why_size)
 {
-    const char *name = getenv("GDR_CUDA_LIBRARY");
-    void *library = dlopen(name && name[0] ? name : "libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!library)
         snprintf(why, why_size, "no GPU driver: %s", dlerror());
     return library;
 }
 
-Cuda *cuda_open(int device, char *why, size_t why_size)
+Cuda *cuda_open_with(CudaLookup *symbol, void *library, int device, char *why, size_t why_size)
 {
-    void *library = open_library(why, why_size);
-    if (!library)
-        return NULL;
     Cuda *cuda = calloc(1, sizeof *cuda);
     if (!cuda) {
         snprintf(why, why_size, "out of memory");
-        dlclose(library);
         return NULL;
     }
-    cuda->library = library;
     CudaError e = { .text = "" };
-    const char *missing = load_functions(library, &cuda->d);
+    const char *missing = load_functions(symbol, library, &cuda->d);
     if (missing)
         snprintf(why, why_size, "the GPU driver is too old: it has no %s", missing);
     else if (!open_context(cuda, device, &e))
@@ -185,6 +181,19 @@ Cuda *cuda_open(int device, char *why, size_t why_size)
     return NULL;
 }
 
+Cuda *cuda_open(int device, char *why, size_t why_size)
+{
+    void *library = open_library(why, why_size);
+    if (!library)
+        return NULL;
+    Cuda *cuda = cuda_open_with(dlsym, library, device, why, why_size);
+    if (cuda)
+        cuda->library = library;
+    else
+        dlclose(library);
+    return cuda;
+}
+
 void cuda_close(Cuda *cuda)
 {
     if (!cuda)
@@ -193,7 +202,8 @@ void cuda_close(Cuda *cuda)
         cuda->d.cuMemPoolDestroy(cuda->pool);
     if (cuda->primary)
         cuda->d.cuDevicePrimaryCtxRelease(cuda->device);
-    dlclose(cuda->library);
+    if (cuda->library)
+        dlclose(cuda->library);
     free(cuda);
 }
 

@@ -45,6 +45,9 @@ typedef struct CudaModule CudaModule;
 /* The driver, the device and a context: the caller's current one, else the device's primary one.
  * NULL with one line in `why` when there is no driver or no device. */
 Cuda *cuda_open(int device, char *why, size_t why_size);
+/* The same over any source of the driver's symbols: symbol(library, name), as dlsym. */
+typedef void *CudaLookup(void *library, const char *name);
+Cuda *cuda_open_with(CudaLookup *symbol, void *library, int device, char *why, size_t why_size);
 void cuda_close(Cuda *cuda);
 const char *cuda_device_name(const Cuda *cuda);
 int cuda_compute_capability(const Cuda *cuda); /* 90 for 9.0 */
