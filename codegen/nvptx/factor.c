@@ -180,39 +180,50 @@ Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column)
     return cg_gep8(cg, unit, cg_shl(cg, cg_and(cg, column, cg_int(cg, 7)), 1));
 }
 
+int factor_matrix_base(const Factor *f, int family)
+{
+    const System *s = f->s;
+    if (family == 0)
+        return f->sh_t;
+    int bytes = s->operand == ELEM_f16 ? factor_pair_stride(s) * 2 : factor_g_stride(s) * 4;
+    return f->sh_q + (family - 1) * s->rows * bytes;
+}
+
 static void plan_shared(Factor *f)
 {
     const System *s = f->s;
-    int matrix = s->rows * factor_g_stride(s) * 4, at = 0;
-    int stash = s->families * 2 * (s->kp / SLAB) * 32 * s->warps * 16;
-    int scores = s->erase ? (s->families + 1) * matrix : 0;
+    int at = 0, stash = s->families * 2 * (s->kp / SLAB) * 32 * s->warps * 16;
     f->sh_p = at;
     at += s->rows * s->kp * 2;
     f->sh_total = at;
-    at += s->warps * s->kp * 4;
+    at += s->a_key ? s->warps * s->kp * 4 : 0;
+    f->sh_total_pair = at;
+    at += s->a_key && s->operand == ELEM_f16 ? (s->warps + 1) * s->kp * 2 : 0;
     f->sh_scale = at;
     at += MAX_WARPS * 4;
     f->sh_row = at;
     at += s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0;
-    f->sh_left = f->sh_g = at;
-    f->sh_a = f->sh_g + s->families * matrix;
-    f->sh_bytes = at + (stash > scores ? stash : scores);
+    f->sh_left = f->sh_t = at;
+    f->sh_q = f->sh_t + s->rows * factor_g_stride(s) * 4;
+    f->sh_a = factor_matrix_base(f, s->families);
+    int scores = f->sh_a - at + (s->operand == ELEM_f16 ? s->rows * factor_pair_stride(s) * 2 : 0);
+    f->sh_bytes = at + (stash > scores || !s->erase ? stash : scores);
 }
 
-/* The two rows of this lane and where their tokens are. `start` is the chunk's first token. */
-/* Where the out rows of family i that stand at half h's position are stored: on their token's last
- * lattice row, a rotation within the token (rows of no token stay). */
-static Val stored_row(Factor *f, int i, int h, Val token)
+/* Out rows are kept on their token's last lattice row: a rotation within the token (rows of no token
+ * stay where they are). */
+Val factor_stored_row(Factor *f, int family, Val row)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    if (s->slots == 1 || (s->erase && i == 0))
-        return f->row[h];
-    Val turned = cg_add(cg, f->row_slot[h], cg_int(cg, s->slots - 1 - s->family[i].position));
-    turned = cg_urem(cg, turned, cg_int(cg, s->slots));
-    Val row = cg_add(cg, cg_mul(cg, token, cg_int(cg, s->slots)), turned);
+    if (s->slots == 1 || (s->erase && family == 0))
+        return row;
+    Val slots = cg_int(cg, s->slots), token = cg_udiv(cg, row, slots);
+    Val turned = cg_add(cg, cg_urem(cg, row, slots),
+                        cg_int(cg, s->slots - 1 - s->family[family].position));
+    Val stored = cg_add(cg, cg_mul(cg, token, slots), cg_urem(cg, turned, slots));
     Val in_chunk = cg_cmp(cg, LLVMIntSLT, token, cg_int(cg, s->chunk));
-    return cg_select(cg, in_chunk, row, f->row[h]);
+    return cg_select(cg, in_chunk, stored, row);
 }
 
 static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
@@ -220,7 +231,8 @@ static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
     Cg *cg = f->cg;
     const System *s = f->s;
     for (int h = 0; h < 2; h++) {
-        Val row = cg_add(cg, cg_add(cg, cg_shl(cg, f->warp, 4), f->g), cg_int(cg, 8 * h));
+        Val row = cg_add(cg, cg_shl(cg, f->warp, 4), cg_shl(cg, f->g, 1));
+        row = cg_add(cg, row, cg_int(cg, h));
         Val token = row;
         f->row[h] = row;
         if (s->slots > 1) {
@@ -228,7 +240,7 @@ static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
             f->row_slot[h] = cg_urem(cg, row, cg_int(cg, s->slots));
         }
         for (int i = 0; i < s->families; i++)
-            f->stored_row[i][h] = stored_row(f, i, h, token);
+            f->stored_row[i][h] = factor_stored_row(f, i, row);
         Val in_seq = cg_add(cg, start, cg_zext64(cg, token));
         Val live = cg_cmp(cg, LLVMIntSLT, in_seq, seq.length);
         if (s->chunk * s->slots < s->rows)
@@ -236,7 +248,8 @@ static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
         f->row_live[h] = live;
         in_seq = cg_select(cg, live, in_seq, start);
         f->at[h] = (ValueAt){
-            .cg = cg, .token = cg_add(cg, seq.begin, in_seq), .valid = live, .begin = seq.begin,
+            .cg = cg, .token = cg_add(cg, seq.begin, in_seq), .valid = live,
+            .zeros = value_zeros(cg), .begin = seq.begin,
             .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .head = head, .heads = heads,
             .base_k = cg_int(cg, 0), .base_v = cg_int(cg, 0), .n_k = 8, .n_v = 1,
             .lookup = lookup_sum, .sum = unfinished_sum, .user = f};

@@ -69,8 +69,10 @@ int nv_block_columns(int columns);
 /* Recognise the system in a tile-level kernel; false with *why when this target cannot run it. */
 bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);
 
-/* The factor kernel in the making. Lane l of warp w works on lattice rows 16w + g and 16w + g + 8
- * (g = l/4), at channels 8*(l%4) .. +7 of each slab of 32. Half h is the row 16w + g + 8h. */
+/* The factor kernel in the making. Lane l of warp w works on lattice rows 16w + 2g and 16w + 2g + 1
+ * (g = l/4), at channels 8*(l%4) .. +7 of each slab of 32. Half h is the row 16w + 2g + h. In the
+ * matrix products of a 16-row block with another, tile row g + 8h is block row 2g + h, and column g
+ * of tile n is block column 2g + n; so accumulator [n][2h + c] is (2g + h, 4t + 2c + n). */
 typedef struct Factor {
     Cg *cg;
     const Kernel *k;
@@ -83,23 +85,27 @@ typedef struct Factor {
     Val row_live[2];          /* i1: the row's token exists */
     ValueAt at[2];
     Var largest;              /* f16: this lane's largest |A| */
-    Val shrink;               /* f16: 1 / scale */
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
     /* shared memory, byte offsets */
-    int sh_p;                 /* [rows][kp] operand type, 16-byte units swizzled by row */
+    int sh_p;                 /* [rows][kp] operand type, units permuted: factor_key_unit */
     int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash */
     int sh_total;             /* [warps][kp] f32: product of a 16-row block's decays */
-    int sh_g;                 /* f32 matrices [families][rows][g stride]; shares memory with sh_left */
-    int sh_a;                 /* f32 inverse [rows][g stride] */
+    int sh_total_pair;        /* [warps + 1][kp] the same in f16, the last row 1 */
+    int sh_t;                 /* f32 [rows][g stride]: T, then A; from here on shared with sh_left */
+    int sh_q;                 /* scores of out families: f16 [rows][pair stride] or f32 */
+    int sh_a;                 /* f16: A / scale [rows][pair stride] */
     int sh_scale;             /* [warps] f32 largest |A| */
     int sh_row;               /* scalar decay: see factor_scalar.c */
     int sh_bytes;
-    /* accumulators between the phases: diagonal block per family, f32 */
-    Var diag[MAX_FAMILIES][6];                   /* (g,2t) (g,2t+1) of 8x8 blocks 00, 11, 10 */
-    Var off[3][MAX_FAMILIES][2][4];              /* block row - distance 1..3, two 8-column halves */
+    /* scores of this warp's rows, f32, by distance of the block of updates */
+    Var block[MAX_WARPS][MAX_FAMILIES][2][4];
 } Factor;
 /* Row stride of the f32 matrices: 4 more than a multiple of 16 spreads a fragment's rows over banks. */
 static inline int factor_g_stride(const System *s) { return s->rows + 4; }
+static inline int factor_pair_stride(const System *s) { return s->rows + 8; }
+int factor_matrix_base(const Factor *f, int family); /* scores in shared memory */
+/* The row that W_f and M_f keep lattice row `row` of a family in. */
+Val factor_stored_row(Factor *f, int family, Val row);
 
 /* Pointer to 16-byte unit of a workspace matrix with kp or rows columns; or to a 2-element pair. */
 Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit);
@@ -108,6 +114,7 @@ Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column);
 /* factor_scores.c, vector decay; factor_scalar.c, scalar or no decay */
 void factor_rows_pass(Factor *f);      /* decays, diagonal blocks, stash */
 void factor_off_diagonal(Factor *f);   /* blocks below the diagonal; writes W_f */
+void factor_begin_blocks(Factor *f, int first);
 void factor_scalar_rows_pass(Factor *f);
 void factor_scalar_blocks(Factor *f);
 void factor_scalar_tail(Factor *f);
@@ -120,8 +127,8 @@ void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4]);
 void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]);
 /* factor_solve.c */
 void factor_tail(Factor *f);           /* Kt in shared memory; D to the workspace */
-void factor_store_scores(Factor *f);   /* accumulators -> sh_g */
-void factor_solve(Factor *f);          /* sh_a = (I + T)^-1 */
+void factor_store_scores(Factor *f);   /* accumulators -> sh_t, sh_q, or M_f */
+void factor_solve(Factor *f);          /* A in place of T; A / scale */
 void factor_products(Factor *f);       /* M_f, P to the workspace */
 
 /* Lattice elements of value v (a weave, or a [C,K] value placed at `position`) for half h, this

@@ -96,17 +96,21 @@ static Val carried_decay(Factor *f, const Family *fam, int h)
 static void store_scaled(Factor *f, Val p, Val pair[4], Val scale)
 {
     Cg *cg = f->cg;
+    Elem e = f->s->operand;
+    Val both = scale && e == ELEM_f16 ? nv_pack(cg, e, scale, scale) : NULL;
     for (int j = 0; scale && j < 4; j++) {
         Val x[2];
-        nv_unpack(cg, f->s->operand, pair[j], x);
-        pair[j] = nv_pack(cg, f->s->operand, cg_fmul(cg, x[0], scale), cg_fmul(cg, x[1], scale));
+        if (both) {
+            pair[j] = nv_mul_pair(cg, e, pair[j], both);
+            continue;
+        }
+        nv_unpack(cg, e, pair[j], x);
+        pair[j] = nv_pack(cg, e, cg_fmul(cg, x[0], scale), cg_fmul(cg, x[1], scale));
     }
     factor_store_unit(cg, p, pair);
 }
 
-typedef struct Blocks { Var acc[MAX_WARPS][MAX_FAMILIES][2][4]; } Blocks; /* by distance */
-
-static void blocks_slab(Factor *f, Blocks *b, Val slab, Val (*scale)[2])
+static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
@@ -118,7 +122,7 @@ static void blocks_slab(Factor *f, Blocks *b, Val slab, Val (*scale)[2])
         If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
         Val key[2][4];
         factor_load_keys(f, cg_sub(cg, f->warp, cg_int(cg, distance)), slab, key);
-        factor_multiply(f, b->acc[distance], left, key);
+        factor_multiply(f, f->block[distance], left, key);
         cg_end_if(cg, &below);
     }
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
@@ -129,61 +133,70 @@ static void blocks_slab(Factor *f, Blocks *b, Val slab, Val (*scale)[2])
         }
 }
 
-/* Lam between row half h and column 8n + 2t + c of the warp's own block; 0 where not seen. */
-static Val own_block_decay(Factor *f, const Family *fam, int h, int n, int c)
+static Val own_factor(Factor *f, const Family *fam, int h, Val lam)
 {
-    Cg *cg = f->cg;
-    Val column = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, 8 * n + c));
-    Val row = cg_add(cg, f->g, cg_int(cg, 8 * h)), one = cg_float(cg, 1), lam = one;
-    if (f->s->a >= 0) {
-        lam = cg_load(cg, cg->f32, table_at(f, f->row[h], cg_add(cg, column, cg_int(cg, 1))), 4);
-        if (fam->inclusive)
-            lam = cg_fmul(cg, lam, load_f32(f, own_base(f), f->row[h]));
-    }
-    if (fam->inclusive)
-        lam = cg_select(cg, cg_cmp(cg, LLVMIntEQ, row, column), one, lam);
-    Val seen = cg_cmp(cg, fam->inclusive ? LLVMIntUGE : LLVMIntUGT, row, column);
-    return cg_select(cg, seen, lam, cg_float(cg, 0));
+    return fam->inclusive ? cg_fmul(f->cg, lam, load_f32(f, own_base(f), f->row[h])) : lam;
 }
 
-/* Products of rows and keys -> scores: diag and off of Factor. */
-static void finish_blocks(Factor *f, Blocks *b, int i)
+/* Score of row half h with `column` of the warp's own block: x times Lam, 0 where not seen. */
+static Val own_block_score(Factor *f, const Family *fam, int h, Val column, Val x)
+{
+    Cg *cg = f->cg;
+    Val row = cg_add(cg, cg_shl(cg, f->g, 1), cg_int(cg, h)), undecayed = x;
+    if (f->s->a >= 0) {
+        Val p = table_at(f, f->row[h], cg_add(cg, column, cg_int(cg, 1)));
+        x = cg_fmul(cg, x, own_factor(f, fam, h, cg_load(cg, cg->f32, p, 4)));
+    }
+    if (fam->inclusive)
+        x = cg_select(cg, cg_cmp(cg, LLVMIntEQ, row, column), undecayed, x);
+    Val seen = cg_cmp(cg, fam->inclusive ? LLVMIntUGE : LLVMIntUGT, row, column);
+    return cg_select(cg, seen, x, cg_float(cg, 0));
+}
+
+/* Column of accumulator [n][2h + c] in its block. */
+static Val block_column(Factor *f, int n, int c)
+{
+    return cg_add(f->cg, cg_shl(f->cg, f->t, 2), cg_int(f->cg, 2 * c + n));
+}
+
+/* Scores with the block `distance` before the warp's own, in place. */
+static void decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4])
+{
+    Cg *cg = f->cg;
+    Val block = cg_sub(cg, f->warp, cg_int(cg, distance)), row[2], between = cg_float(cg, 1);
+    for (int m = 1; m < distance; m++)
+        between = cg_fmul(cg, between,
+                          load_f32(f, total_base(f), cg_sub(cg, f->warp, cg_int(cg, m))));
+    for (int h = 0; h < 2; h++) {
+        row[h] = cg_load(cg, cg->f32, table_at(f, f->row[h], cg_int(cg, 0)), 4);
+        row[h] = cg_fmul(cg, own_factor(f, fam, h, row[h]), between);
+    }
+    for (int n = 0; n < 2; n++)
+        for (int c = 0; c < 2; c++) {
+            Val column = cg_add(cg, cg_shl(cg, block, 4), block_column(f, n, c));
+            Val after = load_f32(f, after_base(f), column);
+            for (int h = 0; h < 2; h++) {
+                Val x = cg_fmul(cg, cg_get(cg, acc[n][2 * h + c]), cg_fmul(cg, row[h], after));
+                cg_set(cg, acc[n][2 * h + c], x);
+            }
+        }
+}
+
+/* Products of rows and keys -> scores. */
+static void finish_blocks(Factor *f, int i)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     const Family *fam = &s->family[i];
-    static const int at[6][3] = {{0, 0, 0}, {0, 0, 1}, {1, 1, 0}, {1, 1, 1}, {1, 0, 0}, {1, 0, 1}};
-    for (int j = 0; j < 6; j++) { /* h, n, c */
-        Val x = cg_get(cg, b->acc[0][i][at[j][1]][2 * at[j][0] + at[j][2]]);
-        Val lam = own_block_decay(f, fam, at[j][0], at[j][1], at[j][2]);
-        Val unseen = cg_cmp(cg, LLVMIntEQ, LLVMBuildBitCast(cg->b, lam, cg->i32, ""), cg_int(cg, 0));
-        x = cg_select(cg, unseen, cg_float(cg, 0), cg_fmul(cg, x, lam));
-        f->diag[i][j] = cg_var(cg, cg->f32, x);
-    }
-    Val row[2];
-    for (int h = 0; s->a >= 0 && h < 2; h++) {
-        row[h] = cg_load(cg, cg->f32, table_at(f, f->row[h], cg_int(cg, 0)), 4);
-        if (fam->inclusive)
-            row[h] = cg_fmul(cg, row[h], load_f32(f, own_base(f), f->row[h]));
-    }
-    for (int distance = 1; distance < s->warps; distance++) {
-        If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
-        Val block = cg_sub(cg, f->warp, cg_int(cg, distance));
-        Val between = cg_float(cg, 1);
-        for (int m = 1; s->a >= 0 && m < distance; m++)
-            between = cg_fmul(cg, between,
-                              load_f32(f, total_base(f), cg_sub(cg, f->warp, cg_int(cg, m))));
-        for (int n = 0; n < 2; n++)
-            for (int j = 0; j < 4; j++) {
-                Val x = cg_get(cg, b->acc[distance][i][n][j]);
-                if (s->a >= 0) {
-                    Val column = cg_add(cg, cg_shl(cg, block, 4), cg_shl(cg, f->t, 1));
-                    column = cg_add(cg, column, cg_int(cg, 8 * n + j % 2));
-                    Val lam = cg_fmul(cg, row[j / 2], load_f32(f, after_base(f), column));
-                    x = cg_fmul(cg, x, cg_fmul(cg, lam, between));
-                }
-                cg_set(cg, f->off[distance - 1][i][n][j], x);
+    for (int n = 0; n < 2; n++)
+        for (int h = 0; h < 2; h++)
+            for (int c = 0; c < 2; c++) {
+                Var v = f->block[0][i][n][2 * h + c];
+                cg_set(cg, v, own_block_score(f, fam, h, block_column(f, n, c), cg_get(cg, v)));
             }
+    for (int distance = 1; distance < s->warps && s->a >= 0; distance++) {
+        If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
+        decay_block(f, fam, distance, f->block[distance][i]);
         cg_end_if(cg, &below);
     }
 }
@@ -192,24 +205,16 @@ void factor_scalar_blocks(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Blocks b;
-    Val scale[MAX_FAMILIES][2], zero = cg_float(cg, 0);
-    for (int i = 0; i < s->families; i++) {
-        for (int d = 0; d < s->warps; d++)
-            for (int n = 0; n < 2; n++)
-                for (int j = 0; j < 4; j++) {
-                    b.acc[d][i][n][j] = cg_var(cg, cg->f32, zero);
-                    if (d > 0)
-                        f->off[d - 1][i][n][j] = cg_var(cg, cg->f32, zero);
-                }
+    Val scale[MAX_FAMILIES][2];
+    factor_begin_blocks(f, 0);
+    for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++)
             scale[i][h] = s->a >= 0 ? carried_decay(f, &s->family[i], h) : NULL;
-    }
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
-    blocks_slab(f, &b, slab.i, scale);
+    blocks_slab(f, slab.i, scale);
     cg_end_for(cg, &slab);
     for (int i = 0; i < s->families; i++)
-        finish_blocks(f, &b, i);
+        finish_blocks(f, i);
 }
 
 void factor_scalar_tail(Factor *f)

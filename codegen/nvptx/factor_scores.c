@@ -1,61 +1,95 @@
-/* The factor kernel's score phases.
+/* The factor kernel's score phases under vector decay.
  *
  * Segmented products. For a pair of neighbouring m-row blocks (lo, hi) the scores of hi's rows with
  * lo's updates are (R . x)(C . p)' with R the decays from hi's start to the row and C those from
  * after the update to lo's end: every factor is a product of decays <= 1, so nothing overflows and
  * resets (decay 0) are exact. Doubling m: R of hi's rows gains lo's total, C of lo's updates gains
- * hi's. Levels m = 1, 2, 4 pair rows across lanes (total by shuffle), m = 8 pairs the two rows of a
- * lane, and 16-row blocks meet through shared memory.
+ * hi's. A lane holds two neighbouring rows, so m = 1 is its own affair (a dot product in f32); at
+ * m = 2, 4, 8 whole row pairs meet across lanes, with one factor F a pair and channel: R where the
+ * pair is in a hi block, C where it is in a lo block; 16-row blocks meet through shared memory.
  *
- * An mma of 16x8x16 holds two 8-row left tiles (two families, or one and nothing) against the 8
- * updates of the same half block; a level's operands are zeroed where the row is not in a hi block
- * or the update not in a lo block, and its results are picked where the pair is the level's own.
+ * Rows that see their own position (inclusive) are turned into exclusive ones by multiplying with
+ * their own decay; what they see at their own position is undecayed and added as a dot product.
+ *
+ * Decays are products in f32. Where rows are f16 a row times its factor is a packed product of two
+ * f16 numbers (their rounding does not accumulate); bf16 is too coarse for that and multiplies in f32.
  */
 #include "codegen/nvptx/factor.h"
 
-/* Elementwise helpers over the 8 channels a lane holds. */
-static void mul8(Cg *cg, Val out[8], const Val a[8], const Val b[8])
-{
-    for (int e = 0; e < 8; e++)
-        out[e] = cg_fmul(cg, a[e], b[e]);
-}
-
-static void select8(Cg *cg, Val out[8], Val c, const Val a[8], const Val b[8])
-{
-    for (int e = 0; e < 8; e++)
-        out[e] = cg_select(cg, c, a[e], b[e]);
-}
-
-static void splat8(Val out[8], Val x)
-{
-    for (int e = 0; e < 8; e++)
-        out[e] = x;
-}
-
-/* Operand registers of one lane for a slab: pair j holds channels 2j, 2j+1. k-step s of the slab
- * uses pairs 2s (the fragment's low columns) and 2s+1 (its high columns): the channel order inside
- * a k-step is a permutation, the same for both operands, so sums do not change. */
-void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8])
-{
-    for (int j = 0; j < 4; j++)
-        out[j] = nv_pack(cg, e, x[2 * j], x[2 * j + 1]);
-}
+/* The 8 channels a lane holds of a row, as f32 and as operand pairs. */
+typedef struct Run { Val f[8], pair[4]; } Run;
 
 Val factor_shared_f32(Factor *f, int base, Val index)
 {
     return cg_gep8(f->cg, nv_shared(f->cg, base), cg_shl(f->cg, index, 2));
 }
 
-/* 16-byte unit `unit` (8 channels) of row `row` of the key tile. Eight lanes that access together
- * hold four neighbouring units of two neighbouring rows; where the row stride is a multiple of 128
- * bytes, odd rows swap the halves of each group of 8 units so that the eight lie in different banks. */
+void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8])
+{
+    for (int j = 0; j < 4; j++)
+        out[j] = nv_pack(cg, e, x[2 * j], x[2 * j + 1]);
+}
+
+static void mul8(Cg *cg, Val out[8], const Val a[8], const Val b[8])
+{
+    for (int e = 0; e < 8; e++)
+        out[e] = cg_fmul(cg, a[e], b[e]);
+}
+
+static bool packed_products(const Factor *f)
+{
+    return f->s->operand == ELEM_f16;
+}
+
+/* A factor of 8 channels, in the form that scale() wants. */
+static void make_factor(Factor *f, Run *r, const Val x[8])
+{
+    memcpy(r->f, x, sizeof r->f);
+    if (packed_products(f))
+        factor_pack(f->cg, f->s->operand, r->pair, x);
+}
+
+/* out = row times factor, as operand pairs. */
+static void scale(Factor *f, const Run *row, const Run *factor, Val out[4])
+{
+    Cg *cg = f->cg;
+    if (packed_products(f)) {
+        for (int j = 0; j < 4; j++)
+            out[j] = nv_mul_pair(cg, f->s->operand, row->pair[j], factor->pair[j]);
+        return;
+    }
+    Val x[8];
+    mul8(cg, x, row->f, factor->f);
+    factor_pack(cg, f->s->operand, out, x);
+}
+
+/* Factor where `c` holds, 0 elsewhere. */
+static Run keep_where(Factor *f, Val c, const Run *factor)
+{
+    Run r = *factor;
+    for (int e = 0; e < 8 && !packed_products(f); e++)
+        r.f[e] = cg_select(f->cg, c, factor->f[e], cg_float(f->cg, 0));
+    for (int j = 0; j < 4 && packed_products(f); j++)
+        r.pair[j] = cg_select(f->cg, c, factor->pair[j], cg_int(f->cg, 0));
+    return r;
+}
+
+/* shared memory -------------------------------------------------------------------------------- */
+
+/* Units are permuted within groups of 8 (or 4) so that neither the access pattern of a lane's two
+ * rows (eight lanes: rows r and r+2, four units each) nor ldmatrix (eight rows, one unit) meets two
+ * units in one bank. */
 Val factor_key_unit(Factor *f, Val row, Val unit)
 {
     Cg *cg = f->cg;
     int units = f->s->kp / 8;
-    if (units % 8 == 0)
-        unit = cg_xor(cg, unit, cg_shl(cg, cg_and(cg, row, cg_int(cg, 1)), 2));
-    Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, units)), unit);
+    Val turn = cg_and(cg, cg_shr(cg, row, 1), cg_int(cg, 3));
+    if (units % 8 == 0) {
+        Val low = cg_and(cg, row, cg_int(cg, 1)), second = cg_and(cg, row, cg_int(cg, 2));
+        Val third = cg_and(cg, row, cg_int(cg, 4));
+        turn = cg_or(cg, low, cg_or(cg, cg_shl(cg, second, 1), cg_shr(cg, third, 1)));
+    }
+    Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, units)), cg_xor(cg, unit, turn));
     return cg_gep8(cg, nv_shared(cg, f->sh_p), cg_shl(cg, index, 4));
 }
 
@@ -79,307 +113,22 @@ Val factor_stash_unit(Factor *f, int family, int h, Val slab)
 {
     Cg *cg = f->cg;
     int threads = 32 * f->s->warps, slabs = f->s->kp / SLAB;
-    Val tid = nv_tid(cg);
-    Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), tid);
+    Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
     index = cg_add(cg, index, cg_int(cg, (family * 2 + h) * slabs * threads));
     return cg_gep8(cg, nv_shared(cg, f->sh_left), cg_shl(cg, index, 4));
 }
 
-/* One lane's decay products while walking the levels; [half][channel]. */
-typedef struct Walk {
-    Val prefix[2][8];  /* R exclusive: from the block's start up to, not including, the row's decay */
-    Val suffix[2][8];  /* C: after the update to the block's end */
-    Val total[2][8];   /* the whole block */
-    Val own[2][8];     /* the row's own decay a */
-} Walk;
-
-static void walk_begin(Factor *f, Walk *w)
+/* Product of a block's decays, 8 channels as operand pairs; block number `warps` holds ones. */
+static Val total_unit(Factor *f, Val block, Val unit)
 {
     Cg *cg = f->cg;
-    Val one = cg_float(cg, 1);
-    for (int h = 0; h < 2; h++) {
-        factor_row(f, f->s->a, -1, h, 1, w->own[h]);
-        splat8(w->prefix[h], one);
-        splat8(w->suffix[h], one);
-        for (int e = 0; e < 8; e++)
-            w->total[h][e] = w->own[h][e];
-    }
+    Val index = cg_add(cg, cg_mul(cg, block, cg_int(cg, f->s->kp / 8)), unit);
+    return cg_gep8(cg, nv_shared(cg, f->sh_total_pair), cg_shl(cg, index, 4));
 }
 
-/* Merge blocks of m < 8 rows: partners differ in bit m of g, that is in lane bit 4m. */
-static void walk_merge_lanes(Factor *f, Walk *w, int m)
-{
-    Cg *cg = f->cg;
-    Val hi = cg_cmp(cg, LLVMIntNE, cg_and(cg, f->g, cg_int(cg, m)), cg_int(cg, 0));
-    for (int h = 0; h < 2; h++)
-        for (int e = 0; e < 8; e++) {
-            Val other = nv_shuffle_xor(cg, w->total[h][e], 4 * m);
-            Val p = cg_fmul(cg, w->prefix[h][e], other), c = cg_fmul(cg, w->suffix[h][e], other);
-            w->prefix[h][e] = cg_select(cg, hi, p, w->prefix[h][e]);
-            w->suffix[h][e] = cg_select(cg, hi, w->suffix[h][e], c);
-            w->total[h][e] = cg_fmul(cg, w->total[h][e], other);
-        }
-}
+/* products ------------------------------------------------------------------------------------- */
 
-static void walk_merge_halves(Factor *f, Walk *w)
-{
-    Cg *cg = f->cg;
-    mul8(cg, w->prefix[1], w->prefix[1], w->total[0]);
-    mul8(cg, w->suffix[0], w->suffix[0], w->total[1]);
-    mul8(cg, w->total[0], w->total[0], w->total[1]);
-    memcpy(w->total[1], w->total[0], sizeof w->total[1]);
-}
-
-/* x times the family's R at the walk's present level. */
-static void scale_left(Factor *f, const Walk *w, const Family *fam, int h, const Val x[8], Val out[8])
-{
-    Val r[8];
-    if (fam->inclusive)
-        mul8(f->cg, r, w->prefix[h], w->own[h]);
-    else
-        memcpy(r, w->prefix[h], sizeof r);
-    mul8(f->cg, out, x, r);
-}
-
-/* acc[pair] += (left tiles two by two) x (update tile), both k-steps of the slab.
- * left[i]: packed rows of the i-th left tile. */
-static void multiply_tiles(Factor *f, Var (*acc)[4], Val (*left)[4], int tiles, const Val right[4])
-{
-    Cg *cg = f->cg;
-    Val zero = cg_int(cg, 0);
-    for (int pair = 0; 2 * pair < tiles; pair++) {
-        Val c[4];
-        for (int i = 0; i < 4; i++)
-            c[i] = cg_get(cg, acc[pair][i]);
-        for (int step = 0; step < 2; step++) {
-            const Val *top = left[2 * pair];
-            const Val *bottom = 2 * pair + 1 < tiles ? left[2 * pair + 1] : NULL;
-            Val a[4] = {top[2 * step], bottom ? bottom[2 * step] : zero, top[2 * step + 1],
-                        bottom ? bottom[2 * step + 1] : zero};
-            nv_mma(cg, f->s->operand, c, a, &right[2 * step]);
-        }
-        for (int i = 0; i < 4; i++)
-            cg_set(cg, acc[pair][i], c[i]);
-    }
-}
-
-enum { MAX_PAIRS = (MAX_FAMILIES + 1) / 2 };
-
-/* Accumulators of the diagonal block: level m = 1, 2, 4 per half; level 8. */
-typedef struct Diagonal {
-    Var lanes[3][2][MAX_PAIRS][4];
-    Var halves[MAX_PAIRS][4];
-    Var dot[MAX_FAMILIES][2];  /* inclusive families: x . p of the same position, this lane's part */
-} Diagonal;
-
-static void diagonal_begin(Factor *f, Diagonal *d)
-{
-    Cg *cg = f->cg;
-    int pairs = (f->s->families + 1) / 2;
-    Val zero = cg_float(cg, 0);
-    for (int p = 0; p < pairs; p++)
-        for (int i = 0; i < 4; i++) {
-            for (int l = 0; l < 3; l++)
-                for (int h = 0; h < 2; h++)
-                    d->lanes[l][h][p][i] = cg_var(cg, cg->f32, zero);
-            d->halves[p][i] = cg_var(cg, cg->f32, zero);
-        }
-    for (int i = 0; i < f->s->families; i++)
-        for (int h = 0; h < 2; h++)
-            d->dot[i][h] = cg_var(cg, cg->f32, zero);
-}
-
-static void diagonal_level_lanes(Factor *f, Diagonal *d, const Walk *w, int level,
-                                 Val (*x)[2][8], Val (*p)[8])
-{
-    Cg *cg = f->cg;
-    const System *s = f->s;
-    Val hi = cg_cmp(cg, LLVMIntNE, cg_and(cg, f->g, cg_int(cg, 1 << level)), cg_int(cg, 0));
-    Val zero[8];
-    splat8(zero, cg_float(cg, 0));
-    for (int h = 0; h < 2; h++) {
-        Val left[MAX_FAMILIES][4], right[4], scaled[8];
-        for (int i = 0; i < s->families; i++) {
-            scale_left(f, w, &s->family[i], h, x[i][h], scaled);
-            select8(cg, scaled, hi, scaled, zero);
-            factor_pack(cg, s->operand, left[i], scaled);
-        }
-        mul8(cg, scaled, p[h], w->suffix[h]);
-        select8(cg, scaled, hi, zero, scaled);
-        factor_pack(cg, s->operand, right, scaled);
-        multiply_tiles(f, d->lanes[level][h], left, s->families, right);
-    }
-}
-
-static void diagonal_level_halves(Factor *f, Diagonal *d, const Walk *w, Val (*x)[2][8],
-                                  Val (*p)[8])
-{
-    Cg *cg = f->cg;
-    const System *s = f->s;
-    Val left[MAX_FAMILIES][4], right[4], scaled[8];
-    for (int i = 0; i < s->families; i++) {
-        scale_left(f, w, &s->family[i], 1, x[i][1], scaled);
-        factor_pack(cg, s->operand, left[i], scaled);
-    }
-    mul8(cg, scaled, p[0], w->suffix[0]);
-    factor_pack(cg, s->operand, right, scaled);
-    multiply_tiles(f, d->halves, left, s->families, right);
-}
-
-static void diagonal_dots(Factor *f, Diagonal *d, Val (*x)[2][8], Val (*p)[8])
-{
-    Cg *cg = f->cg;
-    for (int i = 0; i < f->s->families; i++) {
-        if (!f->s->family[i].inclusive)
-            continue;
-        for (int h = 0; h < 2; h++) {
-            Val acc = cg_get(cg, d->dot[i][h]);
-            for (int e = 0; e < 8; e++)
-                acc = cg_fma(cg, x[i][h][e], p[h][e], acc);
-            cg_set(cg, d->dot[i][h], acc);
-        }
-    }
-}
-
-/* After the levels: rows times their 16-row factors go to shared memory. */
-static void stash_rows(Factor *f, const Walk *w, Val slab, Val (*x)[2][8], Val (*p)[8])
-{
-    Cg *cg = f->cg;
-    const System *s = f->s;
-    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), packed[4], scaled[8];
-    for (int h = 0; h < 2; h++) {
-        mul8(cg, scaled, p[h], w->suffix[h]);
-        factor_pack(cg, s->operand, packed, scaled);
-        factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
-        for (int i = 0; i < s->families; i++) {
-            scale_left(f, w, &s->family[i], h, x[i][h], scaled);
-            factor_pack(cg, s->operand, packed, scaled);
-            factor_store_unit(cg, factor_stash_unit(f, i, h, slab), packed);
-        }
-    }
-    Val index = cg_add(cg, cg_mul(cg, f->warp, cg_int(cg, s->kp)), cg_shl(cg, unit, 3));
-    If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->g, cg_int(cg, 0)));
-    for (int e = 0; e < 8; e++)
-        cg_store(cg, w->total[0][e],
-                 factor_shared_f32(f, f->sh_total, cg_add(cg, index, cg_int(cg, e))), 4);
-    cg_end_if(cg, &first);
-}
-
-/* Positions (g, 2t+c) of an 8x8 tile whose highest differing bit is `bit`, row above column. */
-static Val level_mask(Factor *f, int bit, int c)
-{
-    Cg *cg = f->cg;
-    Val column = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, c));
-    Val differ = cg_shr(cg, cg_xor(cg, f->g, column), bit);
-    Val above = cg_cmp(cg, LLVMIntUGT, f->g, column);
-    return LLVMBuildAnd(cg->b, cg_cmp(cg, LLVMIntEQ, differ, cg_int(cg, 1)), above, "");
-}
-
-/* Sum over the four lanes of a row. */
-static Val quad_sum(Cg *cg, Val x)
-{
-    x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 1));
-    return cg_fadd(cg, x, nv_shuffle_xor(cg, x, 2));
-}
-
-/* Level accumulators -> one value per position of the lower triangle, in f->diag. */
-static void diagonal_finish(Factor *f, Diagonal *d)
-{
-    Cg *cg = f->cg;
-    for (int i = 0; i < f->s->families; i++) {
-        int pair = i / 2, at = 2 * (i % 2);
-        for (int h = 0; h < 2; h++)
-            for (int c = 0; c < 2; c++) {
-                Val x = cg_float(cg, 0);
-                for (int level = 0; level < 3; level++)
-                    x = cg_select(cg, level_mask(f, level, c),
-                                  cg_get(cg, d->lanes[level][h][pair][at + c]), x);
-                if (f->s->family[i].inclusive) {
-                    Val column = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, c));
-                    Val same = cg_cmp(cg, LLVMIntEQ, f->g, column);
-                    Val dot = quad_sum(cg, cg_get(cg, d->dot[i][h]));
-                    x = cg_select(cg, same, dot, x);
-                }
-                f->diag[i][2 * h + c] = cg_var(cg, cg->f32, x);
-            }
-        for (int c = 0; c < 2; c++)
-            f->diag[i][4 + c] = cg_var(cg, cg->f32, cg_get(cg, d->halves[pair][at + c]));
-    }
-}
-
-/* One slab of 32 channels: evaluate rows and decays, add the diagonal block's scores, stash. */
-static void rows_slab(Factor *f, Diagonal *d, Val slab)
-{
-    Cg *cg = f->cg;
-    const System *s = f->s;
-    Val base = cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, f->t, 3));
-    for (int h = 0; h < 2; h++) {
-        f->at[h].base_k = base;
-        value_begin(&f->at[h]);
-    }
-    Walk w;
-    Val x[MAX_FAMILIES][2][8], p[2][8];
-    walk_begin(f, &w);
-    for (int h = 0; h < 2; h++) {
-        factor_row(f, s->p, -1, h, 0, p[h]);
-        for (int i = 0; i < s->families; i++)
-            factor_row(f, s->family[i].x, s->family[i].position, h, 0, x[i][h]);
-    }
-    diagonal_dots(f, d, x, p);
-    for (int level = 0; level < 3; level++) {
-        diagonal_level_lanes(f, d, &w, level, x, p);
-        walk_merge_lanes(f, &w, 1 << level);
-    }
-    diagonal_level_halves(f, d, &w, x, p);
-    walk_merge_halves(f, &w);
-    stash_rows(f, &w, slab, x, p);
-}
-
-void factor_rows_pass(Factor *f)
-{
-    Cg *cg = f->cg;
-    Diagonal d;
-    diagonal_begin(f, &d);
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->kp / SLAB), 1, false);
-    rows_slab(f, &d, slab.i);
-    cg_end_for(cg, &slab);
-    diagonal_finish(f, &d);
-}
-
-/* B fragments of two 8-update tiles for both k-steps of a slab, from the key tile's block `block`:
- * b[n][pair] as factor_pack lays them out. */
-void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4])
-{
-    Cg *cg = f->cg;
-    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
-    for (int n = 0; n < 2; n++) {
-        Val row = cg_add(cg, cg_add(cg, cg_shl(cg, block, 4), f->g), cg_int(cg, 8 * n));
-        factor_load_unit(cg, factor_key_unit(f, row, unit), b[n]);
-    }
-}
-
-/* Multiply a lane's packed rows by the decays of a whole 16-row block. */
-static void scale_by_total(Factor *f, Val block, Val slab, Val (*left)[2][4])
-{
-    Cg *cg = f->cg;
-    const System *s = f->s;
-    Val index = cg_add(cg, cg_mul(cg, block, cg_int(cg, s->kp)),
-                       cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, f->t, 3)));
-    Val p = factor_shared_f32(f, f->sh_total, index);
-    Val lo = cg_load(cg, LLVMVectorType(cg->f32, 4), p, 16);
-    Val hi = cg_load(cg, LLVMVectorType(cg->f32, 4), cg_gep8(cg, p, cg_int(cg, 16)), 16);
-    for (int i = 0; i < s->families; i++)
-        for (int h = 0; h < 2; h++)
-            for (int j = 0; j < 4; j++) {
-                Val x[2], total = j < 2 ? lo : hi;
-                nv_unpack(cg, s->operand, left[i][h][j], x);
-                for (int c = 0; c < 2; c++)
-                    x[c] = cg_fmul(cg, x[c], cg_extract(cg, total, 2 * (j % 2) + c));
-                left[i][h][j] = nv_pack(cg, s->operand, x[0], x[1]);
-            }
-}
-
-/* acc[family][n] += rows of this warp's block x updates of `block`. */
+/* acc[family][n] += rows of this warp's block x updates of a block; n = parity of the updates. */
 void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4])
 {
     Cg *cg = f->cg;
@@ -398,63 +147,379 @@ void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]
         }
 }
 
-/* W_f rows of this slab, now carried to the chunk's start. */
-static void store_carried(Factor *f, Val slab, Val (*left)[2][4])
+/* rows pass ------------------------------------------------------------------------------------ */
+
+enum { LEVELS = 3 }; /* m = 2, 4, 8 */
+
+typedef struct Rows {
+    Run x[MAX_FAMILIES][2];  /* left rows, exclusive, times the decays of the pair before them */
+    Run p[2];                /* keys, times the decays of the pair after them */
+    Run F[LEVELS];           /* a pair's factor at each level; F[0] is 1 */
+    Run prefix, suffix;      /* of the pair in its 16-row block */
+    Val total[8];            /* of the 16-row block */
+} Rows;
+
+typedef struct Diagonal {
+    Var level[LEVELS][MAX_FAMILIES][2][4];
+    Var below[MAX_FAMILIES];       /* the pair's second row with its first update */
+    Var own[MAX_FAMILIES][2];      /* inclusive: a row with its own update */
+} Diagonal;
+
+static void diagonal_begin(Factor *f, Diagonal *d)
+{
+    Cg *cg = f->cg;
+    Val zero = cg_float(cg, 0);
+    for (int i = 0; i < f->s->families; i++) {
+        for (int l = 0; l < LEVELS; l++)
+            for (int n = 0; n < 2; n++)
+                for (int j = 0; j < 4; j++)
+                    d->level[l][i][n][j] = cg_var(cg, cg->f32, zero);
+        d->below[i] = cg_var(cg, cg->f32, zero);
+        d->own[i][0] = cg_var(cg, cg->f32, zero);
+        d->own[i][1] = cg_var(cg, cg->f32, zero);
+    }
+}
+
+static void add_dot(Cg *cg, Var acc, const Val a[8], const Val b[8])
+{
+    Val sum = cg_get(cg, acc);
+    for (int e = 0; e < 8; e++)
+        sum = cg_fma(cg, a[e], b[e], sum);
+    cg_set(cg, acc, sum);
+}
+
+/* bit b of the pair's number in its 16-row block, which is g. */
+static Val pair_bit(Factor *f, int b)
+{
+    Cg *cg = f->cg;
+    return cg_cmp(cg, LLVMIntNE, cg_and(cg, f->g, cg_int(cg, 1 << b)), cg_int(cg, 0));
+}
+
+static Val same_bit(Factor *f, int a, int b)
+{
+    return LLVMBuildNot(f->cg->b, LLVMBuildXor(f->cg->b, pair_bit(f, a), pair_bit(f, b), ""), "");
+}
+
+/* From the pair's decay to the decays around it. `other[b]`: the neighbouring block of 2^b pairs. */
+static void walk(Factor *f, const Val pair[8], Rows *r)
+{
+    Cg *cg = f->cg;
+    Val one = cg_float(cg, 1), other[LEVELS][8], prefix[8], suffix[8], F[LEVELS][8];
+    memcpy(r->total, pair, sizeof r->total);
+    for (int b = 0; b < LEVELS; b++)
+        for (int e = 0; e < 8; e++) {
+            other[b][e] = nv_shuffle_xor(cg, r->total[e], 4 << b);
+            r->total[e] = cg_fmul(cg, r->total[e], other[b][e]);
+            Val before = cg_select(cg, pair_bit(f, b), other[b][e], one);
+            Val after = cg_select(cg, pair_bit(f, b), one, other[b][e]);
+            prefix[e] = b ? cg_fmul(cg, prefix[e], before) : before;
+            suffix[e] = b ? cg_fmul(cg, suffix[e], after) : after;
+        }
+    for (int e = 0; e < 8; e++) {
+        F[1][e] = cg_select(cg, same_bit(f, 1, 0), other[0][e], one);
+        Val near = cg_select(cg, same_bit(f, 2, 0), other[0][e], one);
+        F[2][e] = cg_fmul(cg, near, cg_select(cg, same_bit(f, 2, 1), other[1][e], one));
+    }
+    make_factor(f, &r->F[1], F[1]);
+    make_factor(f, &r->F[2], F[2]);
+    make_factor(f, &r->prefix, prefix);
+    make_factor(f, &r->suffix, suffix);
+}
+
+/* Evaluate this slab's rows, keys and decays; the pair's own scores are added on the way. */
+static void load_rows(Factor *f, Diagonal *d, Rows *r)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
+    Val own[2][8], pair[8], p[2][8], x[8], one[8];
+    for (int h = 0; h < 2; h++) {
+        factor_row(f, s->a, -1, h, 1, own[h]);
+        factor_row(f, s->p, -1, h, 0, p[h]);
+    }
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++) {
-            Val p = factor_ws_unit(f, s->family[i].ws_w, s->kp, f->stored_row[i][h], unit);
-            factor_store_unit(cg, p, left[i][h]);
+            const Family *fam = &s->family[i];
+            factor_row(f, fam->x, fam->position, h, 0, x);
+            if (fam->inclusive) {
+                add_dot(cg, d->own[i][h], x, p[h]);
+                mul8(cg, x, x, own[h]);
+            }
+            if (h == 1) {
+                add_dot(cg, d->below[i], x, p[0]);
+                mul8(cg, x, x, own[0]);
+            }
+            memcpy(r->x[i][h].f, x, sizeof x);
+            factor_pack(cg, s->operand, r->x[i][h].pair, x);
+        }
+    mul8(cg, p[0], p[0], own[1]);
+    for (int h = 0; h < 2; h++) {
+        memcpy(r->p[h].f, p[h], sizeof p[h]);
+        factor_pack(cg, s->operand, r->p[h].pair, p[h]);
+    }
+    mul8(cg, pair, own[0], own[1]);
+    walk(f, pair, r);
+    for (int e = 0; e < 8; e++)
+        one[e] = cg_float(cg, 1);
+    make_factor(f, &r->F[0], one);
+}
+
+static void multiply_level(Factor *f, Diagonal *d, int level, Rows *r)
+{
+    Val hi = pair_bit(f, level), lo = LLVMBuildNot(f->cg->b, hi, "");
+    Run up = keep_where(f, hi, &r->F[level]), down = keep_where(f, lo, &r->F[level]);
+    Val left[MAX_FAMILIES][2][4], key[2][4];
+    for (int h = 0; h < 2; h++) {
+        for (int i = 0; i < f->s->families; i++) {
+            if (level > 0 || !packed_products(f))
+                scale(f, &r->x[i][h], &up, left[i][h]);
+            for (int j = 0; j < 4 && level == 0 && packed_products(f); j++)
+                left[i][h][j] = cg_select(f->cg, hi, r->x[i][h].pair[j], cg_int(f->cg, 0));
+        }
+        if (level > 0 || !packed_products(f))
+            scale(f, &r->p[h], &down, key[h]);
+        for (int j = 0; j < 4 && level == 0 && packed_products(f); j++)
+            key[h][j] = cg_select(f->cg, hi, cg_int(f->cg, 0), r->p[h].pair[j]);
+    }
+    factor_multiply(f, d->level[level], left, key);
+}
+
+/* After the levels: rows times their 16-row factors go to shared memory, and the block's decays. */
+static void stash_rows(Factor *f, Rows *r, Val slab)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), packed[4];
+    for (int h = 0; h < 2; h++) {
+        scale(f, &r->p[h], &r->suffix, packed);
+        factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
+        for (int i = 0; i < s->families; i++) {
+            scale(f, &r->x[i][h], &r->prefix, packed);
+            factor_store_unit(cg, factor_stash_unit(f, i, h, slab), packed);
+        }
+    }
+    If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->g, cg_int(cg, 0)));
+    Val index = cg_add(cg, cg_mul(cg, f->warp, cg_int(cg, s->kp)), cg_shl(cg, unit, 3));
+    for (int q = 0; q < 2; q++) {
+        Val v = LLVMGetUndef(LLVMVectorType(cg->f32, 4));
+        for (int j = 0; j < 4; j++)
+            v = cg_insert(cg, v, r->total[4 * q + j], j);
+        Val p = factor_shared_f32(f, f->sh_total, cg_add(cg, index, cg_int(cg, 4 * q)));
+        cg_store(cg, v, p, 16);
+    }
+    if (packed_products(f)) {
+        factor_pack(cg, s->operand, packed, r->total);
+        factor_store_unit(cg, total_unit(f, f->warp, unit), packed);
+    }
+    cg_end_if(cg, &first);
+}
+
+/* Sum over the four lanes of a row. */
+static Val quad_sum(Cg *cg, Val x)
+{
+    x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 1));
+    return cg_fadd(cg, x, nv_shuffle_xor(cg, x, 2));
+}
+
+/* The score of row half h with the update of parity n in pair 2t + c. */
+static Val diagonal_score(Factor *f, Diagonal *d, int i, int h, int n, int c, const Val own[2],
+                          Val below)
+{
+    Cg *cg = f->cg;
+    Val column = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, c)), x = cg_float(cg, 0);
+    Val differ = cg_xor(cg, f->g, column), above = cg_cmp(cg, LLVMIntUGT, f->g, column);
+    for (int level = 0; level < LEVELS; level++) {
+        Val mine = cg_cmp(cg, LLVMIntEQ, cg_shr(cg, differ, level), cg_int(cg, 1));
+        x = cg_select(cg, cg_and(cg, mine, above), cg_get(cg, d->level[level][i][n][2 * h + c]), x);
+    }
+    Val in_pair = h == n ? own[h] : h == 1 ? below : NULL;
+    if (in_pair)
+        x = cg_select(cg, cg_cmp(cg, LLVMIntEQ, differ, cg_int(cg, 0)), in_pair, x);
+    return x;
+}
+
+static void diagonal_finish(Factor *f, Diagonal *d)
+{
+    Cg *cg = f->cg;
+    for (int i = 0; i < f->s->families; i++) {
+        Val own[2] = {NULL, NULL}, below = quad_sum(cg, cg_get(cg, d->below[i]));
+        for (int h = 0; h < 2 && f->s->family[i].inclusive; h++)
+            own[h] = quad_sum(cg, cg_get(cg, d->own[i][h]));
+        for (int n = 0; n < 2; n++)
+            for (int h = 0; h < 2; h++)
+                for (int c = 0; c < 2; c++) {
+                    Val x = diagonal_score(f, d, i, h, n, c, own, below);
+                    f->block[0][i][n][2 * h + c] = cg_var(cg, cg->f32, x);
+                }
+    }
+}
+
+void factor_rows_pass(Factor *f)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Diagonal d;
+    diagonal_begin(f, &d);
+    if (packed_products(f)) {
+        Val ones[4];
+        for (int j = 0; j < 4; j++)
+            ones[j] = nv_pack(cg, s->operand, cg_float(cg, 1), cg_float(cg, 1));
+        Loop unit = cg_for(cg, nv_tid(cg), cg_int(cg, s->kp / 8), 32 * s->warps, false);
+        factor_store_unit(cg, total_unit(f, cg_int(cg, s->warps), unit.i), ones);
+        cg_end_for(cg, &unit);
+    }
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
+    for (int h = 0; h < 2; h++) {
+        f->at[h].base_k = cg_add(cg, cg_shl(cg, slab.i, 5), cg_shl(cg, f->t, 3));
+        value_begin(&f->at[h]);
+    }
+    Rows r;
+    load_rows(f, &d, &r);
+    for (int level = 0; level < LEVELS; level++)
+        multiply_level(f, &d, level, &r);
+    stash_rows(f, &r, slab.i);
+    cg_end_for(cg, &slab);
+    diagonal_finish(f, &d);
+}
+
+/* blocks pass ---------------------------------------------------------------------------------- */
+
+/* B fragments of a block's updates for both k-steps of a slab, even rows and odd rows. */
+void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4])
+{
+    Cg *cg = f->cg;
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
+    for (int n = 0; n < 2; n++) {
+        Val row = cg_add(cg, cg_add(cg, cg_shl(cg, block, 4), cg_shl(cg, f->g, 1)), cg_int(cg, n));
+        factor_load_unit(cg, factor_key_unit(f, row, unit), b[n]);
+    }
+}
+
+static void load_total_f32(Factor *f, Val block, Val unit, Val total[8])
+{
+    Cg *cg = f->cg;
+    Val index = cg_add(cg, cg_mul(cg, block, cg_int(cg, f->s->kp)), cg_shl(cg, unit, 3));
+    for (int q = 0; q < 2; q++) {
+        Val p = factor_shared_f32(f, f->sh_total, cg_add(cg, index, cg_int(cg, 4 * q)));
+        Val v = cg_load(cg, LLVMVectorType(cg->f32, 4), p, 16);
+        for (int j = 0; j < 4; j++)
+            total[4 * q + j] = cg_extract(cg, v, j);
+    }
+}
+
+static void scale_pairs_f32(Factor *f, Val pair[4], const Val by[8])
+{
+    Cg *cg = f->cg;
+    for (int j = 0; j < 4; j++) {
+        Val x[2];
+        nv_unpack(cg, f->s->operand, pair[j], x);
+        pair[j] = nv_pack(cg, f->s->operand, cg_fmul(cg, x[0], by[2 * j]),
+                          cg_fmul(cg, x[1], by[2 * j + 1]));
+    }
+}
+
+/* Multiply a lane's rows by the decays of block `block` where it exists. */
+static void pass_block(Factor *f, Val exists, Val block, Val slab, Val (*left)[2][4])
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), pair[4], total[8];
+    if (packed_products(f)) {
+        Val which = cg_select(cg, exists, block, cg_int(cg, s->warps));
+        factor_load_unit(cg, total_unit(f, which, unit), pair);
+    } else {
+        load_total_f32(f, cg_select(cg, exists, block, cg_int(cg, 0)), unit, total);
+        for (int e = 0; e < 8; e++)
+            total[e] = cg_select(cg, exists, total[e], cg_float(cg, 1));
+    }
+    for (int i = 0; i < s->families; i++)
+        for (int h = 0; h < 2; h++) {
+            for (int j = 0; j < 4 && packed_products(f); j++)
+                left[i][h][j] = nv_mul_pair(cg, s->operand, left[i][h][j], pair[j]);
+            if (!packed_products(f))
+                scale_pairs_f32(f, left[i][h], total);
         }
 }
 
-static void off_diagonal_slab(Factor *f, Val slab)
+static void blocks_slab(Factor *f, Val slab)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val left[MAX_FAMILIES][2][4];
-    Var held[MAX_FAMILIES][2][4];
+    Val left[MAX_FAMILIES][2][4], unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int i = 0; i < s->families; i++)
-        for (int h = 0; h < 2; h++) {
+        for (int h = 0; h < 2; h++)
             factor_load_unit(cg, factor_stash_unit(f, i, h, slab), left[i][h]);
-            for (int j = 0; j < 4; j++)
-                held[i][h][j] = cg_var(cg, cg->i32, left[i][h][j]);
-        }
     for (int distance = 1; distance < s->warps; distance++) {
-        If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
+        Val exists = cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance));
         Val block = cg_sub(cg, f->warp, cg_int(cg, distance)), b[2][4];
-        for (int i = 0; i < s->families; i++)
-            for (int h = 0; h < 2; h++)
-                for (int j = 0; j < 4; j++)
-                    left[i][h][j] = cg_get(cg, held[i][h][j]);
+        If below = cg_if(cg, exists);
         factor_load_keys(f, block, slab, b);
-        factor_multiply(f, f->off[distance - 1], left, b);
-        scale_by_total(f, block, slab, left);
-        for (int i = 0; i < s->families; i++)
-            for (int h = 0; h < 2; h++)
-                for (int j = 0; j < 4; j++)
-                    cg_set(cg, held[i][h][j], left[i][h][j]);
+        factor_multiply(f, f->block[distance], left, b);
         cg_end_if(cg, &below);
+        pass_block(f, exists, block, slab, left);
     }
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++)
-            for (int j = 0; j < 4; j++)
-                left[i][h][j] = cg_get(cg, held[i][h][j]);
-    store_carried(f, slab, left);
+            factor_store_unit(
+                cg, factor_ws_unit(f, s->family[i].ws_w, s->kp, f->stored_row[i][h], unit), left[i][h]);
 }
 
 void factor_off_diagonal(Factor *f)
 {
     Cg *cg = f->cg;
-    for (int d = 0; d + 1 < f->s->warps; d++)
+    factor_begin_blocks(f, 1);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->kp / SLAB), 1, false);
+    blocks_slab(f, slab.i);
+    cg_end_for(cg, &slab);
+}
+
+void factor_begin_blocks(Factor *f, int first)
+{
+    Cg *cg = f->cg;
+    for (int d = first; d < f->s->warps; d++)
         for (int i = 0; i < f->s->families; i++)
             for (int n = 0; n < 2; n++)
                 for (int j = 0; j < 4; j++)
-                    f->off[d][i][n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->kp / SLAB), 1, false);
-    off_diagonal_slab(f, slab.i);
+                    f->block[d][i][n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
+}
+
+/* tail ----------------------------------------------------------------------------------------- */
+
+/* Decays after this warp's block onto its keys; D to the workspace. */
+void factor_tail(Factor *f)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
+    Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t), total[8], pair[4], packed[4];
+    Var after[8];
+    for (int e = 0; e < 8; e++)
+        after[e] = cg_var(cg, cg->f32, cg_float(cg, 1));
+    Loop block = cg_for(cg, cg_add(cg, f->warp, cg_int(cg, 1)), cg_int(cg, s->warps), 1, false);
+    load_total_f32(f, block.i, unit, total);
+    for (int e = 0; e < 8; e++)
+        cg_set(cg, after[e], cg_fmul(cg, cg_get(cg, after[e]), total[e]));
+    cg_end_for(cg, &block);
+    for (int e = 0; e < 8; e++)
+        total[e] = cg_get(cg, after[e]);
+    if (packed_products(f))
+        factor_pack(cg, s->operand, packed, total);
+    for (int h = 0; h < 2; h++) {
+        Val p = factor_key_unit(f, f->row[h], unit);
+        factor_load_unit(cg, p, pair);
+        for (int j = 0; j < 4 && packed_products(f); j++)
+            pair[j] = nv_mul_pair(cg, s->operand, pair[j], packed[j]);
+        if (!packed_products(f))
+            scale_pairs_f32(f, pair, total);
+        factor_store_unit(cg, p, pair);
+    }
     cg_end_for(cg, &slab);
+    Loop c = cg_for(cg, nv_tid(cg), cg_int(cg, s->kp), 32 * s->warps, false);
+    Val d = cg_float(cg, 1);
+    for (int b = 0; b < s->warps; b++) {
+        Val p = factor_shared_f32(f, f->sh_total, cg_add(cg, c.i, cg_int(cg, b * s->kp)));
+        d = cg_fmul(cg, d, cg_load(cg, cg->f32, p, 4));
+    }
+    Val byte = cg_add(cg, cg_shl(cg, c.i, 2), cg_int(cg, (int)s->ws_d));
+    cg_store(cg, d, cg_gep8(cg, f->record, byte), 4);
+    cg_end_for(cg, &c);
 }

@@ -261,3 +261,30 @@ Val nv_power_inverse(Cg *cg, Val power)
     bits = cg_sub(cg, cg_int(cg, 254 * EXPONENT_ONE), bits);
     return LLVMBuildBitCast(cg->b, bits, cg->f32, "");
 }
+
+/* arithmetic ----------------------------------------------------------------------------------- */
+
+Val nv_exp_decay(Cg *cg, Val x)
+{
+    Val h = cg_fmul(cg, x, cg_float(cg, 1.4426950408889634));
+    return cg_intrinsic(cg, "llvm.nvvm.ex2.approx.ftz", &cg->f32, 1, &h, 1);
+}
+
+Val nv_mul_pair(Cg *cg, Elem e, Val a, Val b)
+{
+    Ty pair = LLVMVectorType(cg_elem_type(cg, e), 2);
+    a = LLVMBuildBitCast(cg->b, a, pair, "");
+    b = LLVMBuildBitCast(cg->b, b, pair, "");
+    return LLVMBuildBitCast(cg->b, LLVMBuildFMul(cg->b, a, b, ""), cg->i32, "");
+}
+
+Val nv_larger(Cg *cg, Val a, Val b)
+{
+    Val arg[2] = {a, b};
+    return cg_intrinsic(cg, "llvm.maxnum", &cg->f32, 1, arg, 2);
+}
+
+Val nv_magnitude(Cg *cg, Val f32)
+{
+    return cg_intrinsic(cg, "llvm.fabs", &cg->f32, 1, &f32, 1);
+}

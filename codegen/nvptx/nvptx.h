@@ -3,6 +3,7 @@
  *
  *   nvptx.c      one instruction, one function: thread numbers, barriers, shuffles, cp.async,
  *                ldmatrix, mma; opening and closing a kernel
+ *   wgmma.c      what Hopper adds: warpgroup products, bulk copies
  *   sequence.c   which sequence and which tokens a block works on (dense, packed)
  *   value.c      evaluation on demand of elementwise values at one token and a run of channels
  *   factor*.c    everything of a chunk that does not need the state
@@ -51,10 +52,43 @@ Val nv_tf32(Cg *cg, Val f32);                       /* round to nearest; i32 */
 
 Val nv_pack(Cg *cg, Elem e, Val lo, Val hi);        /* two f32 -> i32 of two 2-byte elements */
 void nv_unpack(Cg *cg, Elem e, Val pair, Val out[2]);
+Val nv_mul_pair(Cg *cg, Elem e, Val a, Val b);      /* elementwise product of two pairs */
+Val nv_larger(Cg *cg, Val a, Val b);                /* f32; the other one of a NaN */
+Val nv_magnitude(Cg *cg, Val f32);
+
+/* e^x for x <= 0: two instructions, relative error 2^-22 + |x| 2^-24. */
+Val nv_exp_decay(Cg *cg, Val x);
 
 /* The power of two at or below |x| (x finite; 2^-126 for smaller ones), and 1 over such a power. */
 Val nv_power_below(Cg *cg, Val f32);
 Val nv_power_inverse(Cg *cg, Val power);
+
+/* wgmma.c, sm_90a only ------------------------------------------------------------------------- */
+
+/* A matrix in shared memory, laid out by nv_place at a multiple of 1024 bytes, as the B operand of a
+ * warpgroup's products: contracted along its columns (B = its transpose) or along its rows (B = it). */
+typedef struct Wgmma {
+    Val descriptor;            /* i64 */
+    int rows, columns;         /* multiples of 16 */
+    bool along_rows;
+} Wgmma;
+Wgmma nv_wgmma_matrix(Cg *cg, Val p, int rows, int columns, bool along_rows);
+/* acc (+)= A B, committed as one group that runs on. Warp w of the warpgroup holds rows 16w .. 16w+15
+ * of A and of the result: operands and accumulators are those of n/8 nv_mma side by side, acc[4i ..]
+ * for columns 8i .. 8i+7 and a[4s ..] for k-step s. No accumulator and no operand may be used before
+ * nv_wgmma_wait, except by another nv_wgmma (operands). */
+void nv_wgmma(Cg *cg, Elem e, Val *acc, const Val *a, const Wgmma *b, bool accumulate);
+/* Waits until at most this many groups of the warp's are under way; acc[] are then readable. */
+void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count);
+
+/* A barrier (8 bytes of shared memory) that opens once per bulk copy. By one thread, before a block
+ * barrier. */
+void nv_arrival_init(Cg *cg, Val barrier);
+/* Until copy number i (from 0) on this barrier has arrived; parity = i % 2 (i32). */
+void nv_arrival_wait(Cg *cg, Val barrier, Val parity);
+/* By one thread: global -> shared, both 16-byte aligned, bytes a multiple of 16. What it writes may be
+ * read by wgmma without a fence. */
+void nv_copy_bulk(Cg *cg, Val dst, Val src, int bytes, Val barrier);
 
 /* sequence.c ----------------------------------------------------------------------------------- */
 
@@ -83,6 +117,8 @@ struct ValueAt {
     Cg *cg;
     Val token;            /* i64 token row; clamped by the caller to one that exists */
     Val valid;            /* i1: false = loads of per-token inputs give 0; NULL = always valid */
+    Val zeros;            /* from value_zeros: read in place of rows that are not valid, which costs
+                             one selection an address, not one an element; NULL = select elements */
     Val first;            /* i1: the token is its sequence's first (for prev) */
     Val begin;            /* i64 the sequence's first token row; wanted by prev of prev only */
     Val head;             /* i32 head number among FRAME_H heads (factor: among FRAME_HF) */
@@ -105,6 +141,8 @@ struct ValueAt {
 /* Compute the addresses that depend on the head alone; optional, once, where it dominates all use. */
 void value_ports(ValueAt *at);
 void value_begin(ValueAt *at);
+/* Global memory full of zeros, as long as the longest row of an input. */
+Val value_zeros(Cg *cg);
 /* Number of elements this thread holds of a value: 1, n_k or n_v. */
 int value_count(const ValueAt *at, int v);
 /* The f32 elements of value v at `at`. Elements past the axis' size are loaded as 0, and expressions

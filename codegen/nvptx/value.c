@@ -105,7 +105,27 @@ static Val row_address(ValueAt *at, const Inst *i, int64_t row_bytes)
         p = cg_gep8(cg, p, cg_mul(cg, at->token, a.stride));
     if (i->row > 0)
         p = cg_gep8(cg, p, cg_int64(cg, i->row * row_bytes));
+    if (a.stride && at->valid && at->zeros)
+        p = cg_select(cg, at->valid, p, at->zeros);
     return p;
+}
+
+Val value_zeros(Cg *cg)
+{
+    static const char name[] = "gdr_zeros";
+    Val g = LLVMGetNamedGlobal(cg->mod, name);
+    if (g)
+        return g;
+    int64_t longest = 0;
+    for (int i = 0; i < cg->k->in.count; i++) {
+        int64_t bytes = shape_elements(cg->k, cg->k->in.at[i].shape) * 4;
+        longest = bytes > longest ? bytes : longest;
+    }
+    Ty t = LLVMArrayType2(cg->i8, (uint64_t)longest + MAX_ACCESS);
+    g = LLVMAddGlobalInAddressSpace(cg->mod, t, name, 1);
+    LLVMSetInitializer(g, LLVMConstNull(t));
+    LLVMSetAlignment(g, MAX_ACCESS);
+    return g;
 }
 
 /* loads ---------------------------------------------------------------------------------------- */
@@ -193,7 +213,8 @@ void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out)
     Cg *cg = at->cg;
     const Inst *i = inst_at(cg->k, v);
     Access a = access_of(at, i);
-    Val valid = cg->k->in.at[i->index].is_param ? NULL : at->valid, zero = cg_float(cg, 0);
+    Val valid = cg->k->in.at[i->index].is_param || at->zeros ? NULL : at->valid;
+    Val zero = cg_float(cg, 0);
     for (int j = 0; j < a.n; j += a.group) {
         Val exists = a.axis < 0 ? NULL : value_exists(at, a.axis, j);
         unpack_access(cg, a, loaded[j / a.group], out + j);
@@ -223,8 +244,10 @@ static void eval_pointwise(ValueAt *at, const Inst *i, int n, Val *out)
         b = value_get(at, i->arg[1]);
         nb = value_count(at, i->arg[1]);
     }
+    bool decay = i->op == OP_exp && value_range(at->cg->k, i->arg[0]).hi <= 0;
     for (int j = 0; j < n; j++)
-        out[j] = cg_pointwise(at->cg, i->op, a[na > 1 ? j : 0], b ? b[nb > 1 ? j : 0] : NULL);
+        out[j] = decay ? nv_exp_decay(at->cg, a[na > 1 ? j : 0])
+                       : cg_pointwise(at->cg, i->op, a[na > 1 ? j : 0], b ? b[nb > 1 ? j : 0] : NULL);
 }
 
 /* Pairwise: half the depth of dependent additions twice over, and the smaller error. */
