@@ -96,7 +96,7 @@ static void describe_token(Report *r, Names *n) {
                 n->name[v] = format(r, "r%d", reads);
             Buf b;
             buf_init(&b, r->arena);
-            names_define(n, v, 0, &b);
+            names_define(n, v, &b);
             line = format(r, "%s = %s", n->name[v], b.text);
         } else if (i->op == OP_read) {
             n->name[v] = NULL;
@@ -121,7 +121,7 @@ static void describe_names(Report *r, Names *n) {
             continue;
         Buf b;
         buf_init(&b, r->arena);
-        names_define(n, v, 0, &b);
+        names_define(n, v, &b);
         text[v] = b.text;
     }
     for (int v = 0; v < r->k->inst.count; v++)

@@ -42,32 +42,56 @@ static const char *let_of_span(const Kernel *k, Span span) {
     return arena_strndup(k->arena, text + lo, hi - lo);
 }
 
-/* The value that a span's let stands for: the one made of all others with that span. In an unrolled
- * loop there are several, and none gets the name. */
-static bool is_root(const Kernel *k, int v, bool *mark) {
-    Span span = inst_at(k, v)->span;
-    memset(mark, 0, (size_t)k->inst.count * sizeof *mark);
-    value_mark(k, v, mark);
-    for (int u = 0; u < k->inst.count; u++) {
-        Span other = inst_at(k, u)->span;
-        if (other.lo == span.lo && other.hi == span.hi && !mark[u] &&
-            op_gives_value(inst_at(k, u)->op))
-            return false;
+/* The values that a span's let stands for: those that no other value of the same span is made of.
+ * An unrolled loop has several, x[0], x[1], ... in order. */
+static void name_roots(Names *n, const int *same, int count, const char *name, bool *mark) {
+    const Kernel *k = n->k;
+    int roots = 0, index = 0;
+    bool *inner = NEW_ARRAY(k->arena, bool, count);
+    for (int i = 0; i < count; i++) {
+        memset(mark, 0, (size_t)(same[i] + 1) * sizeof *mark);
+        value_mark(k, same[i], mark);
+        for (int j = 0; j < i; j++)
+            inner[j] = inner[j] || mark[same[j]];
     }
-    return true;
+    for (int i = 0; i < count; i++)
+        roots += !inner[i];
+    for (int i = 0; i < count; i++) {
+        if (inner[i])
+            continue;
+        Buf b;
+        buf_init(&b, k->arena);
+        buf_puts(&b, name);
+        if (roots > 1)
+            buf_printf(&b, "[%d]", index++);
+        n->name[same[i]] = b.text;
+    }
+}
+
+static bool may_have_name(const Inst *i) {
+    return op_gives_value(i->op) && i->op != OP_in && i->op != OP_const && i->span.hi > i->span.lo;
 }
 
 Names names_new(const Kernel *k) {
-    Names n = {.k = k, .name = NEW_ARRAY(k->arena, const char *, k->inst.count),
-               .used = NEW_ARRAY(k->arena, bool, k->inst.count)};
-    bool *mark = NEW_ARRAY(k->arena, bool, k->inst.count);
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (i->op == OP_in || i->op == OP_const || !op_gives_value(i->op))
+    const int count = k->inst.count;
+    Names n = {.k = k, .name = NEW_ARRAY(k->arena, const char *, count),
+               .used = NEW_ARRAY(k->arena, bool, count)};
+    bool *mark = NEW_ARRAY(k->arena, bool, count), *done = NEW_ARRAY(k->arena, bool, count);
+    int *same = NEW_ARRAY(k->arena, int, count);
+    for (int v = 0; v < count; v++) {
+        const Span span = inst_at(k, v)->span;
+        const char *name = done[v] || !may_have_name(inst_at(k, v)) ? NULL : let_of_span(k, span);
+        if (!name)
             continue;
-        const char *name = let_of_span(k, i->span);
-        if (name && is_root(k, v, mark))
-            n.name[v] = name;
+        int found = 0;
+        for (int u = v; u < count; u++) {
+            const Inst *i = inst_at(k, u);
+            if (!may_have_name(i) || i->span.lo != span.lo || i->span.hi != span.hi)
+                continue;
+            same[found++] = u;
+            done[u] = true;
+        }
+        name_roots(&n, same, found, name, mark);
     }
     return n;
 }
@@ -75,6 +99,7 @@ Names names_new(const Kernel *k) {
 /* expressions ---------------------------------------------------------------------------------- */
 
 enum { PREC_add, PREC_mul, PREC_unary, PREC_atom };
+enum { LONGEST = 200 }; /* values written out in one expression; the rest is "..." */
 
 static void print(Names *n, int v, int outer, Buf *out);
 
@@ -230,26 +255,34 @@ static void print_inst(Names *n, int v, int outer, Buf *out) {
     }
 }
 
+static void write_out(Names *n, int v, int outer, Buf *out) {
+    int x = normalized(n->k, v);
+    if (n->left-- <= 0) {
+        buf_puts(out, "...");
+    } else if (x < 0) {
+        print_inst(n, v, outer, out);
+    } else {
+        buf_puts(out, "l2norm(");
+        print(n, x, PREC_add, out);
+        buf_puts(out, ")");
+    }
+}
+
 static void print(Names *n, int v, int outer, Buf *out) {
     if (n->name[v]) {
         n->used[v] = true;
         buf_puts(out, n->name[v]);
-        return;
+    } else {
+        write_out(n, v, outer, out);
     }
-    names_define(n, v, outer, out);
 }
 
-void names_define(Names *n, int v, int outer, Buf *out) {
-    int x = normalized(n->k, v);
-    if (x < 0) {
-        print_inst(n, v, outer, out);
-        return;
-    }
-    buf_puts(out, "l2norm(");
-    print(n, x, PREC_add, out);
-    buf_puts(out, ")");
+void names_define(Names *n, int v, Buf *out) {
+    n->left = LONGEST;
+    write_out(n, v, PREC_add, out);
 }
 
 void names_print(Names *n, int v, bool as_factor, Buf *out) {
+    n->left = LONGEST;
     print(n, v, as_factor ? PREC_unary : PREC_add, out);
 }

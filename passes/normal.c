@@ -465,6 +465,24 @@ static void common_facts(Kernel *k, const bool *touches) {
     f->decay_constant = f->decay_constant && decays > 0;
 }
 
+/* What the normal form itself shows. */
+static void event_facts(const Normal *n, Facts *f) {
+    const int count = n->event.count;
+    f->slots = 0;
+    f->erases = f->reads_before_decay = false;
+    for (int e = 0; e < count; e++) {
+        const Event *u = &n->event.at[e];
+        if (u->is_decay)
+            continue;
+        f->slots++;
+        f->erases = f->erases || u->x != ZERO;
+        for (int i = u->x == ZERO ? e : u->place; i < e; i++)
+            f->reads_before_decay = f->reads_before_decay || n->event.at[i].is_decay;
+    }
+    /* A decay that no update follows gets a null update in `lattice`, to carry it. */
+    f->slots += f->slots == 0 || n->event.at[count - 1].is_decay;
+}
+
 /* The chunk system takes its axis K from the write keys, or without updates from what decays and
  * reads the state. */
 static bool has_key_axis(const Normal *n) {
@@ -501,12 +519,7 @@ void pass_normal(Kernel *k) {
         return;
     }
     rebuild(&n);
-    int updates = 0;
-    for (int e = 0; e < n.event.count; e++)
-        updates += !n.event.at[e].is_decay;
-    /* A decay that no update follows gets a null update in `lattice`, to carry it. */
-    bool carried = updates == 0 || n.event.at[n.event.count - 1].is_decay;
-    k->facts.slots = updates + carried;
+    event_facts(&n, &k->facts);
     k->facts.chunkable = true;
     k->inst = n.new->inst;
 }

@@ -79,12 +79,13 @@ typedef struct Names {
     const Kernel *k;
     const char **name; /* by value, NULL = written out */
     bool *used;        /* by value: its name was printed */
+    int left;          /* values that the expression at hand may still write out */
 } Names;
 Names names_new(const Kernel *k);
 /* `as_factor`: with parentheses where it stands in a product. */
 void names_print(Names *n, int v, bool as_factor, Buf *out);
-/* The value written out although it has a name; outer is 0 for none, else a precedence. */
-void names_define(Names *n, int v, int outer, Buf *out);
+/* The value written out although it has a name. */
+void names_define(Names *n, int v, Buf *out);
 
 /* system.c ------------------------------------------------------------------------------------- */
 

@@ -81,7 +81,7 @@ static void add_row(SystemTable *t, const Kernel *k, const char *name, int v, co
 static const char *definition(Names *n, int v) {
     Buf b;
     buf_init(&b, n->k->arena);
-    names_define(n, v, 0, &b);
+    names_define(n, v, &b);
     return b.text;
 }
 
