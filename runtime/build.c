@@ -221,13 +221,18 @@ gdr_status job_build(Job *job, Record *out)
     Algo algo = k->facts.chunkable && job->opt.algo != GDR_ALGO_RECURRENT ? ALGO_chunk
                                                                            : ALGO_recurrent;
     if (algo == ALGO_chunk) {
-        status = generate_any_chunk(job, k, &k, &m);
-    } else {
+        Kernel *tile = NULL;
+        status = generate_any_chunk(job, k, &tile, &m);
+        if (!status)
+            k = tile;
+        else if (status == GDR_ELIMIT && job->opt.algo == GDR_ALGO_AUTO)
+            algo = ALGO_recurrent; /* more than the target's chunk kernels hold */
+    }
+    if (algo == ALGO_recurrent) {
         const char *why;
         m = generate(job, k, algo, &why);
-        if (!m)
-            status = ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name, job->target,
-                              why ? why : "no code");
+        status = m ? GDR_OK : ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name,
+                                       job->target, why ? why : "no code");
     }
     if (status)
         return status;
