@@ -67,103 +67,6 @@ Val factor_row_scalar(Factor *f, int v, int h, double fill)
     return x;
 }
 
-/* row sums ------------------------------------------------------------------------------------- */
-
-static bool lookup_sum(ValueAt *at, int v, Val *out)
-{
-    Factor *f = at->user;
-    Var *sum = f->sum[at == &f->at[1]];
-    if (inst_at(f->k, v)->op != OP_sum || !sum[v].p)
-        return false;
-    out[0] = cg_get(f->cg, sum[v]);
-    return true;
-}
-
-static Val unfinished_sum(ValueAt *at, int v, int axis, Val partial)
-{
-    (void)at;
-    (void)axis;
-    (void)partial;
-    BUG("sum %%%d is used before it is finished", v);
-}
-
-/* Sums over K that a factor value needs, by depth: 1 + the deepest sum in the operand. */
-static int sum_depth(const Kernel *k, int v)
-{
-    const Inst *i = inst_at(k, v);
-    int depth = 0;
-    for (int j = 0; j < i->nargs; j++) {
-        int d = i->arg[j] < 0 ? 0 : sum_depth(k, i->arg[j]);
-        depth = d > depth ? d : depth;
-    }
-    return depth + (i->op == OP_sum);
-}
-
-static void reduce_rows(Factor *f, const bool *needed, int depth)
-{
-    Cg *cg = f->cg;
-    const Kernel *k = f->k;
-    int n = k->inst.count;
-    Var *part[2];
-    for (int h = 0; h < 2; h++) {
-        part[h] = NEW_ARRAY(cg->arena, Var, n);
-        for (int v = 0; v < n; v++)
-            if (needed[v] && inst_at(k, v)->op == OP_sum && sum_depth(k, v) == depth)
-                part[h][v] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    }
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->kp / SLAB), 1, false);
-    for (int h = 0; h < 2; h++) {
-        f->at[h].base_k = cg_add(cg, cg_shl(cg, slab.i, 5), cg_shl(cg, f->t, 3));
-        value_begin(&f->at[h]);
-        for (int v = 0; v < n; v++) {
-            if (!part[h][v].p)
-                continue;
-            Val x[8], sum = cg_get(cg, part[h][v]);
-            value_get_padded(&f->at[h], inst_at(k, v)->arg[0], x);
-            for (int e = 0; e < 8; e++)
-                sum = cg_fadd(cg, sum, x[e]);
-            cg_set(cg, part[h][v], sum);
-        }
-    }
-    cg_end_for(cg, &slab);
-    for (int h = 0; h < 2; h++)
-        for (int v = 0; v < n; v++) {
-            if (!part[h][v].p)
-                continue;
-            Val x = cg_get(cg, part[h][v]);
-            x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 1));
-            x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 2));
-            f->sum[h][v] = cg_var(cg, cg->f32, x);
-        }
-}
-
-static bool reduce_all(Factor *f, const char **why)
-{
-    const Kernel *k = f->k;
-    const System *s = f->s;
-    bool *needed = NEW_ARRAY(f->cg->arena, bool, k->inst.count);
-    value_mark(k, s->p, needed);
-    if (s->a >= 0)
-        value_mark(k, s->a, needed);
-    for (int i = 0; i < s->families; i++)
-        value_mark(k, s->family[i].x, needed);
-    int deepest = 0;
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (!needed[v] || i->op != OP_sum)
-            continue;
-        if (i->axis != AXIS_K) {
-            *why = "a key-side value depends on a sum over V: use the recurrent algorithm";
-            return false;
-        }
-        int d = sum_depth(k, v);
-        deepest = d > deepest ? d : deepest;
-    }
-    for (int depth = 1; depth <= deepest; depth++)
-        reduce_rows(f, needed, depth);
-    return true;
-}
-
 /* set-up --------------------------------------------------------------------------------------- */
 
 Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit)
@@ -203,6 +106,8 @@ static void plan_shared(Factor *f)
     at += MAX_WARPS * 4;
     f->sh_row = at;
     at += s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0;
+    f->sh_stage = at;
+    at += factor_stage_bytes(f);
     f->sh_left = f->sh_t = at;
     f->sh_q = f->sh_t + s->rows * factor_g_stride(s) * 4;
     f->sh_a = factor_matrix_base(f, s->families);
@@ -252,11 +157,12 @@ static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
             .zeros = value_zeros(cg), .begin = seq.begin,
             .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .head = head, .heads = heads,
             .base_k = cg_int(cg, 0), .base_v = cg_int(cg, 0), .n_k = 8, .n_v = 1,
-            .lookup = lookup_sum, .sum = unfinished_sum, .user = f};
+            .lookup = factor_lookup, .sum = factor_no_sum, .user = f};
         if (s->kp > s->K)
             f->at[h].past_k = true;
         value_ports(&f->at[h]);
         f->sum[h] = NEW_ARRAY(cg->arena, Var, f->k->inst.count);
+        f->loaded[h] = NEW_ARRAY(cg->arena, Val *, f->k->inst.count);
     }
 }
 
@@ -264,9 +170,8 @@ static bool build_body(Factor *f, const char **why)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    for (int h = 0; h < 2; h++)
-        value_begin(&f->at[h]);
-    if (!reduce_all(f, why))
+    factor_copy_ahead(f, cg_int(cg, 0));
+    if (!factor_reduce(f, why))
         return false;
     (s->a_key ? factor_rows_pass : factor_scalar_rows_pass)(f);
     nv_barrier(cg);
@@ -290,6 +195,7 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     f->cg = cg;
     f->k = cg->k;
     f->s = &s;
+    factor_plan_stage(f);
     plan_shared(f);
     if (f->sh_bytes > cg->target->smem_limit) {
         *why = "the factor kernel needs more shared memory than this GPU has: use smaller chunks";

@@ -28,7 +28,8 @@
 #include "codegen/nvptx/nvptx.h"
 #include <string.h>
 
-enum { MAX_FAMILIES = 8, MAX_WARPS = 4, BLOCK_ROWS = 16, SLAB = 32, ROW_TABLE = 20 };
+enum { MAX_FAMILIES = 8, MAX_WARPS = 4, BLOCK_ROWS = 16, SLAB = 32, ROW_TABLE = 20,
+       MAX_STAGED_INPUTS = 8 };
 
 typedef struct Family {
     int x;            /* erase: the weave [R,K]; out read: a [C,K] value */
@@ -85,6 +86,8 @@ typedef struct Factor {
     Val row_live[2];          /* i1: the row's token exists */
     ValueAt at[2];
     Var largest;              /* f16: this lane's largest |A| */
+    Val **loaded[2];          /* accesses of an input that are at hand, by value number, or NULL */
+    int staged[MAX_STAGED_INPUTS], nstaged; /* inputs whose next slab is copied ahead of use */
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
     /* shared memory, byte offsets */
     int sh_p;                 /* [rows][kp] operand type, units permuted: factor_key_unit */
@@ -94,6 +97,7 @@ typedef struct Factor {
     int sh_t;                 /* f32 [rows][g stride]: T, then A; from here on shared with sh_left */
     int sh_q;                 /* scores of out families: f16 [rows][pair stride] or f32 */
     int sh_a;                 /* f16: A / scale [rows][pair stride] */
+    int sh_stage;             /* [staged][half][access][threads] 16-byte lane-private copies */
     int sh_scale;             /* [warps] f32 largest |A| */
     int sh_row;               /* scalar decay: see factor_scalar.c */
     int sh_bytes;
@@ -130,6 +134,16 @@ void factor_tail(Factor *f);           /* Kt in shared memory; D to the workspac
 void factor_store_scores(Factor *f);   /* accumulators -> sh_t, sh_q, or M_f */
 void factor_solve(Factor *f);          /* A in place of T; A / scale */
 void factor_products(Factor *f);       /* M_f, P to the workspace */
+
+/* factor_input.c: reading the rows' inputs. */
+bool factor_reduce(Factor *f, const char **why);   /* row sums, finished before the rows pass */
+void factor_plan_stage(Factor *f);                 /* which inputs are copied ahead */
+int factor_stage_bytes(const Factor *f);
+void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inputs */
+/* Move to slab `slab`: wait for its copies, take them, start the next slab's. */
+void factor_enter_slab(Factor *f, Val slab);
+bool factor_lookup(ValueAt *at, int v, Val *out);
+Val factor_no_sum(ValueAt *at, int v, int axis, Val partial);
 
 /* Lattice elements of value v (a weave, or a [C,K] value placed at `position`) for half h, this
  * lane's 8 channels of the slab that at[h].base_k points to; `fill` where there is no row. */

@@ -32,6 +32,8 @@ static Val table_at(Factor *f, Val row, Val column)
 static void build_table(Factor *f)
 {
     Cg *cg = f->cg;
+    value_begin(&f->at[0]);
+    value_begin(&f->at[1]);
     for (int h = 0; h < 2; h++)
         cg_store(cg, factor_row_scalar(f, f->s->a, h, 1),
                  factor_shared_f32(f, own_base(f), f->row[h]), 4);
@@ -62,10 +64,7 @@ void factor_scalar_rows_pass(Factor *f)
         build_table(f);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
-    for (int h = 0; h < 2; h++) {
-        f->at[h].base_k = cg_shl(cg, unit, 3);
-        value_begin(&f->at[h]);
-    }
+    factor_enter_slab(f, slab.i);
     for (int h = 0; h < 2; h++) {
         Val x[8], packed[4];
         factor_row(f, s->p, -1, h, 0, x);

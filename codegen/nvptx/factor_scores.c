@@ -368,10 +368,7 @@ void factor_rows_pass(Factor *f)
         cg_end_for(cg, &unit);
     }
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
-    for (int h = 0; h < 2; h++) {
-        f->at[h].base_k = cg_add(cg, cg_shl(cg, slab.i, 5), cg_shl(cg, f->t, 3));
-        value_begin(&f->at[h]);
-    }
+    factor_enter_slab(f, slab.i);
     Rows r;
     load_rows(f, &d, &r);
     for (int level = 0; level < LEVELS; level++)

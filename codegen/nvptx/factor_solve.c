@@ -226,8 +226,10 @@ static void scale_inverse(Factor *f)
     cg_store(cg, scale, cg_gep8(cg, f->record, cg_int(cg, (int)s->ws_scale)), 4);
     cg_end_if(cg, &one);
     Val row = cg_shr(cg, nv_tid(cg), 1), half = cg_and(cg, nv_tid(cg), cg_int(cg, 1));
+    int run = s->rows >= 32 ? 16 : 8; /* columns by turns: the two halves' reads share no bank */
     for (int c = 0; c < s->rows / 2; c += 8) {
-        Val column = cg_add(cg, cg_mul(cg, half, cg_int(cg, s->rows / 2)), cg_int(cg, c)), a[8], word[4];
+        Val column = cg_add(cg, cg_mul(cg, half, cg_int(cg, run)), cg_int(cg, c / run * 2 * run + c % run));
+        Val a[8], word[4];
         for (int q = 0; q < 2; q++) {
             Val p = element(f, f->sh_t, row, cg_add(cg, column, cg_int(cg, 4 * q)));
             Val v = cg_load(cg, LLVMVectorType(cg->f32, 4), p, 16);

@@ -156,6 +156,10 @@ Val value_exists(ValueAt *at, int axis, int j);
  * issues value_accesses(v) loads, value_unpack makes their results elements. */
 int value_accesses(const ValueAt *at, int v);
 void value_load(ValueAt *at, int v, Val *loaded);
+/* Where the accesses go, their size in bytes, and the same loads from copies of what is there. */
+void value_addresses(ValueAt *at, int v, Val *address);
+int value_access_bytes(const ValueAt *at, int v);
+void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded);
 void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out);
 /* What v becomes when every per-token input is 0, or NaN where that is not plain to see. */
 double value_at_rest(const Kernel *k, int v);

@@ -189,8 +189,14 @@ int value_accesses(const ValueAt *at, int v)
     return a.n / a.group;
 }
 
+int value_access_bytes(const ValueAt *at, int v)
+{
+    Access a = access_of(at, inst_at(at->cg->k, v));
+    return a.group * elem_size(a.e);
+}
+
 /* The row's first elements stand in for ones that are not there. */
-void value_load(ValueAt *at, int v, Val *loaded)
+void value_addresses(ValueAt *at, int v, Val *address)
 {
     Cg *cg = at->cg;
     const Inst *i = inst_at(cg->k, v);
@@ -204,8 +210,24 @@ void value_load(ValueAt *at, int v, Val *loaded)
         Val p = cg_gep8(cg, row, cg_zext64(cg, cg_mul(cg, first, cg_int(cg, width))));
         if (!exists) /* a constant distance, which the load takes as its offset */
             p = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * width));
-        loaded[j / a.group] = cg_load_invariant(cg, access_type(cg, a), p, a.group * width);
+        address[j / a.group] = p;
     }
+}
+
+void value_load(ValueAt *at, int v, Val *loaded)
+{
+    Access a = access_of(at, inst_at(at->cg->k, v));
+    value_addresses(at, v, loaded);
+    for (int j = 0; j < a.n / a.group; j++)
+        loaded[j] = cg_load_invariant(at->cg, access_type(at->cg, a), loaded[j],
+                                      a.group * elem_size(a.e));
+}
+
+void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded)
+{
+    Access a = access_of(at, inst_at(at->cg->k, v));
+    for (int j = 0; j < a.n / a.group; j++)
+        loaded[j] = cg_load(at->cg, access_type(at->cg, a), copy[j], a.group * elem_size(a.e));
 }
 
 void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out)

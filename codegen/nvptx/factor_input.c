@@ -1,0 +1,257 @@
+/* How the factor kernel reads its rows' inputs: 8 channels of two rows a lane and slab, straight into
+ * the registers that matrix operands are made of.
+ *
+ * Memory is far: a slab's inputs are copied to shared memory while the slab before it is worked on,
+ * by the lane that will use them, so no barrier is needed; and the sums over a row's channels
+ * (l2norm), which come before everything else, load several slabs before they use the first.
+ */
+#include "codegen/nvptx/factor.h"
+
+static void set_slab(Factor *f, int h, Val slab)
+{
+    Cg *cg = f->cg;
+    f->at[h].base_k = cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, f->t, 3));
+    value_begin(&f->at[h]);
+}
+
+/* Which values the keys, rows and decays need. */
+static bool *needed_values(Factor *f)
+{
+    const System *s = f->s;
+    bool *needed = NEW_ARRAY(f->cg->arena, bool, f->k->inst.count);
+    value_mark(f->k, s->p, needed);
+    if (s->a >= 0)
+        value_mark(f->k, s->a, needed);
+    for (int i = 0; i < s->families; i++)
+        value_mark(f->k, s->family[i].x, needed);
+    return needed;
+}
+
+static bool is_key_input(const Kernel *k, int v)
+{
+    const Inst *i = inst_at(k, v);
+    return i->op == OP_in && shape_has(i->shape, AXIS_K) && !k->in.at[i->index].is_param;
+}
+
+bool factor_lookup(ValueAt *at, int v, Val *out)
+{
+    Factor *f = at->user;
+    int h = at == &f->at[1];
+    if (f->loaded[h][v]) {
+        value_unpack(at, v, f->loaded[h][v], out);
+        return true;
+    }
+    if (inst_at(f->k, v)->op != OP_sum || !f->sum[h][v].p)
+        return false;
+    out[0] = cg_get(f->cg, f->sum[h][v]);
+    return true;
+}
+
+Val factor_no_sum(ValueAt *at, int v, int axis, Val partial)
+{
+    (void)at;
+    (void)axis;
+    (void)partial;
+    BUG("sum %%%d is used before it is finished", v);
+}
+
+/* copies ahead --------------------------------------------------------------------------------- */
+
+/* Inputs that come in 16-byte accesses only, whatever the lane. */
+void factor_plan_stage(Factor *f)
+{
+    ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1};
+    bool *needed = needed_values(f);
+    for (int v = 0; v < f->k->inst.count; v++)
+        if (needed[v] && is_key_input(f->k, v) && value_access_bytes(&at, v) == 16 &&
+            f->s->kp == f->s->K && f->nstaged < MAX_STAGED_INPUTS)
+            f->staged[f->nstaged++] = v;
+}
+
+static int stage_accesses(const Factor *f)
+{
+    ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1};
+    int n = 0;
+    for (int i = 0; i < f->nstaged; i++)
+        n += 2 * value_accesses(&at, f->staged[i]);
+    return n;
+}
+
+int factor_stage_bytes(const Factor *f)
+{
+    return stage_accesses(f) * 32 * f->s->warps * 16;
+}
+
+/* This lane's copy of access number `n`. */
+static Val stage_slot(Factor *f, int n)
+{
+    Cg *cg = f->cg;
+    int64_t base = f->sh_stage + (int64_t)n * 32 * f->s->warps * 16;
+    return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, nv_tid(cg), 4));
+}
+
+enum { MAX_ACCESSES = 8 };
+
+void factor_copy_ahead(Factor *f, Val slab)
+{
+    Cg *cg = f->cg;
+    int n = 0;
+    for (int i = 0; i < f->nstaged; i++)
+        for (int h = 0; h < 2; h++) {
+            Val from[MAX_ACCESSES];
+            set_slab(f, h, slab);
+            value_addresses(&f->at[h], f->staged[i], from);
+            for (int j = 0; j < value_accesses(&f->at[h], f->staged[i]); j++)
+                nv_copy_async(cg, stage_slot(f, n++), from[j], cg_int(cg, 16));
+        }
+    nv_copy_commit(cg);
+}
+
+void factor_enter_slab(Factor *f, Val slab)
+{
+    Cg *cg = f->cg;
+    int n = 0;
+    nv_copy_wait(cg, 0);
+    for (int i = 0; i < f->nstaged; i++)
+        for (int h = 0; h < 2; h++) {
+            int v = f->staged[i], accesses = value_accesses(&f->at[h], v);
+            Val copy[MAX_ACCESSES];
+            f->loaded[h][v] = NEW_ARRAY(cg->arena, Val, accesses);
+            for (int j = 0; j < accesses; j++)
+                copy[j] = stage_slot(f, n++);
+            value_load_copy(&f->at[h], v, copy, f->loaded[h][v]);
+        }
+    Val next = cg_add(cg, slab, cg_int(cg, 1));
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, cg_int(cg, f->s->kp / SLAB)));
+    factor_copy_ahead(f, next);
+    cg_end_if(cg, &more);
+    for (int h = 0; h < 2; h++)
+        set_slab(f, h, slab);
+}
+
+/* row sums ------------------------------------------------------------------------------------- */
+
+/* 1 + the deepest sum in the operand. */
+static int sum_depth(const Kernel *k, int v)
+{
+    const Inst *i = inst_at(k, v);
+    int depth = 0;
+    for (int j = 0; j < i->nargs; j++) {
+        int d = i->arg[j] < 0 ? 0 : sum_depth(k, i->arg[j]);
+        depth = d > depth ? d : depth;
+    }
+    return depth + (i->op == OP_sum);
+}
+
+enum { MAX_AHEAD = 4 };
+
+/* Slabs loaded before the first is used: a divisor of their number. */
+static int slabs_ahead(int slabs)
+{
+    int n = slabs < MAX_AHEAD ? slabs : MAX_AHEAD;
+    while (slabs % n != 0)
+        n--;
+    return n;
+}
+
+typedef struct Reduction {
+    bool *wanted;             /* sums of this depth */
+    bool *input;              /* inputs they read */
+    Var *part[2];
+} Reduction;
+
+static void add_parts(Factor *f, Reduction *r, int h)
+{
+    Cg *cg = f->cg;
+    for (int v = 0; v < f->k->inst.count; v++) {
+        if (!r->wanted[v])
+            continue;
+        Val x[8], sum = cg_get(cg, r->part[h][v]);
+        value_get_padded(&f->at[h], inst_at(f->k, v)->arg[0], x);
+        for (int e = 0; e < 8; e++)
+            sum = cg_fadd(cg, sum, x[e]);
+        cg_set(cg, r->part[h][v], sum);
+    }
+}
+
+static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead)
+{
+    Cg *cg = f->cg;
+    int count = f->k->inst.count;
+    Val **words[MAX_AHEAD][2];
+    for (int i = 0; i < ahead; i++)
+        for (int h = 0; h < 2; h++) {
+            words[i][h] = NEW_ARRAY(cg->arena, Val *, count);
+            set_slab(f, h, cg_add(cg, first, cg_int(cg, i)));
+            for (int v = 0; v < count; v++) {
+                if (!r->input[v])
+                    continue;
+                words[i][h][v] = NEW_ARRAY(cg->arena, Val, MAX_ACCESSES);
+                value_load(&f->at[h], v, words[i][h][v]);
+            }
+        }
+    for (int i = 0; i < ahead; i++)
+        for (int h = 0; h < 2; h++) {
+            set_slab(f, h, cg_add(cg, first, cg_int(cg, i)));
+            for (int v = 0; v < count; v++)
+                f->loaded[h][v] = words[i][h][v];
+            add_parts(f, r, h);
+        }
+    for (int h = 0; h < 2; h++)
+        memset(f->loaded[h], 0, (size_t)count * sizeof *f->loaded[h]);
+}
+
+static void reduce_depth(Factor *f, const bool *needed, int depth)
+{
+    Cg *cg = f->cg;
+    const Kernel *k = f->k;
+    int count = k->inst.count, slabs = f->s->kp / SLAB, ahead = slabs_ahead(slabs);
+    Reduction r = {.wanted = NEW_ARRAY(cg->arena, bool, count)};
+    bool *used = NEW_ARRAY(cg->arena, bool, count);
+    r.input = NEW_ARRAY(cg->arena, bool, count);
+    r.part[0] = NEW_ARRAY(cg->arena, Var, count);
+    r.part[1] = NEW_ARRAY(cg->arena, Var, count);
+    for (int v = 0; v < count; v++) {
+        r.wanted[v] = needed[v] && inst_at(k, v)->op == OP_sum && sum_depth(k, v) == depth;
+        if (!r.wanted[v])
+            continue;
+        value_mark(k, v, used);
+        for (int h = 0; h < 2; h++)
+            r.part[h][v] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    }
+    for (int v = 0; v < count; v++)
+        r.input[v] = used[v] && is_key_input(k, v) && value_accesses(&f->at[0], v) <= 2;
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), ahead, false);
+    reduce_slabs(f, &r, slab.i, ahead);
+    cg_end_for(cg, &slab);
+    for (int h = 0; h < 2; h++)
+        for (int v = 0; v < count; v++) {
+            if (!r.wanted[v])
+                continue;
+            Val x = cg_get(cg, r.part[h][v]);
+            x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 1));
+            x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 2));
+            f->sum[h][v] = cg_var(cg, cg->f32, x);
+        }
+}
+
+bool factor_reduce(Factor *f, const char **why)
+{
+    const Kernel *k = f->k;
+    bool *needed = needed_values(f);
+    int deepest = 0;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (!needed[v] || i->op != OP_sum)
+            continue;
+        if (i->axis != AXIS_K) {
+            *why = "a key-side value depends on a sum over V: use the recurrent algorithm";
+            return false;
+        }
+        int d = sum_depth(k, v);
+        deepest = d > deepest ? d : deepest;
+    }
+    for (int depth = 1; depth <= deepest; depth++)
+        reduce_depth(f, needed, depth);
+    return true;
+}
