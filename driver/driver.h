@@ -1,6 +1,7 @@
 /* driver: the command `gdrc`.
  *
  *   main.c       which call, its help, the version          options.c  the command line
+ *   driver.c     what all calls share                       sgemm.c    what one core can do
  *   spec.c       opening specs, printing their messages     convert.c  numbers of all types
  *   problem.c    tensors of one forward pass; running it on a CPU, a GPU or by the reference
  *   inputs.c    random inputs for any spec                measure.c  how far results are from the reference
@@ -69,7 +70,7 @@ int command_run(Driver *d);
 int command_verify(Driver *d);
 int command_bench(Driver *d);
 
-/* main.c --------------------------------------------------------------------------------------- */
+/* driver.c ------------------------------------------------------------------------------------- */
 
 /* Prints "gdrc: ..." and returns `exit_status`. */
 int fail(int exit_status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

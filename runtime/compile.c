@@ -319,6 +319,7 @@ gdr_status compile_input(gdr_context *ctx, const CompileInput *input,
         job->extra = *extra;
     arena_init(&job->arena, &oom);
     arena_init(&kernel->arena, &oom);
+    job->arena.fail_after = job->extra.fail_after;
     gdr_status status;
     if (setjmp(oom)) {
         status = ctx_fail(ctx, GDR_ENOMEM, "out of memory");

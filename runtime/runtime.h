@@ -188,6 +188,7 @@ typedef struct CompileExtra {
     bool want_llvm;          /* rec.module.text is LLVM IR */
     const char *prefix;      /* of symbols; the variant's name follows it */
     const char *cpu, *features; /* of the host target; NULL: this machine's */
+    int64_t fail_after;      /* test hook: arena requests after which memory has run out; 0: never */
 } CompileExtra;
 
 /* What is compiled: a Source, or text, or a file's path. */
