@@ -3,7 +3,7 @@
  *
  * Nothing is ever divided. With decays per channel the lattice is cut into blocks of 16 updates:
  *
- *      u:  0      B     B+16      rows with p(l) in [B, B+16):
+ *      u:  0      B     B+16      rows with p(l) in (B, B+16]:
  *        +-----+----+              left of B    (x_l . a[B..p(l)-1]) (y_u . a[u+1..B-1])'   a product
  *        |gemm | \  |              from B on    w = y_u; dot(x_l, w); w *= a[p]; next row   in order
  *        +-----+----+
@@ -302,8 +302,7 @@ static Val row_at(Host *h, const Tile *out, int place, Val p)
     if (out->row != AXIS_C)
         return p;
     Val l = cg_add(cg, p, cg_int64(cg, h->slots - 1 - place));
-    l = LLVMBuildSDiv(cg->b, l, cg_int64(cg, h->slots), ""); /* p, slots - 1 - place >= -1 */
-    return host_max(h, l, cg_int64(cg, 0));
+    return LLVMBuildSDiv(cg->b, l, cg_int64(cg, h->slots), ""); /* not negative: p >= 1 */
 }
 
 typedef struct Rows { Blocks *b; int v; Val l; } Rows;
@@ -328,8 +327,8 @@ static void scores_left(Blocks *b, int v)
     Cg *cg = h->cg;
     const Tile *out = &h->tile[v];
     int place = inst(h, v)->place;
-    Val lo = row_at(h, out, place, b->B);
-    Val hi = row_at(h, out, place, cg_add(cg, b->B, cg_int64(cg, BLOCK)));
+    Val lo = row_at(h, out, place, cg_add(cg, b->B, cg_int64(cg, 1)));
+    Val hi = row_at(h, out, place, cg_add(cg, b->B, cg_int64(cg, BLOCK + 1)));
     hi = host_min(h, hi, h->count[out->row]);
     b->scaled.row = out->row;
     Loop l = cg_for(cg, lo, hi, 1, false);
@@ -400,8 +399,7 @@ static void scores_inside(Blocks *b, Val base, int vectors, int tail, bool first
         At here = at(&col[n], AXIS_U, u.i);
         w[n] = cg_var(cg, h->vec, host_vector(&here, b->y));
     }
-    Val stop = host_min(h, cg_add(cg, b->B, cg_int64(cg, BLOCK)), cg_add(cg, h->count[AXIS_U], one));
-    Loop p = cg_for(cg, cg_add(cg, u.i, one), stop, 1, false);
+    Loop p = cg_for(cg, cg_add(cg, u.i, one), cg_add(cg, b->end, one), 1, false);
     for (int m = 0; m < b->members; m++)
         add_dot(b, b->member[m], p.i, u.i, col, w, vectors, first);
     for (int n = 0; n < vectors; n++)
@@ -493,7 +491,7 @@ static void scores_blocks(Blocks *b)
     b->scaled = plain_tile(h, AXIS_none, b->feature, host_round(rows, BLOCK) + BLOCK);
     b->turned = plain_tile(h, b->feature, AXIS_U,
                            host_round(axis_size(h, b->feature), h->lanes) + BLOCK);
-    Loop l = cg_for(cg, zero, cg_add(cg, N, cg_int64(cg, 1)), BLOCK, false);
+    Loop l = cg_for(cg, zero, N, BLOCK, false);
     b->B = l.i;
     b->end = host_min(h, cg_add(cg, b->B, block), N);
     At none = host_at_row(h, AXIS_none, NULL);
@@ -503,7 +501,7 @@ static void scores_blocks(Blocks *b)
         scores_left(b, b->member[m]);
     cg_end_if(cg, &left);
     scores_diagonal(b);
-    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLE, cg_add(cg, b->B, block), N));
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, cg_add(cg, b->B, block), N));
     join_block(b);
     cg_end_if(cg, &more);
     cg_end_for(cg, &l);
