@@ -285,10 +285,16 @@ static size_t columns(const Line *l) {
     return n;
 }
 
-/* The column of the end comments of the run of commented lines that begins at `first`. */
+/* Neighbouring lines of one block, both with a comment at the end. */
+static bool aligned(const Line *a, const Line *b) {
+    return a->comment && b->comment && a->indent == b->indent;
+}
+
+/* The column of the end comments of the run of aligned lines that begins at `first`. */
 static size_t comment_column(const Formatter *w, int first) {
     size_t most = 0;
-    for (int i = first; i < w->line.count && w->line.at[i].comment; i++) {
+    for (int i = first;
+         i < w->line.count && (i == first || aligned(&w->line.at[i - 1], &w->line.at[i])); i++) {
         size_t n = columns(&w->line.at[i]);
         most = n > most ? n : most;
     }
@@ -303,7 +309,7 @@ void spec_format(const SpecFile *f, Buf *out) {
     put_comments(&w, UINT32_MAX);
     for (int i = 0; i < w.line.count; i++) {
         const Line *l = &w.line.at[i];
-        if (l->comment && !(i && l[-1].comment))
+        if (l->comment && !(i && aligned(l - 1, l)))
             column = comment_column(&w, i);
         if (*l->text)
             buf_printf(out, "%*s%s", l->indent, "", l->text);
