@@ -1,0 +1,175 @@
+/* Host code at its edges: other machines' instruction sets, every optimisation level, large states,
+ * properties that hold bit for bit, limits, and memory that runs out. */
+#include "tests/unit/host_run.h"
+
+/* Other vector lengths, and code for machines without fma or half-precision instructions. */
+static void test_machines(void **state)
+{
+    (void)state;
+#ifdef __x86_64__
+    static const char *const cpu[] = {"x86-64", "x86-64-v2", "x86-64-v3"};
+    for (int f = 0; f < FAMILIES; f++)
+        for (size_t n = 0; n < sizeof cpu / sizeof cpu[0]; n++)
+            for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
+                Case c = usual;
+                c.spec = families[f], c.cpu = cpu[n], c.algo = algo, c.K = 37, c.V = 42, c.T = 90;
+                c.elem = (Elem)((f + n) % 3), c.H = 1;
+                if (wanted(c.spec))
+                    run_case(&c);
+            }
+#else
+    skip();
+#endif
+}
+
+static void test_levels(void **state)
+{
+    (void)state;
+    for (int level = 0; level <= 3; level++)
+        for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
+            Case c = usual;
+            c.spec = "gdn2", c.opt_level = level, c.algo = algo, c.H = 1;
+            run_case(&c);
+        }
+}
+
+static void test_large(void **state)
+{
+    (void)state;
+    for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
+        Case c = usual;
+        c.spec = "gdn2", c.algo = algo, c.K = 512, c.V = 500, c.H = 1, c.T = 80;
+        run_case(&c);
+    }
+}
+
+/* properties that hold exactly ------------------------------------------------------------------- */
+
+/* Sets every input of token rows from..to-1 at the last of its heads. */
+static void overwrite(Run *r, int64_t from, int64_t to, double value)
+{
+    const Kernel *k = r->token;
+    for (int i = 0; i < k->in.count; i++) {
+        const Port *p = &k->in.at[i];
+        int64_t size = shape_elements(k, p->shape);
+        for (int64_t t = from; t < to && !p->is_param; t++)
+            for (int64_t j = 0; j < size; j++)
+                element_set(r->in[i].at, ((t + 1) * r->heads[i] - 1) * size + j, p->elem,
+                            isnan(value) ? NAN : draw(r, p));
+    }
+}
+
+/* Whether output 0 is the same as before at rows from..to-1, of all heads or without those that
+ * share inputs with the last one. */
+static bool same_rows(const Run *r, const char *before, int64_t from, int64_t to, bool last)
+{
+    const Case *c = r->c;
+    size_t head = (size_t)shape_elements(r->token, r->token->out.at[0].shape) *
+                  (size_t)elem_size(c->elem);
+    for (int64_t t = from; t < to; t++)
+        for (int h = 0; h < (last ? c->H : c->H - 2); h++) {
+            size_t at = ((size_t)t * (size_t)c->H + (size_t)h) * head;
+            if (memcmp(r->out[0].at + at, before + at, head) != 0)
+                return false;
+        }
+    return true;
+}
+
+static void test_exact_properties(void **state)
+{
+    (void)state;
+    static const int length[] = {70, 133, 70};
+    for (int f = 0; f < FAMILIES; f++)
+        for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
+            Case c = usual;
+            c.spec = families[f], c.algo = algo, c.length = length, c.N = 3, c.H = 4;
+            c.cu_width = 8, c.start = false;
+            if (!wanted(c.spec))
+                continue;
+            Run r;
+            open_run(&r, &c);
+            launch(&r);
+            char *before = malloc(r.out[0].size);
+            assert_non_null(before);
+            memcpy(before, r.out[0].at, r.out[0].size);
+            launch(&r); /* the same again */
+            assert_true(same_rows(&r, before, 0, r.tokens, true));
+            overwrite(&r, 70 + 77, 70 + 133, 0); /* the future, and another sequence's past */
+            launch(&r);
+            assert_true(same_rows(&r, before, 0, 70 + 77, true));
+            assert_true(same_rows(&r, before, 70 + 133, r.tokens, true));
+            assert_false(same_rows(&r, before, 70 + 77, 70 + 133, true));
+            assert_true(same_rows(&r, before, 70 + 77, 70 + 133, false)); /* other heads */
+            overwrite(&r, 70 + 100, 70 + 101, NAN);
+            launch(&r);
+            assert_true(same_rows(&r, before, 0, 70 + 64, true));
+            assert_true(same_rows(&r, before, 70 + 133, r.tokens, true));
+            assert_true(same_rows(&r, before, 70, 70 + 133, false));
+            free(before);
+            close_run(&r);
+        }
+}
+
+/* limits and memory -------------------------------------------------------------------------------- */
+
+static void test_three_axes(void **state)
+{
+    (void)state;
+    Arena a;
+    Interner names;
+    arena_init(&a, NULL);
+    intern_init(&names, &a);
+    Kernel *k = kernel_new(&a, &names, "three");
+    k->axis.at[AXIS_C].size = k->axis.at[AXIS_R].size = k->axis.at[AXIS_U].size = 16;
+    k->axis.at[AXIS_K].size = k->axis.at[AXIS_V].size = 8;
+    Shape matrix = shape_of(2, (int[]){AXIS_K, AXIS_V});
+    VEC_PUSH(&a, &k->in, ((Port){.name = intern_z(&names, "m"), .shape = matrix}));
+    k->level = LEVEL_tile;
+    emit_sum(k, emit_in(k, 0, -1, (Span){0, 0}), AXIS_K, (Span){0, 0});
+    const CgOptions opt = {.target = "host", .algo = ALGO_chunk};
+    const char *why = NULL;
+    assert_null(codegen_host(&a, k, &opt, &why));
+    assert_non_null(strstr(why, "three axes"));
+    arena_free(&a);
+}
+
+/* Memory that runs out anywhere unwinds to the caller. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    Case c = usual;
+    c.text = "variant t {\n dim K = 8, V = 8\n in k[K], v[V]\n state S[K, V]\n S = S + k * v'\n"
+             " out o[V] = S' * k\n }\n";
+    c.algo = ALGO_recurrent;
+    Run r;
+    open_run(&r, &c);
+    const CgOptions opt = {.target = "host", .algo = ALGO_recurrent, .opt_level = 1};
+    volatile int failures = 0; /* setjmp */
+    volatile bool done = false;
+    for (volatile int64_t n = 1; !done; n += n / 2 + 1) {
+        Arena a;
+        jmp_buf oom;
+        arena_init(&a, &oom);
+        a.fail_after = n;
+        if (setjmp(oom)) {
+            failures++;
+        } else {
+            const char *why = NULL;
+            assert_non_null(codegen_host(&a, r.token, &opt, &why));
+            done = true;
+        }
+        arena_free(&a);
+    }
+    assert_true(failures > 3);
+    close_run(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_machines),         cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_large),            cmocka_unit_test(test_exact_properties),
+        cmocka_unit_test(test_three_axes),       cmocka_unit_test(test_out_of_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
