@@ -31,19 +31,18 @@ static char *format_text(Arena *a, const char *fmt, va_list ap) {
 }
 
 static void report(Diag *d, DiagKind kind, Span span, const char *fmt, va_list ap) {
-    DiagItem item = {.kind = kind, .span = span, .text = format_text(d->arena, fmt, ap)};
-    d->dropped = false;
-    for (int i = 0; i < d->item.count; i++) {
-        if (same_item(&d->item.at[i], &item)) {
-            d->dropped = true;
-            return;
-        }
-    }
-    int seen = kind == DIAG_error ? d->errors++ : d->warnings++;
-    if (seen >= DIAG_LIMIT) {
-        d->dropped = true;
+    int *seen = kind == DIAG_error ? &d->errors : &d->warnings;
+    d->dropped = true;
+    if (*seen >= DIAG_LIMIT) {
+        ++*seen;
         return;
     }
+    DiagItem item = {.kind = kind, .span = span, .text = format_text(d->arena, fmt, ap)};
+    for (int i = 0; i < d->item.count; i++)
+        if (same_item(&d->item.at[i], &item))
+            return;
+    d->dropped = false;
+    ++*seen;
     VEC_PUSH(d->arena, &d->item, item);
 }
 

@@ -348,8 +348,8 @@ static int yyreport_syntax_error(const yypcontext_t *context, Parser *p) {
     int n = yypcontext_expected_tokens(context, expected, YYNTOKENS);
     Buf what;
     buf_init(&what, p->file->arena);
-    if (token == YYSYMBOL_IDENT || token == YYSYMBOL_NUMBER ||
-        (token == YYSYMBOL_SEP && at.hi > at.lo && p->begin[at.lo] != '\n'))
+    bool one_char = at.hi == at.lo + 1 && p->begin[at.lo] > ' ';
+    if (token == YYSYMBOL_IDENT || token == YYSYMBOL_NUMBER || one_char)
         buf_printf(&what, "unexpected '%.*s'", (int)(at.hi - at.lo), p->begin + at.lo);
     else
         buf_printf(&what, "unexpected %s", yysymbol_name(token));
