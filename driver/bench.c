@@ -55,7 +55,7 @@ typedef struct Launches {
     const Problem *p;
     Engine *e;
     DeviceSet *set; /* GPU */
-    Outcome *out;   /* CPU: per set */
+    Outcome *out;   /* per set */
     Arena *arena;
     int sets, turn;
     gdr_status status;
@@ -112,7 +112,6 @@ static gdr_status measure_launches(Launches *l, Sample *s)
 
 static gdr_status prepare_sets(Launches *l)
 {
-    Outcome o;
     gdr_status status = GDR_OK;
     bool gpu = l->e->device == DEVICE_cuda;
     DeviceSet *set = NEW_ARRAY(l->arena, DeviceSet, l->sets);
@@ -124,8 +123,8 @@ static gdr_status prepare_sets(Launches *l)
             status = engine_run(l->d, l->p, l->e, l->arena, &l->out[i]);
             continue;
         }
-        o = outcome_new(l->arena, l->p, false);
-        status = device_set_open(l->d, l->p, l->e, &o, &set[i], l->arena);
+        l->out[i] = outcome_new(l->arena, l->p, false);
+        status = device_set_open(l->d, l->p, l->e, &l->out[i], &set[i], l->arena);
         if (status)
             l->sets = i; /* only these are closed */
     }

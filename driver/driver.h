@@ -155,7 +155,7 @@ Outcome outcome_new(Arena *arena, const Problem *p, bool reference);
 /* The CPU kernel again on an outcome of engine_run; nothing is poisoned. */
 gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out);
 
-/* Device copies of a problem's tensors, for repeated launches. */
+/* Device copies of a problem's tensors, for repeated launches. `host` must outlive the set. */
 typedef struct DeviceSet {
     uint64_t *in, *out, S0, S, cu, workspace;
     size_t workspace_bytes;
