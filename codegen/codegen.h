@@ -56,7 +56,8 @@ typedef enum { ENTRY_factor, ENTRY_chain, ENTRY_recurrent, ENTRY_host } EntryKin
 
 /* One callable symbol and how to call it.
  * GPU: a 1-D grid. factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
- *      vtiles = ceil(V / v_tile), V tile fastest, then head. The kernel's one parameter is the frame by value.
+ *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
+ *      first, one is launched: the widest with a block for every SM, else the last. The kernel's one parameter is the frame by value.
  * Host: void f(const int64_t *frame, int64_t first, int64_t last, void *scratch) runs the tasks
  *      first..last-1, task = sequence * H + head; scratch is private to the calling thread. */
 typedef struct CgEntry {
@@ -86,6 +87,7 @@ typedef struct CgOptions {
     Elem io;               /* type of outputs */
     int v_tile;            /* GPU chain, recurrent: V columns a block owns; 0 = the target's choice */
     int opt_level;         /* 0..3 */
+    bool no_wgmma;         /* the schedule of older GPUs: what the other is compared with */
     bool want_llvm;        /* fill text with LLVM IR instead of PTX */
     const char *prefix;    /* symbol prefix */
 } CgOptions;
@@ -96,6 +98,7 @@ typedef struct Target {
     bool gpu;
     const char *features;  /* LLVM target features */
     int smem_limit;        /* bytes of shared memory a block may use */
+    bool wgmma;            /* warpgroup products and bulk copies */
 } Target;
 const Target *target_find(const char *name);
 extern const Target target_list[];

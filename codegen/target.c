@@ -11,7 +11,8 @@ const Target target_list[] = {
     {.name = "sm_86", .gpu = true, .features = "+ptx80", .smem_limit = 99 * KIB},
     {.name = "sm_89", .gpu = true, .features = "+ptx80", .smem_limit = 99 * KIB},
     {.name = "sm_90", .gpu = true, .features = "+ptx80", .smem_limit = 227 * KIB},
-    {.name = "sm_90a", .gpu = true, .features = "+ptx88", .smem_limit = 227 * KIB},
+    {.name = "sm_90a", .gpu = true, .features = "+ptx88", .smem_limit = 227 * KIB,
+     .wgmma = true},
 };
 const int target_count = sizeof target_list / sizeof target_list[0];
 

@@ -1,7 +1,7 @@
 /* One forward pass: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
- *     GPU, chunk          factor <<<slots*HF>>>  then  chain <<<N*H*vtiles>>>, one stream
+ *     GPU, chunk          factor <<<slots*HF>>>  then  one chain <<<N*H*vtiles>>>, one stream
  *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
  *
  * A GPU launch only queues: the workspace is the caller's or stream-ordered memory that is given
@@ -36,13 +36,32 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLa
     return over || blocks > GRID_MAX ? -1 : blocks;
 }
 
+/* Of several chain entries, widest tile first: the widest with a block for every multiprocessor (its
+ * blocks share what a head's columns read), else the narrowest, whose blocks are the most. */
+static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b)
+{
+    const CgModule *m = &kernel->rec.module;
+    int choice = -1, processors = cuda_multiprocessors(kernel->ctx->cuda);
+    for (int i = 0; i < m->entry.count; i++) {
+        if (m->entry.at[i].kind != ENTRY_chain)
+            continue;
+        choice = i;
+        if (grid_of(kernel, &m->entry.at[i], b) >= processors)
+            break;
+    }
+    return choice;
+}
+
 static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream)
 {
     gdr_context *ctx = kernel->ctx;
     const CgModule *m = &kernel->rec.module;
+    int chain = choose_chain(kernel, b);
     CudaError e;
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *entry = &m->entry.at[i];
+        if (entry->kind == ENTRY_chain && i != chain)
+            continue;
         if (!cuda_launch(ctx->cuda, kernel->cuda_function[i], grid_of(kernel, entry, b),
                          entry->threads, entry->smem_bytes, stream, b->frame,
                          frame_fields(kernel->rec.shell), &e))

@@ -5,12 +5,15 @@
  *         wait for its copy; barrier; start copying the next chunk into the other stage
  *         W_f S for every family; X; M_f X; outs; S = D S + P' X
  *
- * A stage holds the chunk's workspace record as the factor kernel wrote it, the V-side inputs'
+ * On Hopper the record comes as one bulk copy, and the next chunk's copies start while the first
+ * products run. A stage holds the chunk's workspace record as the factor kernel wrote it, the V-side inputs'
  * tokens, and the values of single tokens. Warps share nothing but the stages.
  */
 #include "codegen/nvptx/chain.h"
 
 #include <stdio.h>
+
+enum { BARRIER_BYTES = 8 };
 
 static int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -33,25 +36,46 @@ static int64_t plan_stage(Chain *c)
     return round_up(at, 1024);
 }
 
-/* The widest V tile up to the wish that fits: fewer blocks read each record. */
-static bool choose_tile(Chain *c, int wish, const char **why)
+/* Shared memory: two stages, and on Hopper a barrier for each. */
+static bool fits(Chain *c, int v_tile)
 {
-    int widest = wish > 0 ? (int)round_up(wish, 16) : 128;
-    int tiles = divide_up(c->s->V, widest);
-    for (;; tiles++) {
-        c->v_tile = (int)round_up(divide_up(c->s->V, tiles), 16);
-        c->stage_bytes = (int)plan_stage(c);
-        if (2 * (int64_t)c->stage_bytes <= c->cg->target->smem_limit)
-            break;
-        if (c->v_tile == 16) {
-            *why = "the chain kernel needs more shared memory than this GPU has: use smaller chunks";
-            return false;
-        }
-    }
-    c->warps = c->v_tile / 16;
+    c->v_tile = v_tile;
+    int64_t stage = plan_stage(c), all = 2 * stage + (c->wgmma ? 2 * BARRIER_BYTES : 0);
+    if (all > c->cg->target->smem_limit)
+        return false;
+    c->stage_bytes = (int)stage;
+    c->sh_bytes = (int)all;
+    c->warps = v_tile / 16;
     c->threads = 32 * c->warps;
-    c->sh_bytes = 2 * c->stage_bytes;
     return true;
+}
+
+/* The widest V tile up to `widest` that fits: fewer blocks read each record. */
+static bool choose_tile(Chain *c, int widest)
+{
+    int unit = c->wgmma ? 64 : 16;
+    for (int tiles = divide_up(c->s->V, widest);; tiles++) {
+        int v_tile = (int)round_up(divide_up(c->s->V, tiles), unit);
+        if (fits(c, v_tile))
+            return true;
+        if (v_tile == unit)
+            return false;
+    }
+}
+
+/* Warpgroups where the GPU has them and the wish (0: none) allows whole ones. */
+static bool choose_schedule(Chain *c, int wish, const char **why)
+{
+    const CgOptions *opt = c->cg->opt;
+    int widest = wish > 0 ? (int)round_up(wish, 16) : 128;
+    c->wgmma = c->cg->target->wgmma && !opt->no_wgmma && widest % 64 == 0 && chain_wgmma_fits(c);
+    if (c->wgmma && choose_tile(c, widest))
+        return true;
+    c->wgmma = false;
+    if (choose_tile(c, widest))
+        return true;
+    *why = "the chain kernel needs more shared memory than this GPU has: use smaller chunks";
+    return false;
 }
 
 /* set-up --------------------------------------------------------------------------------------- */
@@ -99,7 +123,7 @@ static Val state_address(Chain *c, int field, Val k, int h)
 }
 
 /* For every state element of this lane that exists. */
-static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, Var element))
+static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, int n, int j))
 {
     Cg *cg = c->cg;
     const System *s = c->s;
@@ -114,23 +138,27 @@ static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, Var 
             If exists = {0};
             if (live)
                 exists = cg_if(cg, live);
-            visit(c, state_address(c, field, k, j / 2), c->state[n][j]);
+            visit(c, state_address(c, field, k, j / 2), n, j);
             if (live)
                 cg_end_if(cg, &exists);
         }
 }
 
-static void load_element(Chain *c, Val p, Var element)
+static void load_element(Chain *c, Val p, int n, int j)
 {
-    cg_set(c->cg, element, cg_load(c->cg, c->cg->f32, p, 4));
+    cg_set(c->cg, c->state[n][j], cg_load(c->cg, c->cg->f32, p, 4));
 }
 
-static void store_element(Chain *c, Val p, Var element)
+static void store_element(Chain *c, Val p, int n, int j)
 {
-    cg_store(c->cg, cg_get(c->cg, element), p, 4);
+    Cg *cg = c->cg;
+    Val x = cg_get(cg, c->state[n][j]);
+    if (c->wgmma)
+        x = cg_fmul(cg, x, cg_get(cg, c->unit[j / 2]));
+    cg_store(cg, x, p, 4);
 }
 
-static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, Var))
+static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, int, int))
 {
     Cg *cg = c->cg;
     Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
@@ -141,16 +169,16 @@ static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, Var))
 
 /* the loop ------------------------------------------------------------------------------------- */
 
-/* Start copying chunk `number` (i64) into the stage at byte offset `stage`. */
-static void copy_chunk(Chain *c, Val number, Val stage)
+static Val barrier(Chain *c, Val which)
+{
+    return cg_gep8(c->cg, nv_shared(c->cg, 2 * (int64_t)c->stage_bytes), cg_shl(c->cg, which, 3));
+}
+
+/* The record by all threads, 16 bytes at a time. */
+static void copy_record(Chain *c, Val src, Val stage)
 {
     Cg *cg = c->cg;
-    const System *s = c->s;
-    Val slot = cg_add(cg, c->seq.slot, number);
-    Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
-                        cg_zext64(cg, c->factor_head));
-    Val src = cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, s->ws_bytes)));
-    int units = (int)(s->ws_bytes / 16);
+    int units = (int)(c->s->ws_bytes / 16);
     Val mine = cg_shl(cg, c->tid, 4);
     for (int first = 0; first < units; first += c->threads) {
         If inside = {0};
@@ -163,21 +191,90 @@ static void copy_chunk(Chain *c, Val number, Val stage)
         if (partial)
             cg_end_if(cg, &inside);
     }
-    Val start = cg_mul(cg, number, cg_int64(cg, s->chunk));
-    chain_copy_inputs(c, start, stage);
-    nv_copy_commit(cg);
-    chain_rows(c, start, stage);
 }
 
-static void compute_chunk(Chain *c)
+static Val stage_offset(Chain *c, Val which)
+{
+    return cg_mul(c->cg, which, cg_int(c->cg, c->stage_bytes));
+}
+
+static Val chunk_start(Chain *c, Val number)
+{
+    return cg_mul(c->cg, number, cg_int64(c->cg, c->s->chunk));
+}
+
+/* Start copying chunk `number` (i64), one of `chunks`, into stage `which` (i32, 0 or 1). On Hopper
+ * there may be no such chunk, and nothing branches. */
+static void copy_chunk(Chain *c, Val number, Val chunks, Val which)
+{
+    Cg *cg = c->cg;
+    const System *s = c->s;
+    Val stage = stage_offset(c, which);
+    Val slot = cg_add(cg, c->seq.slot, number);
+    Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
+                        cg_zext64(cg, c->factor_head));
+    Val src = cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, s->ws_bytes)));
+    if (c->wgmma) {
+        Val one = cg_and(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)),
+                         cg_cmp(cg, LLVMIntSLT, number, chunks));
+        nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)s->ws_bytes,
+                        barrier(c, which));
+    } else {
+        copy_record(c, src, stage);
+    }
+    chain_copy_inputs(c, chunk_start(c, number), stage);
+    nv_copy_commit(cg);
+}
+
+static void write_outs(Chain *c)
 {
     const Kernel *k = c->k;
-    memset(c->memo, 0, (size_t)k->inst.count * sizeof *c->memo);
-    chain_read_state(c);
-    chain_mix(c);
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == OP_out)
             chain_store_out(c, inst_at(k, v)->index, inst_at(k, v)->arg[0]);
+}
+
+/* Everything that `here`'s copies bring, for all threads. */
+static void wait_for_copies(Chain *c, Val number, Val here)
+{
+    Cg *cg = c->cg;
+    if (c->wgmma) {
+        Val parity = cg_and(cg, cg_shr(cg, cg_trunc32(cg, number), 1), cg_int(cg, 1));
+        nv_arrival_wait(cg, barrier(c, here), parity);
+    }
+    nv_copy_wait(cg, 0);
+    nv_barrier(cg);
+}
+
+static void chunk_steps(Chain *c)
+{
+    chain_read_state(c);
+    chain_mix(c);
+    write_outs(c);
+    chain_advance(c);
+}
+
+/* The next chunk's copies first, so that they have the longest time. */
+static void chunk_by_warps(Chain *c, Val next, Val chunks, Val other)
+{
+    Cg *cg = c->cg;
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, chunks));
+    copy_chunk(c, next, chunks, other);
+    chain_rows(c, chunk_start(c, next), stage_offset(c, other));
+    cg_end_if(cg, &more);
+    chunk_steps(c);
+}
+
+/* The next chunk's copies while the first products run. */
+static void chunk_by_warpgroups(Chain *c, Val next, Val chunks, Val other)
+{
+    chain_rows_ahead(c, chunk_start(c, next));
+    chain_read_state(c);
+    copy_chunk(c, next, chunks, other);
+    chain_prefetch(c, c->s->X);
+    chain_mix(c);
+    write_outs(c);
+    chain_rows_store(c, stage_offset(c, other));
     chain_advance(c);
 }
 
@@ -187,43 +284,52 @@ static void walk_chunks(Chain *c)
     const System *s = c->s;
     Val up = cg_add(cg, c->seq.length, cg_int64(cg, s->chunk - 1));
     Val chunks = cg_udiv(cg, up, cg_int64(cg, s->chunk)), zero = cg_int64(cg, 0);
-    Var stage = cg_var(cg, cg->i32, cg_int(cg, 0));
     If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, chunks, zero));
-    copy_chunk(c, zero, cg_int(cg, 0));
+    copy_chunk(c, zero, chunks, cg_int(cg, 0));
+    chain_rows(c, zero, cg_int(cg, 0));
     cg_end_if(cg, &any);
     Loop chunk = cg_for(cg, zero, chunks, 1, false);
-    nv_copy_wait(cg, 0);
-    nv_barrier(cg);
-    Val here = cg_get(cg, stage), other = cg_sub(cg, cg_int(cg, c->stage_bytes), here);
-    Val next = cg_add(cg, chunk.i, cg_int64(cg, 1));
-    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, chunks));
-    copy_chunk(c, next, other);
-    cg_end_if(cg, &more);
-    c->stage = here;
-    c->start = cg_mul(cg, chunk.i, cg_int64(cg, s->chunk));
-    compute_chunk(c);
-    cg_set(cg, stage, other);
+    Val here = cg_and(cg, cg_trunc32(cg, chunk.i), cg_int(cg, 1));
+    wait_for_copies(c, chunk.i, here);
+    c->stage = stage_offset(c, here);
+    c->start = chunk_start(c, chunk.i);
+    memset(c->memo, 0, (size_t)c->k->inst.count * sizeof *c->memo);
+    Val next = cg_add(cg, chunk.i, cg_int64(cg, 1)), other = cg_xor(cg, here, cg_int(cg, 1));
+    (c->wgmma ? chunk_by_warpgroups : chunk_by_warps)(c, next, chunks, other);
     cg_end_for(cg, &chunk);
+    nv_copy_wait(cg, 0);
 }
 
-bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
+static void init_barriers(Chain *c)
 {
-    System s;
-    if (!nv_system(cg->arena, cg->k, &s, why))
-        return false;
+    Cg *cg = c->cg;
+    If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)));
+    for (int i = 0; i < 2; i++)
+        nv_arrival_init(cg, barrier(c, cg_int(cg, i)));
+    cg_end_if(cg, &one);
+    nv_barrier(cg);
+}
+
+/* One entry for tiles of at most `wish` columns (0: any); its tile's width, or 0. */
+static int build(Cg *cg, const System *s, int wish, CgModule *out, const char **why)
+{
     Chain *c = NEW(cg->arena, Chain);
     c->cg = cg;
     c->k = cg->k;
-    c->s = &s;
-    if (!chain_plan_values(c, why) || !choose_tile(c, cg->opt->v_tile, why))
-        return false;
+    c->s = s;
+    if (!chain_plan_values(c, why) || !choose_schedule(c, wish, why))
+        return 0;
     c->memo = NEW_ARRAY(cg->arena, Val *, cg->k->inst.count);
     char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
     snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_chain_v%d",
              cg->opt->prefix ? cg->opt->prefix : "", cg->k->name, c->v_tile);
     nv_kernel_open(cg, symbol, c->threads, 1);
     place_block(c);
-    for (int n = 0; n < s.kp / 8; n++)
+    if (c->wgmma) {
+        chain_wgmma_plan(c);
+        init_barriers(c);
+    }
+    for (int n = 0; n < s->kp / 8; n++)
         for (int j = 0; j < 4; j++)
             c->state[n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
     visit_state(c, FRAME_S0, load_element);
@@ -233,5 +339,18 @@ bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
     VEC_PUSH(cg->arena, &out->entry,
              ((CgEntry){.kind = ENTRY_chain, .symbol = symbol, .threads = c->threads,
                         .smem_bytes = c->sh_bytes, .v_tile = c->v_tile}));
-    return true;
+    return c->v_tile;
+}
+
+/* Without a wish there are two tiles on Hopper, the widest and one warpgroup's, for the launcher to
+ * choose between: blocks that share a record, or enough blocks for the GPU. */
+bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
+{
+    System s;
+    if (!nv_system(cg->arena, cg->k, &s, why))
+        return false;
+    int wish = cg->opt->v_tile, v_tile = build(cg, &s, wish, out, why);
+    if (v_tile <= 64 || wish > 0 || !cg->target->wgmma || cg->opt->no_wgmma)
+        return v_tile > 0;
+    return build(cg, &s, 64, out, why) > 0;
 }

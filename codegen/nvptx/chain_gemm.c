@@ -1,4 +1,4 @@
-/* The chain kernel's matrix products.
+/* The chain kernel's matrix products, warp by warp.
  *
  *     (W_f S)'   = S' W_f'     A: state in registers    B: W_f rows (ldmatrix)
  *     (M_f X)'   = X' M_f'     A: X in registers        B: M_f rows
@@ -10,14 +10,19 @@
  */
 #include "codegen/nvptx/chain.h"
 
-static Val stage_pointer(Chain *c, int64_t offset)
+Val chain_stage_pointer(Chain *c, int64_t offset)
 {
     return cg_gep8(c->cg, nv_shared(c->cg, offset), c->stage);
 }
 
 static Val load_stage_f32(Chain *c, int64_t offset)
 {
-    return cg_load(c->cg, c->cg->f32, stage_pointer(c, offset), 4);
+    return cg_load(c->cg, c->cg->f32, chain_stage_pointer(c, offset), 4);
+}
+
+Val chain_record_scale(Chain *c)
+{
+    return load_stage_f32(c, c->s->ws_scale);
 }
 
 /* Address this lane gives to ldmatrix for 16-byte unit `unit` of row `row` in a workspace matrix. */
@@ -25,7 +30,7 @@ static Val unit_address(Chain *c, int64_t base, int columns, Val row, Val unit)
 {
     Cg *cg = c->cg;
     Val place = nv_place(cg, c->s->rows, columns, row, unit);
-    return cg_gep8(cg, stage_pointer(c, base), cg_shl(cg, place, 4));
+    return cg_gep8(cg, chain_stage_pointer(c, base), cg_shl(cg, place, 4));
 }
 
 /* B fragments of columns n, n+1 (8 rows of the matrix each) at k-step `step`: b[0..1], b[2..3]. */
@@ -115,6 +120,10 @@ static void scale_fragment(Chain *c, Val *x, int count, const Val scale[2])
 
 void chain_read_state(Chain *c)
 {
+    if (c->wgmma) {
+        chain_wgmma_read_state(c);
+        return;
+    }
     Cg *cg = c->cg;
     const System *s = c->s;
     Val x[128], operand[64], acc[MAX_FAMILIES][MAX_FRAGMENT];
@@ -145,7 +154,7 @@ static void prepare_x(Chain *c)
     Cg *cg = c->cg;
     to_operand(c, chain_get(c, c->s->X), chain_fragment(c), c->x_operand, c->x_scale);
     if (c->s->operand == ELEM_f16 && c->s->erase) {
-        Val scale = load_stage_f32(c, c->s->ws_scale);
+        Val scale = chain_record_scale(c);
         for (int h = 0; h < 2; h++)
             c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);
     }
@@ -153,6 +162,10 @@ static void prepare_x(Chain *c)
 
 void chain_mix(Chain *c)
 {
+    if (c->wgmma) {
+        chain_wgmma_mix(c);
+        return;
+    }
     Cg *cg = c->cg;
     const System *s = c->s;
     prepare_x(c);
@@ -173,7 +186,7 @@ void chain_mix(Chain *c)
 }
 
 /* Decay of this lane's state columns 8n + 2t, +1. */
-static void load_decay(Chain *c, int n, Val d[2])
+void chain_decay(Chain *c, int n, Val d[2])
 {
     Cg *cg = c->cg;
     const System *s = c->s;
@@ -184,7 +197,7 @@ static void load_decay(Chain *c, int n, Val d[2])
         d[0] = d[1] = load_stage_f32(c, s->ws_d);
         return;
     }
-    Val p = cg_gep8(cg, stage_pointer(c, s->ws_d + 32 * n), cg_shl(cg, c->t, 3));
+    Val p = cg_gep8(cg, chain_stage_pointer(c, s->ws_d + 32 * n), cg_shl(cg, c->t, 3));
     Val two = cg_load(cg, LLVMVectorType(cg->f32, 2), p, 8);
     d[0] = cg_extract(cg, two, 0);
     d[1] = cg_extract(cg, two, 1);
@@ -192,6 +205,10 @@ static void load_decay(Chain *c, int n, Val d[2])
 
 void chain_advance(Chain *c)
 {
+    if (c->wgmma) {
+        chain_wgmma_advance(c);
+        return;
+    }
     Cg *cg = c->cg;
     const System *s = c->s;
     for (int n = 0; n < s->kp / 8; n += 2) {
@@ -206,7 +223,7 @@ void chain_advance(Chain *c)
         scale_fragment(c, acc, 8, c->x_scale);
         for (int i = 0; i < 8; i += 4) {
             Val d[2];
-            load_decay(c, n + i / 4, d);
+            chain_decay(c, n + i / 4, d);
             for (int j = 0; j < 4; j++) {
                 Var v = c->state[n + i / 4][j];
                 Val old = cg_get(cg, v);
@@ -215,97 +232,4 @@ void chain_advance(Chain *c)
             }
         }
     }
-}
-
-/* outs ----------------------------------------------------------------------------------------- */
-
-/* Pointer to element (token row, v) of an out. */
-static Val out_address(Chain *c, int port, Val token, Val v)
-{
-    Cg *cg = c->cg;
-    int bytes = elem_size(c->k->out.at[port].elem);
-    Val row = cg_add(cg, c->seq.begin, cg_add(cg, c->start, cg_zext64(cg, token)));
-    row = cg_add(cg, cg_mul(cg, row, cg_zext64(cg, c->heads)), cg_zext64(cg, c->head));
-    Val index = cg_add(cg, cg_mul(cg, row, cg_int64(cg, c->s->V)), cg_zext64(cg, v));
-    return cg_gep8(cg, nv_global(cg, frame_out_ptr(c->k, port)),
-                   cg_mul(cg, index, cg_int64(cg, bytes)));
-}
-
-static Val both(Cg *cg, Val a, Val b)
-{
-    return a && b ? cg_and(cg, a, b) : a ? a : b;
-}
-
-/* Lattice row -> token, and whether an out's row is to be stored. */
-static Val row_token(Chain *c, Val row, Val *live)
-{
-    Cg *cg = c->cg;
-    const System *s = c->s;
-    Val token = row;
-    *live = NULL;
-    if (s->slots > 1) {
-        token = cg_udiv(cg, row, cg_int(cg, s->slots));
-        *live = cg_cmp(cg, LLVMIntEQ, cg_urem(cg, row, cg_int(cg, s->slots)),
-                       cg_int(cg, s->slots - 1));
-    }
-    Val in_seq = cg_add(cg, c->start, cg_zext64(cg, token));
-    *live = both(cg, *live, cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length));
-    if (s->chunk * s->slots < s->rows)
-        *live = both(cg, *live, cg_cmp(cg, LLVMIntSLT, token, cg_int(cg, s->chunk)));
-    return token;
-}
-
-static void store_if(Cg *cg, Val cond, Val x, Val p, int align)
-{
-    If live = cg_if(cg, cond);
-    cg_store(cg, x, p, align);
-    cg_end_if(cg, &live);
-}
-
-/* Two-byte outs: each 8x8 tile turns in registers, so that a lane stores two neighbouring columns
- * of one token and four lanes 16 consecutive bytes. */
-static void store_pairs(Chain *c, int port, const Val *x)
-{
-    Cg *cg = c->cg;
-    Elem e = c->k->out.at[port].elem;
-    Val two_t = cg_shl(cg, c->t, 1), warp_v = cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4));
-    for (int n = 0; n < c->s->rows / 8; n++) {
-        Val live, token = row_token(c, cg_add(cg, c->g, cg_int(cg, 8 * n)), &live);
-        for (int h = 0; h < 2; h++) {
-            Val turned = nv_movmatrix(cg, nv_pack(cg, e, x[4 * n + 2 * h], x[4 * n + 2 * h + 1]));
-            Val v = cg_add(cg, cg_add(cg, warp_v, two_t), cg_int(cg, 8 * h)), in = NULL;
-            Val p = out_address(c, port, token, v);
-            if (c->v_live[0])
-                in = cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, c->s->V));
-            if (c->s->V % 2 == 0) {
-                store_if(cg, both(cg, live, in), turned, p, 4);
-                continue;
-            }
-            Val next = cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, c->s->V - 1));
-            store_if(cg, both(cg, live, in), LLVMBuildTrunc(cg->b, turned, cg->i16, ""), p, 2);
-            Val high = LLVMBuildTrunc(cg->b, cg_shr(cg, turned, 16), cg->i16, "");
-            store_if(cg, both(cg, live, next), high, cg_gep8(cg, p, cg_int(cg, 2)), 2);
-        }
-    }
-}
-
-static void store_singles(Chain *c, int port, const Val *x)
-{
-    Cg *cg = c->cg;
-    for (int i = 0; i < chain_fragment(c); i++) {
-        int n = i / 4, h = i / 2 % 2;
-        Val live, row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * n + i % 2));
-        Val token = row_token(c, row, &live);
-        store_if(cg, both(cg, live, c->v_live[h]), x[i], out_address(c, port, token, c->v[h]), 4);
-    }
-}
-
-/* Outs stand on their token's last lattice row. */
-void chain_store_out(Chain *c, int port, int v)
-{
-    const Val *x = chain_get(c, v);
-    if (elem_size(c->k->out.at[port].elem) == 2)
-        store_pairs(c, port, x);
-    else
-        store_singles(c, port, x);
 }

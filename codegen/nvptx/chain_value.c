@@ -101,31 +101,77 @@ static bool sum_by_loop(ValueAt *at, int v, Val *out)
     return true;
 }
 
-void chain_rows(Chain *c, Val start, Val stage)
+/* The row values of lattice row `row` (i32) in the chunk that begins at `start`. */
+static void evaluate_row(Chain *c, Val start, Val row, Val *x)
 {
     Cg *cg = c->cg;
     const System *s = c->s;
-    if (c->nrow_values == 0)
-        return;
-    Loop row = cg_for(cg, c->tid, cg_int(cg, s->rows), c->threads, false);
-    Val token = s->slots > 1 ? cg_udiv(cg, row.i, cg_int(cg, s->slots)) : row.i;
+    Val token = s->slots > 1 ? cg_udiv(cg, row, cg_int(cg, s->slots)) : row;
     Val in_seq = cg_add(cg, start, cg_zext64(cg, token));
     Val live = cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length);
-    in_seq = cg_select(cg, live, in_seq, start);
+    in_seq = cg_select(cg, live, in_seq, cg_int64(cg, 0));
     ValueAt at = {.cg = cg, .token = cg_add(cg, c->seq.begin, in_seq), .valid = live,
                   .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .begin = c->seq.begin,
                   .head = c->head, .heads = c->heads, .base_k = cg_int(cg, 0),
                   .base_v = cg_int(cg, 0), .n_k = 1, .n_v = 1, .lookup = sum_by_loop};
     value_begin(&at);
     for (int i = 0; i < c->nrow_values; i++) {
-        const Inst *v = inst_at(c->k, c->row_value[i]);
-        CHECK(v->op != OP_weave);
-        Val x = value_get(&at, c->row_value[i])[0];
-        Val index = cg_add(cg, row.i, cg_int(cg, i * s->rows));
-        Val p = cg_gep8(cg, nv_shared(cg, c->row_value_offset), stage);
-        cg_store(cg, x, cg_gep8(cg, p, cg_shl(cg, index, 2)), 4);
+        CHECK(inst_at(c->k, c->row_value[i])->op != OP_weave);
+        x[i] = value_get(&at, c->row_value[i])[0];
     }
+}
+
+static void store_row(Chain *c, Val stage, Val row, const Val *x)
+{
+    Cg *cg = c->cg;
+    for (int i = 0; i < c->nrow_values; i++) {
+        Val index = cg_add(cg, row, cg_int(cg, i * c->s->rows));
+        Val p = cg_gep8(cg, nv_shared(cg, c->row_value_offset), stage);
+        cg_store(cg, x[i], cg_gep8(cg, p, cg_shl(cg, index, 2)), 4);
+    }
+}
+
+void chain_rows(Chain *c, Val start, Val stage)
+{
+    Cg *cg = c->cg;
+    if (c->nrow_values == 0)
+        return;
+    Val x[MAX_ROW_VALUES];
+    Loop row = cg_for(cg, c->tid, cg_int(cg, c->s->rows), c->threads, false);
+    evaluate_row(c, start, row.i, x);
+    store_row(c, stage, row.i, x);
     cg_end_for(cg, &row);
+}
+
+void chain_rows_ahead(Chain *c, Val start)
+{
+    Cg *cg = c->cg;
+    if (c->nrow_values == 0)
+        return;
+    CHECK(c->threads >= c->s->rows);
+    Val x[MAX_ROW_VALUES];
+    for (int i = 0; i < c->nrow_values; i++)
+        c->row_ahead[i] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Val begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
+    Val mine = cg_cmp(cg, LLVMIntSLT, c->tid, cg_int(cg, c->s->rows));
+    If row = cg_if(cg, cg_and(cg, begun, mine));
+    evaluate_row(c, start, c->tid, x);
+    for (int i = 0; i < c->nrow_values; i++)
+        cg_set(cg, c->row_ahead[i], x[i]);
+    cg_end_if(cg, &row);
+}
+
+void chain_rows_store(Chain *c, Val stage)
+{
+    Cg *cg = c->cg;
+    if (c->nrow_values == 0)
+        return;
+    Val x[MAX_ROW_VALUES];
+    for (int i = 0; i < c->nrow_values; i++)
+        x[i] = cg_get(cg, c->row_ahead[i]);
+    If row = cg_if(cg, cg_cmp(cg, LLVMIntSLT, c->tid, cg_int(cg, c->s->rows)));
+    store_row(c, stage, c->tid, x);
+    cg_end_if(cg, &row);
 }
 
 /* staged inputs -------------------------------------------------------------------------------- */
@@ -158,33 +204,37 @@ static Val input_row(Chain *c, const Staged *in, Val token)
     return cg_gep8(cg, nv_global(cg, frame_in_ptr(c->k, i->index)), byte);
 }
 
-static void copy_input(Chain *c, const Staged *in, Val start, Val stage)
+/* 16 bytes: unit `index` (i32) of the tile, tokens one after another; zeros where there is no such
+ * token or column. Without branches, so that products under way are not disturbed. */
+static void copy_unit(Chain *c, const Staged *in, Val start, Val stage, Val index)
 {
     Cg *cg = c->cg;
-    int units = tile_units(c, in), all = c->s->chunk * units, per_unit = 16 / in->elem_bytes;
-    for (int first = 0; first < all; first += c->threads) {
-        Val index = cg_add(cg, c->tid, cg_int(cg, first));
-        If inside = {0};
-        bool partial = first + c->threads > all;
-        if (partial)
-            inside = cg_if(cg, cg_cmp(cg, LLVMIntSLT, index, cg_int(cg, all)));
-        Val token = cg_udiv(cg, index, cg_int(cg, units));
-        Val unit = cg_urem(cg, index, cg_int(cg, units));
-        Val in_seq = cg_add(cg, start, cg_zext64(cg, token));
-        Val live = cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length);
-        Val column = cg_add(cg, c->v_first, cg_mul(cg, unit, cg_int(cg, per_unit)));
-        if (c->v_live[0]) {
-            live = cg_and(cg, live, cg_cmp(cg, LLVMIntSLT, column, cg_int(cg, c->s->V)));
-            column = cg_select(cg, live, column, cg_int(cg, 0));
-        }
-        Val row = input_row(c, in, cg_select(cg, live, in_seq, cg_int64(cg, 0)));
-        Val src = cg_gep8(cg, row, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, in->elem_bytes))));
-        Val place = staged_place(c, in, token, unit);
-        Val dst = cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, stage, cg_shl(cg, place, 4)));
-        nv_copy_async(cg, dst, src, cg_select(cg, live, cg_int(cg, 16), cg_int(cg, 0)));
-        if (partial)
-            cg_end_if(cg, &inside);
+    int units = tile_units(c, in), all = c->s->chunk * units;
+    Val token = cg_udiv(cg, index, cg_int(cg, units));
+    Val unit = cg_urem(cg, index, cg_int(cg, units));
+    Val in_seq = cg_add(cg, start, cg_zext64(cg, token));
+    Val live = cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length);
+    Val column = cg_mul(cg, unit, cg_int(cg, 16 / in->elem_bytes));
+    column = cg_add(cg, c->v_first, column);
+    if (c->v_live[0]) {
+        live = cg_and(cg, live, cg_cmp(cg, LLVMIntSLT, column, cg_int(cg, c->s->V)));
+        column = cg_select(cg, live, column, cg_int(cg, 0));
     }
+    Val row = input_row(c, in, cg_select(cg, live, in_seq, cg_int64(cg, 0)));
+    Val src = cg_gep8(cg, row, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, in->elem_bytes))));
+    Val place = staged_place(c, in, token, unit);
+    Val dst = cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, stage, cg_shl(cg, place, 4)));
+    Val bytes = cg_select(cg, live, cg_int(cg, 16), cg_int(cg, 0));
+    if (all % c->threads == 0)
+        nv_copy_async(cg, dst, src, bytes);
+    else
+        nv_copy_async_if(cg, cg_cmp(cg, LLVMIntSLT, index, cg_int(cg, all)), dst, src, bytes);
+}
+
+static void copy_input(Chain *c, const Staged *in, Val start, Val stage)
+{
+    for (int first = 0; first < c->s->chunk * tile_units(c, in); first += c->threads)
+        copy_unit(c, in, start, stage, cg_add(c->cg, c->tid, cg_int(c->cg, first)));
 }
 
 void chain_copy_inputs(Chain *c, Val start, Val stage)
@@ -357,4 +407,30 @@ const Val *chain_get(Chain *c, int v)
     }
     chain_set(c, v, x);
     return c->memo[v];
+}
+
+static void prefetch(Chain *c, int v, const bool *waits, bool *done)
+{
+    if (done[v] || is_leaf(c, v))
+        return;
+    done[v] = true;
+    if (!waits[v]) {
+        chain_get(c, v);
+        return;
+    }
+    for (int j = 0; j < inst_at(c->k, v)->nargs; j++)
+        prefetch(c, inst_at(c->k, v)->arg[j], waits, done);
+}
+
+void chain_prefetch(Chain *c, int v)
+{
+    const Kernel *k = c->k;
+    bool *waits = NEW_ARRAY(c->cg->arena, bool, k->inst.count);
+    bool *done = NEW_ARRAY(c->cg->arena, bool, k->inst.count);
+    for (int u = 0; u < k->inst.count; u++) {
+        waits[u] = is_leaf(c, u);
+        for (int j = 0; j < inst_at(k, u)->nargs; j++)
+            waits[u] = waits[u] || waits[inst_at(k, u)->arg[j]];
+    }
+    prefetch(c, v, waits, done);
 }

@@ -86,9 +86,11 @@ void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count);
 void nv_arrival_init(Cg *cg, Val barrier);
 /* Until copy number i (from 0) on this barrier has arrived; parity = i % 2 (i32). */
 void nv_arrival_wait(Cg *cg, Val barrier, Val parity);
-/* By one thread: global -> shared, both 16-byte aligned, bytes a multiple of 16. What it writes may be
- * read by wgmma without a fence. */
-void nv_copy_bulk(Cg *cg, Val dst, Val src, int bytes, Val barrier);
+/* Where `condition` (i1), true in one thread at most: global -> shared, both 16-byte aligned, bytes a
+ * multiple of 16. What it writes may be read by wgmma without a fence. */
+void nv_copy_bulk_if(Cg *cg, Val condition, Val dst, Val src, int bytes, Val barrier);
+/* nv_copy_async where `condition` (from sm_80 on). */
+void nv_copy_async_if(Cg *cg, Val condition, Val dst, Val src, Val bytes);
 
 /* sequence.c ----------------------------------------------------------------------------------- */
 
