@@ -172,38 +172,37 @@ static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Kernel **ti
 
 static void keep_warning(void *user, const char *line)
 {
-    struct { Arena *arena; Record *r; } *to = user;
-    VEC_PUSH(to->arena, &to->r->warning, arena_strndup(to->arena, line, strlen(line)));
+    Job *job = user;
+    VEC_PUSH(&job->arena, &job->warning, arena_strndup(&job->arena, line, strlen(line)));
 }
 
-/* PTX -> cubin for the device at hand. */
+/* PTX -> cubin for the device at hand. The job owns what comes back from malloc, since memory may
+ * run out before it has been copied. */
 static gdr_status assemble(Job *job, Record *r)
 {
-    void *cubin = NULL;
     size_t len = 0;
-    char *log = NULL, why[512];
+    char why[512];
     CudaError e;
-    bool ok = cuda_link(job->cuda, r->module.text, &cubin, &len, &log, &e);
+    bool ok = cuda_link(job->cuda, r->module.text, &job->cubin, &len, &job->log, &e);
     char *ptxas = ok || e.no_memory ? NULL : ptxas_find();
     if (ptxas) {
         char arch[32];
         int cc = cuda_compute_capability(job->cuda);
-        free(log);
+        free(job->log);
         snprintf(arch, sizeof arch, "sm_%d%s", cc, strchr(job->target + 3, 'a') ? "a" : "");
-        ok = ptxas_run(ptxas, r->module.text, arch, &cubin, &len, &log, why, sizeof why);
+        ok = ptxas_run(ptxas, r->module.text, arch, &job->cubin, &len, &job->log, why, sizeof why);
         free(ptxas);
     }
-    if (ok) {
-        struct { Arena *arena; Record *r; } to = { &job->arena, r };
-        r->cubin = memcpy(arena_alloc(&job->arena, len), cubin, len);
-        r->cubin_len = len;
-        cubin_scan_log(log, keep_warning, &to);
-    }
-    free(cubin);
-    free(log);
-    if (ok)
-        return GDR_OK;
-    return ctx_fail(job->ctx, e.no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e.text);
+    if (!ok)
+        return ctx_fail(job->ctx, e.no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e.text);
+    r->cubin = memcpy(arena_alloc(&job->arena, len), job->cubin, len);
+    r->cubin_len = len;
+    cubin_scan_log(job->log, keep_warning, job);
+    r->warning.at = job->warning.at;
+    r->warning.count = job->warning.count;
+    r->module.text = NULL; /* the cubin is what is kept */
+    r->module.text_len = 0;
+    return GDR_OK;
 }
 
 gdr_status job_build(Job *job, Record *out)

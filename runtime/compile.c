@@ -330,6 +330,8 @@ gdr_status compile_input(gdr_context *ctx, const CompileInput *input,
     }
     kernel->arena.oom = NULL;
     arena_free(&job->arena);
+    free(job->cubin);
+    free(job->log);
     free(job);
     if (status) {
         unload(kernel);

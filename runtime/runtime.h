@@ -218,6 +218,9 @@ typedef struct Job {
     Arena arena;                 /* everything temporary */
     const Source *source;
     gdr_kernel *kernel;
+    void *cubin;                 /* from the assembler, malloc'ed */
+    char *log;
+    VEC(const char *) warning;   /* found in the log */
 } Job;
 /* Front end, passes and code generation; the record's memory is the job's arena. */
 gdr_status job_build(Job *job, Record *out);
