@@ -160,7 +160,9 @@ static Chain chain_concat(Lower *l, Chain a, Chain b) {
     return (Chain){at, a.count + b.count};
 }
 
-static Chain chain_part(Chain c, int from, int count) { return (Chain){c.at + from, count}; }
+Chain chain_part(Chain c, int from, int count) {
+    return (Chain){c.at ? c.at + from : NULL, count};
+}
 
 Factor chain_flatten(Lower *l, Chain c, Span span) {
     Factor f = {DIAG_one, NULL, 0};

@@ -219,8 +219,7 @@ void matrix_assign(Lower *l, const Matrix *m, Span span) {
         apply_factor(&a, rest[0].right.at[i], false);
     for (int i = 0; i < m->nterm; i++) {
         rest[i].left.count -= left;
-        rest[i].right.at += right;
-        rest[i].right.count -= right;
+        rest[i].right = chain_part(rest[i].right, right, rest[i].right.count - right);
     }
     if (m->nterm != 1)
         apply_sum(&a, rest, m->nterm);

@@ -97,6 +97,7 @@ const Matrix *matrix_scale_right(Lower *l, const Matrix *a, int c, Span span);
 const Matrix *matrix_mul(Lower *l, const Matrix *a, const Matrix *b, Span span);
 const Matrix *matrix_transpose(Lower *l, const Matrix *a);
 int matrix_apply(Lower *l, const Matrix *a, bool transposed, int x, Span span);
+Chain chain_part(Chain c, int from, int count);
 Factor chain_flatten(Lower *l, Chain c, Span span);
 int chain_common_prefix(Chain a, Chain b);
 int chain_common_suffix(Chain a, Chain b);

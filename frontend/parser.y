@@ -63,7 +63,7 @@ file: items ;
 items:
     %empty
   | items SEP
-  | items variant SEP
+  | items variant
   | items error SEP                 { yyerrok; }
   ;
 
