@@ -88,8 +88,11 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
 {
     int V = kernel->rec.shell->axis.at[AXIS_V].size;
     int tiles = e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1;
-    buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value. */\n", target,
-               e->symbol);
+    buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
+               e->symbol, e->kind == ENTRY_chain && kernel->rec.module.entry.count > 2
+                              ? "\n * Of several chain kernels launch one: the first with a block for "
+                                "every multiprocessor,\n * else the last."
+                              : "");
     buf_printf(out, "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ",
                e->symbol, target, name);
     if (e->kind == ENTRY_factor)

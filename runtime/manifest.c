@@ -142,7 +142,11 @@ void manifest_print(const Record *r, Buf *out)
         buf_puts(out, i ? ",\n" : "\n");
         put_entry(r, &r->module.entry.at[i], out);
     }
-    buf_puts(out, "\n  ],\n  \"warnings\": [");
+    buf_puts(out, "\n  ],\n");
+    if (r->module.entry.count > 2)
+        buf_puts(out, "  \"choose\": \"one chain entry: the first with a block for every "
+                 "multiprocessor, else the last\",\n");
+    buf_puts(out, "  \"warnings\": [");
     for (int i = 0; i < r->warning.count; i++) {
         buf_puts(out, i ? ", " : "");
         buf_json_string(out, r->warning.at[i]);
