@@ -10,6 +10,9 @@ install(TARGETS gdr EXPORT gdrTargets
 if(TARGET gdrc)
     install(TARGETS gdrc RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
+if(EXISTS ${PROJECT_SOURCE_DIR}/docs/gdrc.1)
+    install(FILES docs/gdrc.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
+endif()
 install(DIRECTORY specs/ DESTINATION ${CMAKE_INSTALL_DATADIR}/gdrc/specs FILES_MATCHING PATTERN *.gdr)
 install(EXPORT gdrTargets NAMESPACE gdr:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/gdr)
 
@@ -20,6 +23,16 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/gdrConfigVersion.cmake
 install(FILES ${PROJECT_BINARY_DIR}/gdrConfig.cmake ${PROJECT_BINARY_DIR}/gdrConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/gdr)
 
+set(gdr_pc_libraries)
+if(NOT BUILD_SHARED_LIBS)
+    list(TRANSFORM gdr_llvm_libraries PREPEND -l OUTPUT_VARIABLE gdr_pc_libraries)
+    list(JOIN gdr_pc_libraries " " gdr_pc_libraries)
+    string(PREPEND gdr_pc_libraries " -L${LLVM_LIBRARY_DIRS} ")
+    string(APPEND gdr_pc_libraries " -pthread -lm -ldl")
+    if(GDR_STATIC_LLVM)
+        string(APPEND gdr_pc_libraries " -lz -lzstd -lstdc++")
+    endif()
+endif()
 # From <prefix>/<libdir>/pkgconfig back to <prefix>.
 file(RELATIVE_PATH gdr_pc_to_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(cmake/gdr.pc.in ${PROJECT_BINARY_DIR}/gdr.pc @ONLY)
