@@ -19,15 +19,13 @@ typedef void Sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, 
 typedef void SetThreads(int n);
 typedef char *Config(void);
 
-static double now(void)
-{
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static float *matrix(int rows, int cols)
-{
+static float *matrix(int rows, int cols) {
     size_t n = (size_t)rows * (size_t)cols;
     float *p = malloc(n * sizeof *p);
     if (!p) {
@@ -40,8 +38,7 @@ static float *matrix(int rows, int cols)
 }
 
 /* GFLOP/s of C += A B with A m x k, B k x n. */
-static double measure(Sgemm *sgemm, int m, int n, int k)
-{
+static double measure(Sgemm *sgemm, int m, int n, int k) {
     float *a = matrix(m, k), *b = matrix(k, n), *c = matrix(m, n);
     double flop = 2.0 * m * n * k, best = 0;
     int repeat = (int)(5e9 / flop) + 1;
@@ -59,8 +56,7 @@ static double measure(Sgemm *sgemm, int m, int n, int k)
     return best;
 }
 
-int main(void)
-{
+int main(void) {
     void *lib = dlopen("libopenblas.so.0", RTLD_NOW);
     Sgemm *sgemm = lib ? (Sgemm *)(uintptr_t)dlsym(lib, "cblas_sgemm") : NULL;
     SetThreads *set = lib ? (SetThreads *)(uintptr_t)dlsym(lib, "openblas_set_num_threads") : NULL;

@@ -9,8 +9,7 @@
 #include <llvm-c/DebugInfo.h>
 #include <string.h>
 
-static Val const_like(Val like, uint64_t x)
-{
+static Val const_like(Val like, uint64_t x) {
     Ty t = LLVMTypeOf(like);
     if (LLVMGetTypeKind(t) != LLVMVectorTypeKind)
         return LLVMConstInt(t, x, false);
@@ -22,13 +21,11 @@ static Val const_like(Val like, uint64_t x)
     return LLVMConstVector(lane, n);
 }
 
-static unsigned md_kind(Cg *cg, const char *name)
-{
+static unsigned md_kind(Cg *cg, const char *name) {
     return LLVMGetMDKindIDInContext(cg->ctx, name, (unsigned)strlen(name));
 }
 
-static Val contract(Val v)
-{
+static Val contract(Val v) {
     if (LLVMIsAInstruction(v) && LLVMCanValueUseFastMathFlags(v))
         LLVMSetFastMathFlags(v, LLVMFastMathAllowContract);
     return v;
@@ -36,23 +33,19 @@ static Val contract(Val v)
 
 /* values --------------------------------------------------------------------------------------- */
 
-Val cg_int(Cg *cg, int64_t x)
-{
+Val cg_int(Cg *cg, int64_t x) {
     return LLVMConstInt(cg->i32, (uint64_t)x, true);
 }
 
-Val cg_int64(Cg *cg, int64_t x)
-{
+Val cg_int64(Cg *cg, int64_t x) {
     return LLVMConstInt(cg->i64, (uint64_t)x, true);
 }
 
-Val cg_float(Cg *cg, double x)
-{
+Val cg_float(Cg *cg, double x) {
     return LLVMConstReal(cg->f32, x);
 }
 
-Val cg_splat(Cg *cg, Val x, int n)
-{
+Val cg_splat(Cg *cg, Val x, int n) {
     CHECK(n >= 1 && n <= 64);
     if (LLVMIsConstant(x)) {
         Val lane[64];
@@ -66,160 +59,132 @@ Val cg_splat(Cg *cg, Val x, int n)
     return LLVMBuildShuffleVector(cg->b, first, none, zeros, "");
 }
 
-Val cg_add(Cg *cg, Val a, Val b)
-{
+Val cg_add(Cg *cg, Val a, Val b) {
     return LLVMBuildAdd(cg->b, a, b, "");
 }
 
-Val cg_sub(Cg *cg, Val a, Val b)
-{
+Val cg_sub(Cg *cg, Val a, Val b) {
     return LLVMBuildSub(cg->b, a, b, "");
 }
 
-Val cg_mul(Cg *cg, Val a, Val b)
-{
+Val cg_mul(Cg *cg, Val a, Val b) {
     return LLVMBuildMul(cg->b, a, b, "");
 }
 
-Val cg_udiv(Cg *cg, Val a, Val b)
-{
+Val cg_udiv(Cg *cg, Val a, Val b) {
     return LLVMBuildUDiv(cg->b, a, b, "");
 }
 
-Val cg_urem(Cg *cg, Val a, Val b)
-{
+Val cg_urem(Cg *cg, Val a, Val b) {
     return LLVMBuildURem(cg->b, a, b, "");
 }
 
-Val cg_and(Cg *cg, Val a, Val b)
-{
+Val cg_and(Cg *cg, Val a, Val b) {
     return LLVMBuildAnd(cg->b, a, b, "");
 }
 
-Val cg_or(Cg *cg, Val a, Val b)
-{
+Val cg_or(Cg *cg, Val a, Val b) {
     return LLVMBuildOr(cg->b, a, b, "");
 }
 
-Val cg_xor(Cg *cg, Val a, Val b)
-{
+Val cg_xor(Cg *cg, Val a, Val b) {
     return LLVMBuildXor(cg->b, a, b, "");
 }
 
-Val cg_shl(Cg *cg, Val a, int n)
-{
+Val cg_shl(Cg *cg, Val a, int n) {
     return LLVMBuildShl(cg->b, a, const_like(a, (uint64_t)n), "");
 }
 
-Val cg_shr(Cg *cg, Val a, int n)
-{
+Val cg_shr(Cg *cg, Val a, int n) {
     return LLVMBuildLShr(cg->b, a, const_like(a, (uint64_t)n), "");
 }
 
-Val cg_cmp(Cg *cg, LLVMIntPredicate p, Val a, Val b)
-{
+Val cg_cmp(Cg *cg, LLVMIntPredicate p, Val a, Val b) {
     return LLVMBuildICmp(cg->b, p, a, b, "");
 }
 
-Val cg_select(Cg *cg, Val c, Val a, Val b)
-{
+Val cg_select(Cg *cg, Val c, Val a, Val b) {
     return LLVMBuildSelect(cg->b, c, a, b, "");
 }
 
-Val cg_fadd(Cg *cg, Val a, Val b)
-{
+Val cg_fadd(Cg *cg, Val a, Val b) {
     return contract(LLVMBuildFAdd(cg->b, a, b, ""));
 }
 
-Val cg_fsub(Cg *cg, Val a, Val b)
-{
+Val cg_fsub(Cg *cg, Val a, Val b) {
     return contract(LLVMBuildFSub(cg->b, a, b, ""));
 }
 
-Val cg_fmul(Cg *cg, Val a, Val b)
-{
+Val cg_fmul(Cg *cg, Val a, Val b) {
     return contract(LLVMBuildFMul(cg->b, a, b, ""));
 }
 
-Val cg_fdiv(Cg *cg, Val a, Val b)
-{
+Val cg_fdiv(Cg *cg, Val a, Val b) {
     return contract(LLVMBuildFDiv(cg->b, a, b, ""));
 }
 
 /* GPUs always have the instruction; a CPU without one must not call libm for every element. */
-Val cg_fma(Cg *cg, Val a, Val b, Val c)
-{
+Val cg_fma(Cg *cg, Val a, Val b, Val c) {
     Ty t = LLVMTypeOf(a);
     Val arg[3] = {a, b, c};
     return cg_intrinsic(cg, cg->target->gpu ? "llvm.fma" : "llvm.fmuladd", &t, 1, arg, 3);
 }
 
-Val cg_zext64(Cg *cg, Val a)
-{
+Val cg_zext64(Cg *cg, Val a) {
     return LLVMTypeOf(a) == cg->i64 ? a : LLVMBuildZExt(cg->b, a, cg->i64, "");
 }
 
-Val cg_trunc32(Cg *cg, Val a)
-{
+Val cg_trunc32(Cg *cg, Val a) {
     return LLVMTypeOf(a) == cg->i32 ? a : LLVMBuildTrunc(cg->b, a, cg->i32, "");
 }
 
-Val cg_extract(Cg *cg, Val a, int i)
-{
+Val cg_extract(Cg *cg, Val a, int i) {
     if (LLVMGetTypeKind(LLVMTypeOf(a)) == LLVMVectorTypeKind)
         return LLVMBuildExtractElement(cg->b, a, cg_int(cg, i), "");
     return LLVMBuildExtractValue(cg->b, a, (unsigned)i, "");
 }
 
-Val cg_insert(Cg *cg, Val vector, Val x, int i)
-{
+Val cg_insert(Cg *cg, Val vector, Val x, int i) {
     return LLVMBuildInsertElement(cg->b, vector, x, cg_int(cg, i), "");
 }
 
 /* memory --------------------------------------------------------------------------------------- */
 
-Val cg_gep8(Cg *cg, Val p, Val bytes)
-{
+Val cg_gep8(Cg *cg, Val p, Val bytes) {
     return LLVMBuildInBoundsGEP2(cg->b, cg->i8, p, &bytes, 1, "");
 }
 
-Val cg_load(Cg *cg, Ty t, Val p, int align)
-{
+Val cg_load(Cg *cg, Ty t, Val p, int align) {
     Val v = LLVMBuildLoad2(cg->b, t, p, "");
     LLVMSetAlignment(v, (unsigned)align);
     return v;
 }
 
-Val cg_load_invariant(Cg *cg, Ty t, Val p, int align)
-{
+Val cg_load_invariant(Cg *cg, Ty t, Val p, int align) {
     Val v = cg_load(cg, t, p, align);
     LLVMMetadataRef none = LLVMMDNodeInContext2(cg->ctx, NULL, 0);
     LLVMSetMetadata(v, md_kind(cg, "invariant.load"), LLVMMetadataAsValue(cg->ctx, none));
     return v;
 }
 
-void cg_store(Cg *cg, Val x, Val p, int align)
-{
+void cg_store(Cg *cg, Val x, Val p, int align) {
     LLVMSetAlignment(LLVMBuildStore(cg->b, x, p), (unsigned)align);
 }
 
-Val cg_frame_field(Cg *cg, int field)
-{
+Val cg_frame_field(Cg *cg, int field) {
     Val p = cg_gep8(cg, cg->frame, cg_int64(cg, 8 * (int64_t)field));
     return cg_load_invariant(cg, cg->i64, p, 8);
 }
 
 /* calls ---------------------------------------------------------------------------------------- */
 
-static void call_attribute(Cg *cg, Val call, const char *name)
-{
+static void call_attribute(Cg *cg, Val call, const char *name) {
     unsigned kind = LLVMGetEnumAttributeKindForName(name, strlen(name));
     LLVMAddCallSiteAttribute(call, LLVMAttributeFunctionIndex,
                              LLVMCreateEnumAttribute(cg->ctx, kind, 0));
 }
 
-Val cg_intrinsic(Cg *cg, const char *name, const Ty *overload, int noverload, Val *arg, int narg)
-{
+Val cg_intrinsic(Cg *cg, const char *name, const Ty *overload, int noverload, Val *arg, int narg) {
     unsigned id = LLVMLookupIntrinsicID(name, strlen(name));
     if (!id)
         BUG("this LLVM has no intrinsic %s", name);
@@ -231,8 +196,7 @@ Val cg_intrinsic(Cg *cg, const char *name, const Ty *overload, int noverload, Va
 
 /* On a GPU inline assembly is convergent: it may synchronise a warp (mma, shuffles, barriers). */
 Val cg_asm(Cg *cg, Ty ret, const char *text, const char *constraints, bool side_effect, Val *arg,
-           int narg)
-{
+           int narg) {
     Ty type[256];
     CHECK(narg <= 256);
     for (int i = 0; i < narg; i++)
@@ -249,13 +213,11 @@ Val cg_asm(Cg *cg, Ty ret, const char *text, const char *constraints, bool side_
 
 /* variables and control flow -------------------------------------------------------------------- */
 
-LLVMBasicBlockRef cg_block(Cg *cg, const char *name)
-{
+LLVMBasicBlockRef cg_block(Cg *cg, const char *name) {
     return LLVMAppendBasicBlockInContext(cg->ctx, cg->fn, name);
 }
 
-Var cg_var(Cg *cg, Ty t, Val init)
-{
+Var cg_var(Cg *cg, Ty t, Val init) {
     LLVMBasicBlockRef here = LLVMGetInsertBlock(cg->b), entry = LLVMGetEntryBasicBlock(cg->fn);
     Val first = LLVMGetFirstInstruction(entry);
     if (first)
@@ -269,19 +231,16 @@ Var cg_var(Cg *cg, Ty t, Val init)
     return v;
 }
 
-Val cg_get(Cg *cg, Var v)
-{
+Val cg_get(Cg *cg, Var v) {
     return LLVMBuildLoad2(cg->b, v.t, v.p, "");
 }
 
-void cg_set(Cg *cg, Var v, Val x)
-{
+void cg_set(Cg *cg, Var v, Val x) {
     LLVMBuildStore(cg->b, x, v.p);
 }
 
 /* The latch's !llvm.loop node: distinct because its first operand is the node itself. */
-static void forbid_unrolling(Cg *cg, Val latch)
-{
+static void forbid_unrolling(Cg *cg, Val latch) {
     static const char text[] = "llvm.loop.unroll.disable";
     LLVMMetadataRef string = LLVMMDStringInContext2(cg->ctx, text, sizeof text - 1);
     LLVMMetadataRef disable = LLVMMDNodeInContext2(cg->ctx, &string, 1);
@@ -292,8 +251,7 @@ static void forbid_unrolling(Cg *cg, Val latch)
     LLVMSetMetadata(latch, md_kind(cg, "llvm.loop"), LLVMMetadataAsValue(cg->ctx, loop));
 }
 
-Loop cg_for(Cg *cg, Val lo, Val hi, int64_t step, bool unroll)
-{
+Loop cg_for(Cg *cg, Val lo, Val hi, int64_t step, bool unroll) {
     Loop l = {0};
     Ty t = LLVMTypeOf(lo);
     CHECK(t == LLVMTypeOf(hi) && step > 0);
@@ -311,8 +269,7 @@ Loop cg_for(Cg *cg, Val lo, Val hi, int64_t step, bool unroll)
     return l;
 }
 
-void cg_end_for(Cg *cg, Loop *l)
-{
+void cg_end_for(Cg *cg, Loop *l) {
     cg_set(cg, l->var, LLVMBuildNSWAdd(cg->b, l->i, l->step, ""));
     Val latch = LLVMBuildBr(cg->b, l->head);
     if (!l->unroll)
@@ -321,8 +278,7 @@ void cg_end_for(Cg *cg, Loop *l)
     LLVMPositionBuilderAtEnd(cg->b, l->exit);
 }
 
-If cg_if(Cg *cg, Val cond)
-{
+If cg_if(Cg *cg, Val cond) {
     If f = {0};
     LLVMBasicBlockRef then = cg_block(cg, "then");
     f.otherwise = cg_block(cg, "else");
@@ -332,8 +288,7 @@ If cg_if(Cg *cg, Val cond)
     return f;
 }
 
-void cg_else(Cg *cg, If *f)
-{
+void cg_else(Cg *cg, If *f) {
     CHECK(!f->has_else);
     f->has_else = true;
     LLVMBuildBr(cg->b, f->end);
@@ -341,8 +296,7 @@ void cg_else(Cg *cg, If *f)
     LLVMPositionBuilderAtEnd(cg->b, f->otherwise);
 }
 
-void cg_end_if(Cg *cg, If *f)
-{
+void cg_end_if(Cg *cg, If *f) {
     if (!f->has_else)
         cg_else(cg, f);
     LLVMBuildBr(cg->b, f->end);

@@ -17,8 +17,7 @@
 /* LLVM's registry of targets belongs to the process; filling it is not thread-safe. */
 static pthread_once_t targets_registered = PTHREAD_ONCE_INIT;
 
-static void register_targets(void)
-{
+static void register_targets(void) {
     LLVMInitializeNativeTarget();
     LLVMInitializeNativeAsmPrinter();
     LLVMInitializeNativeAsmParser();
@@ -29,8 +28,7 @@ static void register_targets(void)
 }
 
 /* Keeps the first error. Called from inside LLVM, so it must not touch the arena, which may unwind. */
-static void on_diagnostic(LLVMDiagnosticInfoRef info, void *user)
-{
+static void on_diagnostic(LLVMDiagnosticInfoRef info, void *user) {
     Cg *cg = user;
     if (LLVMGetDiagInfoSeverity(info) != LLVMDSError || cg->error[0])
         return;
@@ -40,8 +38,7 @@ static void on_diagnostic(LLVMDiagnosticInfoRef info, void *user)
 }
 
 /* Records an LLVM message as the reason of a failure and frees it. */
-static bool fail(Cg *cg, char *message, const char **why)
-{
+static bool fail(Cg *cg, char *message, const char **why) {
     snprintf(cg->error, sizeof cg->error, "%s", message);
     LLVMDisposeMessage(message);
     *why = cg->error;
@@ -50,8 +47,7 @@ static bool fail(Cg *cg, char *message, const char **why)
 
 /* opening -------------------------------------------------------------------------------------- */
 
-static bool make_machine(Cg *cg, const char **why)
-{
+static bool make_machine(Cg *cg, const char **why) {
     static const LLVMCodeGenOptLevel level[4] = {LLVMCodeGenLevelNone, LLVMCodeGenLevelLess,
                                                  LLVMCodeGenLevelDefault,
                                                  LLVMCodeGenLevelAggressive};
@@ -75,8 +71,7 @@ static bool make_machine(Cg *cg, const char **why)
     return cg->tm != NULL;
 }
 
-static void make_types(Cg *cg)
-{
+static void make_types(Cg *cg) {
     cg->i1 = LLVMInt1TypeInContext(cg->ctx);
     cg->i8 = LLVMInt8TypeInContext(cg->ctx);
     cg->i16 = LLVMInt16TypeInContext(cg->ctx);
@@ -92,8 +87,7 @@ static void make_types(Cg *cg)
     cg->ptr_shared = LLVMPointerTypeInContext(cg->ctx, 3);
 }
 
-Cg *cg_open(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why)
-{
+Cg *cg_open(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why) {
     const Target *target = target_find(opt->target);
     if (!target) {
         *why = "unknown target";
@@ -118,8 +112,7 @@ Cg *cg_open(Arena *arena, const Kernel *k, const CgOptions *opt, const char **wh
     return cg;
 }
 
-void cg_close(Cg *cg)
-{
+void cg_close(Cg *cg) {
     if (cg->b)
         LLVMDisposeBuilder(cg->b);
     if (cg->mod)
@@ -145,8 +138,7 @@ static const char pipeline_usual[] =
     "loop-mssa(loop-rotate,licm),gvn,instcombine<no-verify-fixpoint>,loop-mssa(licm),"
     "simplifycfg,adce)";
 
-bool cg_optimize(Cg *cg, const char **why)
-{
+bool cg_optimize(Cg *cg, const char **why) {
     char *error = NULL;
     if (LLVMVerifyModule(cg->mod, LLVMReturnStatusAction, &error))
         BUG("malformed LLVM module for %s: %s", cg->target->name, error);
@@ -171,8 +163,7 @@ bool cg_optimize(Cg *cg, const char **why)
 
 /* What `cg->emitted` holds, copied into the arena. The buffer belongs to the Cg until the copy is
  * made, so that running out of memory does not lose it. */
-static char *take_emitted(Cg *cg, size_t *size)
-{
+static char *take_emitted(Cg *cg, size_t *size) {
     *size = LLVMGetBufferSize(cg->emitted);
     char *copy = arena_strndup(cg->arena, LLVMGetBufferStart(cg->emitted), *size);
     LLVMDisposeMemoryBuffer(cg->emitted);
@@ -180,8 +171,7 @@ static char *take_emitted(Cg *cg, size_t *size)
     return copy;
 }
 
-static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, const char **why)
-{
+static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, const char **why) {
     char *error = NULL;
     if (LLVMTargetMachineEmitToMemoryBuffer(cg->tm, cg->mod, kind, &error, &cg->emitted))
         return fail(cg, error, why);
@@ -189,8 +179,7 @@ static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, const char **why)
     return !cg->error[0];
 }
 
-bool cg_emit(Cg *cg, CgModule *out, const char **why)
-{
+bool cg_emit(Cg *cg, CgModule *out, const char **why) {
     out->target = cg->target->name;
     if (cg->opt->want_llvm) {
         char *text = LLVMPrintModuleToString(cg->mod);

@@ -20,64 +20,54 @@
 
 /* constants and types like a given value --------------------------------------------------------- */
 
-static int lanes(Val x)
-{
+static int lanes(Val x) {
     Ty t = LLVMTypeOf(x);
     return LLVMGetTypeKind(t) == LLVMVectorTypeKind ? (int)LLVMGetVectorSize(t) : 0;
 }
 
-static Ty widen(Ty element, int n)
-{
+static Ty widen(Ty element, int n) {
     return n ? LLVMVectorType(element, (unsigned)n) : element;
 }
 
-static Val number(Cg *cg, Val like, double x)
-{
+static Val number(Cg *cg, Val like, double x) {
     Ty t = LLVMTypeOf(like);
     if (!lanes(like))
         return LLVMConstReal(t, x);
     return cg_splat(cg, LLVMConstReal(LLVMGetElementType(t), x), lanes(like));
 }
 
-static Val integer(Cg *cg, Val like, int64_t x)
-{
+static Val integer(Cg *cg, Val like, int64_t x) {
     Ty t = LLVMTypeOf(like);
     if (!lanes(like))
         return LLVMConstInt(t, (uint64_t)x, true);
     return cg_splat(cg, LLVMConstInt(LLVMGetElementType(t), (uint64_t)x, true), lanes(like));
 }
 
-static Val to_bits(Cg *cg, Val x)
-{
+static Val to_bits(Cg *cg, Val x) {
     return LLVMBuildBitCast(cg->b, x, widen(cg->i32, lanes(x)), "");
 }
 
-static Val from_bits(Cg *cg, Val x)
-{
+static Val from_bits(Cg *cg, Val x) {
     return LLVMBuildBitCast(cg->b, x, widen(cg->f32, lanes(x)), "");
 }
 
-static Val compare(Cg *cg, LLVMRealPredicate p, Val a, Val b)
-{
+static Val compare(Cg *cg, LLVMRealPredicate p, Val a, Val b) {
     return LLVMBuildFCmp(cg->b, p, a, b, "");
 }
 
-static Val unary(Cg *cg, const char *intrinsic, Val a)
-{
+static Val unary(Cg *cg, const char *intrinsic, Val a) {
     Ty t = LLVMTypeOf(a);
     return cg_intrinsic(cg, intrinsic, &t, 1, &a, 1);
 }
 
-static Val binary(Cg *cg, const char *intrinsic, Val a, Val b)
-{
+static Val binary(Cg *cg, const char *intrinsic, Val a, Val b) {
     Ty t = LLVMTypeOf(a);
     Val arg[2] = {a, b};
     return cg_intrinsic(cg, intrinsic, &t, 1, arg, 2);
 }
 
 /* c[0] + c[1] x + ... + c[n-1] x^(n-1) */
-static Val polynomial(Cg *cg, Val x, const double *c, int n)
-{
+static Val polynomial(Cg *cg, Val x, const double *c, int n) {
     Val y = number(cg, x, c[n - 1]);
     for (int i = n - 2; i >= 0; i--)
         y = cg_fma(cg, y, x, number(cg, x, c[i]));
@@ -85,8 +75,7 @@ static Val polynomial(Cg *cg, Val x, const double *c, int n)
 }
 
 /* lo <= x <= hi, NaN kept. */
-static Val clamp(Cg *cg, Val x, double lo, double hi)
-{
+static Val clamp(Cg *cg, Val x, double lo, double hi) {
     Val l = number(cg, x, lo), h = number(cg, x, hi);
     if (cg->target->gpu && LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMFloatTypeKind)
         return binary(cg, "llvm.maximum", binary(cg, "llvm.minimum", x, h), l);
@@ -94,20 +83,17 @@ static Val clamp(Cg *cg, Val x, double lo, double hi)
     return cg_select(cg, compare(cg, LLVMRealOGT, x, h), h, x);
 }
 
-static Val gpu_approx(Cg *cg, const char *intrinsic, Val x)
-{
+static Val gpu_approx(Cg *cg, const char *intrinsic, Val x) {
     return cg_intrinsic(cg, intrinsic, NULL, 0, &x, 1);
 }
 
-static Val reciprocal(Cg *cg, Val x)
-{
+static Val reciprocal(Cg *cg, Val x) {
     if (cg->target->gpu)
         return gpu_approx(cg, "llvm.nvvm.rcp.approx.ftz.f", x);
     return cg_fdiv(cg, number(cg, x, 1.0), x);
 }
 
-static Val quotient(Cg *cg, Val a, Val b)
-{
+static Val quotient(Cg *cg, Val a, Val b) {
     return cg->target->gpu ? cg_fmul(cg, a, reciprocal(cg, b)) : cg_fdiv(cg, a, b);
 }
 
@@ -124,13 +110,11 @@ static const double float_rounder = 12582912.0;
 static const double ln2_high = 0x1.62e4p-1; /* 15 bits: n * ln2_high is exact */
 static const double ln2_low = 0x1.7f7d1cf79abcap-20;
 
-static Val power_of_two(Cg *cg, Val n)
-{
+static Val power_of_two(Cg *cg, Val n) {
     return from_bits(cg, cg_shl(cg, cg_add(cg, n, integer(cg, n, 127)), 23));
 }
 
-static Val exp_host(Cg *cg, Val x)
-{
+static Val exp_host(Cg *cg, Val x) {
     x = clamp(cg, x, -104.5, 89.5);
     Val rounder = number(cg, x, float_rounder);
     Val t = cg_fma(cg, x, number(cg, x, M_LOG2E), rounder);
@@ -146,8 +130,7 @@ static Val exp_host(Cg *cg, Val x)
 }
 
 /* 2^h (1 + r ln2) with h + r = x log2(e) to twice the precision: rounding of h does not count. */
-static Val exp_gpu(Cg *cg, Val x)
-{
+static Val exp_gpu(Cg *cg, Val x) {
     static const double log2e_high = 0x1.715476p+0;
     x = clamp(cg, x, -128.0, 128.0);
     Val high = number(cg, x, log2e_high);
@@ -158,22 +141,19 @@ static Val exp_gpu(Cg *cg, Val x)
     return cg_fmul(cg, e, cg_fma(cg, r, number(cg, x, M_LN2), number(cg, x, 1.0)));
 }
 
-static Val exponential(Cg *cg, Val x)
-{
+static Val exponential(Cg *cg, Val x) {
     return cg->target->gpu ? exp_gpu(cg, x) : exp_host(cg, x);
 }
 
 /* 2 atanh(s) = 2s (1 + s^2/3 + s^4/5 + ...), `terms` of them. */
-static Val twice_atanh(Cg *cg, Val s, int terms)
-{
+static Val twice_atanh(Cg *cg, Val s, int terms) {
     static const double odd[] = {1.0, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13,
                                  1.0 / 15};
     Val series = polynomial(cg, cg_fmul(cg, s, s), odd, terms);
     return cg_fmul(cg, cg_fadd(cg, s, s), series);
 }
 
-static Val logarithm(Cg *cg, Val x)
-{
+static Val logarithm(Cg *cg, Val x) {
     /* Denormals are scaled up first. */
     Val tiny = compare(cg, LLVMRealOLT, x, number(cg, x, 0x1p-126));
     Val scaled = cg_select(cg, tiny, cg_fmul(cg, x, number(cg, x, 0x1p25)), x);
@@ -197,33 +177,28 @@ static Val logarithm(Cg *cg, Val x)
 
 /* gates ------------------------------------------------------------------------------------------ */
 
-static Val exp_of_minus_abs(Cg *cg, Val x)
-{
+static Val exp_of_minus_abs(Cg *cg, Val x) {
     return exponential(cg, LLVMBuildFNeg(cg->b, unary(cg, "llvm.fabs", x), ""));
 }
 
-static Val relu(Cg *cg, Val x)
-{
+static Val relu(Cg *cg, Val x) {
     Val zero = number(cg, x, 0.0);
     return cg_select(cg, compare(cg, LLVMRealOLT, x, zero), zero, x);
 }
 
-static Val sigmoid(Cg *cg, Val x)
-{
+static Val sigmoid(Cg *cg, Val x) {
     Val t = exp_of_minus_abs(cg, x), one = number(cg, x, 1.0);
     Val top = cg_select(cg, compare(cg, LLVMRealOLT, x, number(cg, x, 0.0)), t, one);
     return quotient(cg, top, cg_fadd(cg, one, t));
 }
 
-static Val softplus(Cg *cg, Val x)
-{
+static Val softplus(Cg *cg, Val x) {
     Val t = exp_of_minus_abs(cg, x);
     Val s = quotient(cg, t, cg_fadd(cg, number(cg, x, 2.0), t));
     return cg_fadd(cg, relu(cg, x), twice_atanh(cg, s, 8));
 }
 
-static Val hyperbolic_tangent(Cg *cg, Val x)
-{
+static Val hyperbolic_tangent(Cg *cg, Val x) {
     /* |x| < 5/8: the continued fraction x/(1 + x^2/(3 + x^2/(5 + ...))) cut after 9. */
     static const double above[] = {945.0, 105.0, 1.0}, below[] = {945.0, 420.0, 15.0};
     Val a = unary(cg, "llvm.fabs", x), z = cg_fmul(cg, x, x), one = number(cg, x, 1.0);
@@ -242,8 +217,7 @@ static const double pi_half = 0x1.921fb54442d18p+0;
 /* x = n pi/2 + r, |r| <= pi/4. On the host through double, good to |x| ~ 1e9; on the GPU pi/2 in
  * three pieces, good to 1e4 and beyond. Larger arguments have no meaning left in a float; the
  * result is then some number in [-1, 1]. */
-static Val reduce_quadrant(Cg *cg, Val x, Val *n)
-{
+static Val reduce_quadrant(Cg *cg, Val x, Val *n) {
     if (cg->target->gpu) {
         Val rounder = number(cg, x, float_rounder);
         Val t = cg_fma(cg, x, number(cg, x, 1.0 / pi_half), rounder);
@@ -268,8 +242,7 @@ static Val reduce_quadrant(Cg *cg, Val x, Val *n)
 }
 
 /* sin(x + shift pi/2) */
-static Val sine(Cg *cg, Val x, int shift)
-{
+static Val sine(Cg *cg, Val x, int shift) {
     static const double odd[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880};
     static const double even[] = {1.0, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320,
                                   -1.0 / 3628800};
@@ -286,8 +259,7 @@ static Val sine(Cg *cg, Val x, int shift)
 /* powers ----------------------------------------------------------------------------------------- */
 
 /* log of a positive double that was a float, relative error 1e-12. */
-static Val log_double(Cg *cg, Val x)
-{
+static Val log_double(Cg *cg, Val x) {
     static const double odd[] = {1.0, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13};
     Ty wide = widen(cg->i64, lanes(x));
     const int64_t root_half = 0x3fe6a09e667f3bcd, unit = 0x3ff0000000000000;
@@ -304,8 +276,7 @@ static Val log_double(Cg *cg, Val x)
     return cg_fma(cg, ef, number(cg, x, M_LN2), y);
 }
 
-static Val exp_double(Cg *cg, Val x)
-{
+static Val exp_double(Cg *cg, Val x) {
     x = clamp(cg, x, -300.0, 300.0); /* far outside what a float holds */
     Val rounder = number(cg, x, 0x1.8p52);
     Val t = cg_fma(cg, x, number(cg, x, M_LOG2E), rounder);
@@ -318,8 +289,7 @@ static Val exp_double(Cg *cg, Val x)
     return cg_fmul(cg, y, LLVMBuildBitCast(cg->b, scale, LLVMTypeOf(x), ""));
 }
 
-static Val power_general(Cg *cg, Val a, Val b)
-{
+static Val power_general(Cg *cg, Val a, Val b) {
     Val zero = number(cg, a, 0.0), one = number(cg, a, 1.0), inf = number(cg, a, INFINITY);
     Val mag = unary(cg, "llvm.fabs", a), size = unary(cg, "llvm.fabs", b);
     Ty wide = widen(cg->f64, lanes(a));
@@ -346,8 +316,7 @@ static Val power_general(Cg *cg, Val a, Val b)
 }
 
 /* The value of a constant or of a vector of one constant. */
-static bool constant_value(Val x, double *value)
-{
+static bool constant_value(Val x, double *value) {
     if (lanes(x) && LLVMIsConstant(x)) {
         Val first = LLVMGetAggregateElement(x, 0);
         for (int i = 1; i < lanes(x); i++)
@@ -362,8 +331,7 @@ static bool constant_value(Val x, double *value)
     return true;
 }
 
-static Val power(Cg *cg, Val a, Val b)
-{
+static Val power(Cg *cg, Val a, Val b) {
     double n;
     if (!constant_value(b, &n))
         return power_general(cg, a, b);
@@ -380,15 +348,13 @@ static Val power(Cg *cg, Val a, Val b)
 
 /* interface -------------------------------------------------------------------------------------- */
 
-static Val reciprocal_root(Cg *cg, Val a)
-{
+static Val reciprocal_root(Cg *cg, Val a) {
     if (cg->target->gpu)
         return gpu_approx(cg, "llvm.nvvm.rsqrt.approx.ftz.f", a);
     return cg_fdiv(cg, number(cg, a, 1.0), unary(cg, "llvm.sqrt", a));
 }
 
-static Val pointwise(Cg *cg, Op op, Val a, Val b)
-{
+static Val pointwise(Cg *cg, Op op, Val a, Val b) {
     switch ((int)op) {
     case OP_neg: return LLVMBuildFNeg(cg->b, a, "");
     case OP_add: return cg_fadd(cg, a, b);
@@ -415,8 +381,7 @@ static Val pointwise(Cg *cg, Op op, Val a, Val b)
 }
 
 /* A GPU has no float vectors: one lane after the other. */
-Val cg_pointwise(Cg *cg, Op op, Val a, Val b)
-{
+Val cg_pointwise(Cg *cg, Op op, Val a, Val b) {
     int n = lanes(a);
     if (!cg->target->gpu || !n)
         return pointwise(cg, op, a, b);
@@ -428,8 +393,7 @@ Val cg_pointwise(Cg *cg, Op op, Val a, Val b)
     return out;
 }
 
-Ty cg_elem_type(Cg *cg, Elem e)
-{
+Ty cg_elem_type(Cg *cg, Elem e) {
     switch (e) {
     case ELEM_f32: return cg->f32;
     case ELEM_bf16: return cg->bf16;
@@ -440,16 +404,14 @@ Ty cg_elem_type(Cg *cg, Elem e)
 }
 
 /* Whether the target converts half precision by instructions rather than library calls. */
-static bool has_half(Cg *cg)
-{
+static bool has_half(Cg *cg) {
     return cg->target->gpu || strncmp(cg->triple, "x86_64", 6) != 0 ||
            strstr(cg->features, "+f16c") || strcmp(cg->cpu, "x86-64-v3") == 0 ||
            strcmp(cg->cpu, "x86-64-v4") == 0;
 }
 
 /* Half to float in integers: move the fields, let one multiplication renormalise denormals. */
-static Val half_to_f32(Cg *cg, Val h)
-{
+static Val half_to_f32(Cg *cg, Val h) {
     Val wide = LLVMBuildZExt(cg->b, h, widen(cg->i32, lanes(h)), "");
     Val body = cg_shl(cg, cg_and(cg, wide, integer(cg, wide, 0x7fff)), 13);
     Val y = to_bits(cg, cg_fmul(cg, from_bits(cg, body), number(cg, from_bits(cg, body), 0x1p112)));
@@ -459,8 +421,7 @@ static Val half_to_f32(Cg *cg, Val h)
     return from_bits(cg, cg_or(cg, y, sign));
 }
 
-static Val f32_to_half(Cg *cg, Val x)
-{
+static Val f32_to_half(Cg *cg, Val x) {
     Val bits = to_bits(cg, x), mag = cg_and(cg, bits, integer(cg, bits, 0x7fffffff));
     /* Normal: rebias and round on the 13 bits that go. */
     Val odd = cg_and(cg, cg_shr(cg, mag, 13), integer(cg, bits, 1));
@@ -478,8 +439,7 @@ static Val f32_to_half(Cg *cg, Val x)
     return LLVMBuildTrunc(cg->b, y, widen(cg->i16, lanes(x)), "");
 }
 
-static Val f32_to_bf16(Cg *cg, Val x)
-{
+static Val f32_to_bf16(Cg *cg, Val x) {
     Val bits = to_bits(cg, x);
     Val odd = cg_and(cg, cg_shr(cg, bits, 16), integer(cg, bits, 1));
     Val y = cg_add(cg, bits, cg_add(cg, odd, integer(cg, bits, 0x7fff)));
@@ -488,8 +448,7 @@ static Val f32_to_bf16(Cg *cg, Val x)
     return LLVMBuildTrunc(cg->b, cg_shr(cg, y, 16), widen(cg->i16, lanes(x)), "");
 }
 
-Val cg_to_f32(Cg *cg, Val x)
-{
+Val cg_to_f32(Cg *cg, Val x) {
     int n = lanes(x);
     Ty t = LLVMTypeOf(x), element = n ? LLVMGetElementType(t) : t;
     if (element == cg->f32)
@@ -505,8 +464,7 @@ Val cg_to_f32(Cg *cg, Val x)
     return LLVMBuildFPExt(cg->b, x, widen(cg->f32, n), "");
 }
 
-Val cg_from_f32(Cg *cg, Val x, Elem e)
-{
+Val cg_from_f32(Cg *cg, Val x, Elem e) {
     Ty t = widen(cg_elem_type(cg, e), lanes(x));
     if (e == ELEM_f32)
         return x;

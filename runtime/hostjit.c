@@ -16,16 +16,14 @@ struct HostCode {
 /* LLVM's registry of targets belongs to the process; filling it is not thread-safe. */
 static pthread_once_t target_registered = PTHREAD_ONCE_INIT;
 
-static void register_target(void)
-{
+static void register_target(void) {
     LLVMInitializeNativeTarget();
     LLVMInitializeNativeAsmPrinter();
     LLVMInitializeNativeAsmParser();
 }
 
 /* True when there is an error; consumes it. */
-static bool failed(LLVMErrorRef error, char *why, size_t why_size)
-{
+static bool failed(LLVMErrorRef error, char *why, size_t why_size) {
     if (!error)
         return false;
     char *text = LLVMGetErrorMessage(error);
@@ -35,8 +33,7 @@ static bool failed(LLVMErrorRef error, char *why, size_t why_size)
 }
 
 /* Symbols that code may call besides its own: memcpy and the like, from this process. */
-static bool allow_process_symbols(HostCode *code, char *why, size_t why_size)
-{
+static bool allow_process_symbols(HostCode *code, char *why, size_t why_size) {
     LLVMOrcDefinitionGeneratorRef process = NULL;
     char prefix = LLVMOrcLLJITGetGlobalPrefix(code->jit);
     if (failed(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(&process, prefix, NULL, NULL),
@@ -46,8 +43,7 @@ static bool allow_process_symbols(HostCode *code, char *why, size_t why_size)
     return true;
 }
 
-static bool load(HostCode *code, const void *object, size_t len, char *why, size_t why_size)
-{
+static bool load(HostCode *code, const void *object, size_t len, char *why, size_t why_size) {
     if (failed(LLVMOrcCreateLLJIT(&code->jit, NULL), why, why_size))
         return false;
     if (!allow_process_symbols(code, why, why_size))
@@ -57,8 +53,7 @@ static bool load(HostCode *code, const void *object, size_t len, char *why, size
     return !failed(LLVMOrcLLJITAddObjectFile(code->jit, main_library, copy), why, why_size);
 }
 
-HostCode *hostjit_load(const void *object, size_t len, char *why, size_t why_size)
-{
+HostCode *hostjit_load(const void *object, size_t len, char *why, size_t why_size) {
     pthread_once(&target_registered, register_target);
     HostCode *code = calloc(1, sizeof *code);
     if (!code) {
@@ -72,8 +67,7 @@ HostCode *hostjit_load(const void *object, size_t len, char *why, size_t why_siz
     return code;
 }
 
-HostEntry *hostjit_symbol(HostCode *code, const char *name)
-{
+HostEntry *hostjit_symbol(HostCode *code, const char *name) {
     LLVMOrcExecutorAddress address = 0;
     LLVMErrorRef error = LLVMOrcLLJITLookup(code->jit, &address, name);
     if (error) {
@@ -83,8 +77,7 @@ HostEntry *hostjit_symbol(HostCode *code, const char *name)
     return (HostEntry *)(uintptr_t)address;
 }
 
-void hostjit_free(HostCode *code)
-{
+void hostjit_free(HostCode *code) {
     if (!code)
         return;
     if (code->jit)

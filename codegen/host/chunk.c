@@ -8,16 +8,14 @@
  */
 #include "codegen/host/host.h"
 
-static bool has_parts(const Host *h, int v)
-{
+static bool has_parts(const Host *h, int v) {
     for (int u = 0; u < v; u++)
         if (h->tile[u].anchor == v)
             return true;
     return false;
 }
 
-void host_compute(Host *h, int v)
-{
+void host_compute(Host *h, int v) {
     switch ((int)inst_at(h->k, v)->op) {
     case OP_contract: host_contract(h, v); break;
     case OP_scores: host_scores(h, v); break;
@@ -36,8 +34,7 @@ void host_compute(Host *h, int v)
     }
 }
 
-void host_open_axes(Host *h, Val tokens)
-{
+void host_open_axes(Host *h, Val tokens) {
     Cg *cg = h->cg;
     h->count[AXIS_C] = tokens;
     h->count[AXIS_R] = h->count[AXIS_U] = cg_mul(cg, tokens, cg_int64(cg, h->slots));
@@ -45,16 +42,14 @@ void host_open_axes(Host *h, Val tokens)
     h->count[AXIS_V] = cg_int64(cg, axis_size(h, AXIS_V));
 }
 
-void host_constants(Host *h)
-{
+void host_constants(Host *h) {
     for (int v = 0; v < h->k->inst.count; v++)
         if (h->tile[v].there && h->tile[v].constant)
             host_need(h, v);
 }
 
 /* The state where the chunk ends replaces the one where it started. */
-static void advance_state(Host *h, int next)
-{
+static void advance_state(Host *h, int next) {
     const Tile *t = &h->tile[next];
     host_need(h, next);
     if (t->offset == h->state.offset)
@@ -64,8 +59,7 @@ static void advance_state(Host *h, int next)
               h->count[AXIS_K], host_round(axis_size(h, AXIS_V), h->lanes));
 }
 
-void host_chunk_task(Host *h)
-{
+void host_chunk_task(Host *h) {
     Cg *cg = h->cg;
     const Kernel *k = h->k;
     Val zero = cg_int64(cg, 0);

@@ -15,33 +15,28 @@
  */
 #include "codegen/host/host.h"
 
-static const Inst *inst(const Host *h, int v)
-{
+static const Inst *inst(const Host *h, int v) {
     return inst_at(h->k, v);
 }
 
-static int arg_or_none(const Inst *i, int n)
-{
+static int arg_or_none(const Inst *i, int n) {
     return i->nargs > n ? i->arg[n] : -1;
 }
 
-static int feature_of(Shape s)
-{
+static int feature_of(Shape s) {
     s = shape_features(s);
     return s.rank ? s.axis[0] : -1;
 }
 
 /* p(l) */
-static Val place_of(Host *h, const Tile *t, int place, Val l)
-{
+static Val place_of(Host *h, const Tile *t, int place, Val l) {
     Cg *cg = h->cg;
     if (t->row != AXIS_C)
         return l;
     return cg_add(cg, cg_mul(cg, l, cg_int64(cg, h->slots)), cg_int64(cg, place));
 }
 
-static At at(const At *col, int row_axis, Val row)
-{
+static At at(const At *col, int row_axis, Val row) {
     At a = host_at_row(col->h, row_axis, row);
     a.col_axis = col->col_axis;
     a.col = col->col;
@@ -52,15 +47,13 @@ static At at(const At *col, int row_axis, Val row)
 /* running products over the chunk ---------------------------------------------------------------- */
 
 /* One column vector (or a scalar) of a running product over the lattice. */
-static Var product_open(Host *h, int a)
-{
+static Var product_open(Host *h, int a) {
     bool vector = feature_of(inst(h, a)->shape) >= 0;
     return cg_var(h->cg, vector ? h->vec : h->cg->f32,
                   vector ? cg_splat(h->cg, cg_float(h->cg, 1), h->lanes) : cg_float(h->cg, 1));
 }
 
-static void product_step(const At *col, Var w, int a, Val u)
-{
+static void product_step(const At *col, Var w, int a, Val u) {
     Host *h = col->h;
     At here = at(col, AXIS_U, u);
     Val x = host_value(&here, a), y = cg_get(h->cg, w);
@@ -70,8 +63,7 @@ static void product_step(const At *col, Var w, int a, Val u)
 }
 
 /* out[row] = x[row] * w */
-static void store_scaled(const At *col, const Tile *out, int x, Val row, Var w)
-{
+static void store_scaled(const At *col, const Tile *out, int x, Val row, Var w) {
     Host *h = col->h;
     At here = at(col, out->row, row);
     Val a = host_value(&here, x), b = cg_get(h->cg, w);
@@ -82,8 +74,7 @@ static void store_scaled(const At *col, const Tile *out, int x, Val row, Var w)
     host_store(&here, out, 0, cg_fmul(h->cg, a, b));
 }
 
-static void carry_columns(At *col, void *user)
-{
+static void carry_columns(At *col, void *user) {
     Host *h = col->h;
     Cg *cg = h->cg;
     int v = *(int *)user;
@@ -102,8 +93,7 @@ static void carry_columns(At *col, void *user)
     cg_end_for(cg, &l);
 }
 
-static void tail_columns(At *col, void *user)
-{
+static void tail_columns(At *col, void *user) {
     Host *h = col->h;
     Cg *cg = h->cg;
     int v = *(int *)user;
@@ -116,8 +106,7 @@ static void tail_columns(At *col, void *user)
     cg_end_for(cg, &l);
 }
 
-static void total_columns(At *col, void *user)
-{
+static void total_columns(At *col, void *user) {
     Host *h = col->h;
     Cg *cg = h->cg;
     int v = *(int *)user;
@@ -129,8 +118,7 @@ static void total_columns(At *col, void *user)
     host_store(&here, &h->tile[v], 0, cg_get(cg, w));
 }
 
-static void run_columns(Host *h, int v, HostBody *body)
-{
+static void run_columns(Host *h, int v, HostBody *body) {
     const Inst *i = inst(h, v);
     for (int j = 0; j < i->nargs; j++)
         if (i->arg[j] >= 0)
@@ -142,38 +130,33 @@ static void run_columns(Host *h, int v, HostBody *body)
         body(&none, &v);
 }
 
-static void copy_value(Host *h, int v, int from)
-{
+static void copy_value(Host *h, int v, int from) {
     host_need(h, from);
     host_fill_tile(h, &h->tile[v], from);
 }
 
-void host_carry(Host *h, int v)
-{
+void host_carry(Host *h, int v) {
     if (arg_or_none(inst(h, v), 1) < 0)
         copy_value(h, v, inst(h, v)->arg[0]);
     else
         run_columns(h, v, carry_columns);
 }
 
-void host_tail(Host *h, int v)
-{
+void host_tail(Host *h, int v) {
     if (arg_or_none(inst(h, v), 1) < 0)
         copy_value(h, v, inst(h, v)->arg[0]);
     else
         run_columns(h, v, tail_columns);
 }
 
-void host_total(Host *h, int v)
-{
+void host_total(Host *h, int v) {
     run_columns(h, v, total_columns);
 }
 
 /* scores with a scalar decay or none ------------------------------------------------------------- */
 
 /* Value v as a matrix on the given axes, copied out when it lacks one of them. */
-static Tile matrix_of(Host *h, int v, int row, int col)
-{
+static Tile matrix_of(Host *h, int v, int row, int col) {
     const Tile *t = &h->tile[v];
     if (t->there && t->row == row && t->col == col && !t->history)
         return *t;
@@ -186,8 +169,7 @@ static Tile matrix_of(Host *h, int v, int row, int col)
 
 /* L[p,u] = a[u+1] .. a[p-1] for u < p, else 0; one for all scores with these decays. Row 0 and all
  * above the diagonal stay zero. */
-static Tile running_products(Host *h, int a)
-{
+static Tile running_products(Host *h, int a) {
     Cg *cg = h->cg;
     for (int i = 0; i < h->products.count; i++)
         if (h->products.at[i].decays == a)
@@ -216,8 +198,7 @@ static Tile running_products(Host *h, int a)
 typedef struct Scale { const Tile *out; int place; bool decays; Tile products; } Scale;
 
 /* Keeps u < p(l), times the running product. */
-static Val scale_scores(At *here, Val acc, void *user)
-{
+static Val scale_scores(At *here, Val acc, void *user) {
     const Scale *s = user;
     Host *h = here->h;
     Cg *cg = h->cg;
@@ -237,14 +218,12 @@ static Val scale_scores(At *here, Val acc, void *user)
     return cg_select(cg, seen, acc, host_zero(h));
 }
 
-static Val round_up_lanes(Host *h, Val n)
-{
+static Val round_up_lanes(Host *h, Val n) {
     Cg *cg = h->cg;
     return cg_and(cg, cg_add(cg, n, cg_int64(cg, h->lanes - 1)), cg_int64(cg, -h->lanes));
 }
 
-static void scores_plain(Host *h, int v)
-{
+static void scores_plain(Host *h, int v) {
     Cg *cg = h->cg;
     const Inst *i = inst(h, v);
     const Tile *out = &h->tile[v];
@@ -279,8 +258,7 @@ typedef struct Blocks {
     Val B, end;          /* i64: the block's first update; where it ends */
 } Blocks;
 
-static void prefix_columns(At *col, void *user)
-{
+static void prefix_columns(At *col, void *user) {
     Blocks *b = user;
     Host *h = b->h;
     Cg *cg = h->cg;
@@ -296,8 +274,7 @@ static void prefix_columns(At *col, void *user)
 }
 
 /* First row with p(l) >= p. */
-static Val row_at(Host *h, const Tile *out, int place, Val p)
-{
+static Val row_at(Host *h, const Tile *out, int place, Val p) {
     Cg *cg = h->cg;
     if (out->row != AXIS_C)
         return p;
@@ -307,8 +284,7 @@ static Val row_at(Host *h, const Tile *out, int place, Val p)
 
 typedef struct Rows { Blocks *b; int v; Val l; } Rows;
 
-static void scale_columns(At *col, void *user)
-{
+static void scale_columns(At *col, void *user) {
     Rows *r = user;
     Host *h = r->b->h;
     Cg *cg = h->cg;
@@ -321,8 +297,7 @@ static void scale_columns(At *col, void *user)
 }
 
 /* The part left of the block, columns 0 .. B-1, of one scores value. */
-static void scores_left(Blocks *b, int v)
-{
+static void scores_left(Blocks *b, int v) {
     Host *h = b->h;
     Cg *cg = h->cg;
     const Tile *out = &h->tile[v];
@@ -343,8 +318,7 @@ static void scores_left(Blocks *b, int v)
 }
 
 /* dot(x_l, w) for the row at place p, into column u; `first`: nothing there yet. */
-static void add_dot(Blocks *b, int v, Val p, Val u, At *col, Var *w, int vectors, bool first)
-{
+static void add_dot(Blocks *b, int v, Val p, Val u, At *col, Var *w, int vectors, bool first) {
     Host *h = b->h;
     Cg *cg = h->cg;
     const Tile *out = &h->tile[v];
@@ -378,8 +352,7 @@ static void add_dot(Blocks *b, int v, Val p, Val u, At *col, Var *w, int vectors
 }
 
 /* Columns B .. of the rows of this block, `vectors` vectors of channels from `base` on. */
-static void scores_inside(Blocks *b, Val base, int vectors, int tail, bool first)
-{
+static void scores_inside(Blocks *b, Val base, int vectors, int tail, bool first) {
     Host *h = b->h;
     Cg *cg = h->cg;
     At col[8];
@@ -409,8 +382,7 @@ static void scores_inside(Blocks *b, Val base, int vectors, int tail, bool first
 }
 
 /* All channels, as many vectors at a time as registers hold beside the rows. */
-static void scores_diagonal(Blocks *b)
-{
+static void scores_diagonal(Blocks *b) {
     Host *h = b->h;
     Cg *cg = h->cg;
     int width = h->lanes == 16 ? 8 : 4;
@@ -429,8 +401,7 @@ static void scores_diagonal(Blocks *b)
 }
 
 /* One vector of channels of the block just passed joins the transposed right factor. */
-static void join_columns(At *col, void *user)
-{
+static void join_columns(At *col, void *user) {
     Blocks *b = user;
     Host *h = b->h;
     Cg *cg = h->cg;
@@ -452,8 +423,7 @@ static void join_columns(At *col, void *user)
     }
 }
 
-static void join_block(Blocks *b)
-{
+static void join_block(Blocks *b) {
     Host *h = b->h;
     Cg *cg = h->cg;
     Loop k = cg_for(cg, cg_int64(cg, 0), cg_int64(cg, axis_size(h, b->feature)), 1, false);
@@ -469,16 +439,14 @@ static void join_block(Blocks *b)
     host_columns(&none, b->feature, false, join_columns, b);
 }
 
-static Tile plain_tile(Host *h, int row, int col, int64_t rows)
-{
+static Tile plain_tile(Host *h, int row, int col, int64_t rows) {
     Tile t = {.there = true, .row = row, .col = col, .anchor = -1};
     t.ld = host_round(host_capacity(h, col), h->lanes) + h->lanes;
     t.offset = host_alloc(h, rows * t.ld);
     return t;
 }
 
-static void scores_blocks(Blocks *b)
-{
+static void scores_blocks(Blocks *b) {
     Host *h = b->h;
     Cg *cg = h->cg;
     Val zero = cg_int64(cg, 0), block = cg_int64(cg, BLOCK), N = h->count[AXIS_U];
@@ -508,8 +476,7 @@ static void scores_blocks(Blocks *b)
 }
 
 /* v, and all other scores of the same right side whose left side needs none of them. */
-static void find_group(Host *h, int v, Blocks *b)
-{
+static void find_group(Host *h, int v, Blocks *b) {
     const Kernel *k = h->k;
     b->member = NEW_ARRAY(h->cg->arena, int, k->inst.count);
     for (int u = v; u < k->inst.count; u++) {
@@ -525,8 +492,7 @@ static void find_group(Host *h, int v, Blocks *b)
     }
 }
 
-void host_scores(Host *h, int v)
-{
+void host_scores(Host *h, int v) {
     const Inst *i = inst(h, v);
     int a = arg_or_none(i, 2);
     if (a < 0 || feature_of(inst(h, a)->shape) < 0) {
@@ -551,8 +517,7 @@ void host_scores(Host *h, int v)
 
 /* A = (I + T)^-1 by forward substitution: row i is e_i - sum_j T[i,j] A[j,:]. Several vectors of
  * columns at once hide the latency of the chain over j. */
-void host_solve(Host *h, int v)
-{
+void host_solve(Host *h, int v) {
     Cg *cg = h->cg;
     int a = inst(h, v)->arg[0];
     const Tile *out = &h->tile[v];

@@ -15,8 +15,7 @@
 /* transposition -------------------------------------------------------------------------------- */
 
 /* log2(lanes) perfect shuffles: each moves the top bit of the lane to the row and back. */
-void host_transpose_vectors(Host *h, Val *v)
-{
+void host_transpose_vectors(Host *h, Val *v) {
     Cg *cg = h->cg;
     int n = h->lanes, half = n / 2;
     Val low[64], high[64], next[64];
@@ -36,8 +35,7 @@ void host_transpose_vectors(Host *h, Val *v)
     }
 }
 
-void host_transpose(Host *h, const Tile *out, const Tile *in, Val rows)
-{
+void host_transpose(Host *h, const Tile *out, const Tile *in, Val rows) {
     Cg *cg = h->cg;
     Val from = host_at(h, in->offset), to = host_at(h, out->offset), block[64];
     Val cols = cg_int64(cg, host_round(host_capacity(h, in->col), h->lanes));
@@ -65,15 +63,13 @@ typedef struct Micro {
 } Micro;
 
 /* Strides of the left operand from row to row of `out` and from k to k, in bytes. */
-static void left_strides(const Gemm *g, const Term *t, int64_t *si, int64_t *sk)
-{
+static void left_strides(const Gemm *g, const Term *t, int64_t *si, int64_t *sk) {
     *si = t->a.row == g->out.row && g->out.row >= 0 ? 4 * t->a.ld : t->a.col == g->out.row ? 4 : 0;
     *sk = t->a.row == t->axis ? 4 * t->a.ld : 4;
 }
 
 /* The k that matter for this block. */
-static void depth(Micro *m, const Term *t, Val *lo, Val *hi)
-{
+static void depth(Micro *m, const Term *t, Val *lo, Val *hi) {
     Host *h = m->h;
     Cg *cg = h->cg;
     *lo = cg_int64(cg, 0);
@@ -89,8 +85,7 @@ static void depth(Micro *m, const Term *t, Val *lo, Val *hi)
         *lo = host_max(h, *lo, cg_add(cg, m->j, cg_int64(cg, 1 - t->b.add)));
 }
 
-static void accumulate(Micro *m, const Term *t)
-{
+static void accumulate(Micro *m, const Term *t) {
     Host *h = m->h;
     Cg *cg = h->cg;
     int64_t si, sk;
@@ -119,8 +114,7 @@ static void accumulate(Micro *m, const Term *t)
     cg_end_for(cg, &k);
 }
 
-static void finish(Micro *m)
-{
+static void finish(Micro *m) {
     Host *h = m->h;
     Cg *cg = h->cg;
     const Gemm *g = m->g;
@@ -135,8 +129,7 @@ static void finish(Micro *m)
     }
 }
 
-static void panel(Host *h, const Gemm *g, Val j, int vectors)
-{
+static void panel(Host *h, const Gemm *g, Val j, int vectors) {
     Cg *cg = h->cg;
     Micro m = {.h = h, .g = g, .rows = g->out.row < 0 ? 1 : h->mr, .vectors = vectors, .j = j};
     CHECK(m.rows * vectors <= 64 && vectors <= 8);
@@ -158,8 +151,7 @@ static void panel(Host *h, const Gemm *g, Val j, int vectors)
     cg_end_for(cg, &l);
 }
 
-void host_gemm(Host *h, const Gemm *g)
-{
+void host_gemm(Host *h, const Gemm *g) {
     Cg *cg = h->cg;
     int64_t width = (int64_t)h->lanes * h->nv;
     Val rest = cg_urem(cg, g->cols, cg_int64(cg, width)), whole = cg_sub(cg, g->cols, rest);
@@ -177,13 +169,11 @@ void host_gemm(Host *h, const Gemm *g)
 
 /* contractions of the kernel --------------------------------------------------------------------- */
 
-static bool tile_has(const Tile *t, int axis)
-{
+static bool tile_has(const Tile *t, int axis) {
     return axis >= 0 && (t->row == axis || t->col == axis);
 }
 
-static Term make_term(Host *h, const Tile *out, int v, bool minus)
-{
+static Term make_term(Host *h, const Tile *out, int v, bool minus) {
     const Inst *i = inst_at(h->k, v);
     Term t = {.axis = i->axis, .minus = minus};
     bool swap = tile_has(&h->tile[i->arg[0]], out->col);
@@ -204,8 +194,7 @@ static Term make_term(Host *h, const Tile *out, int v, bool minus)
 
 /* Any contraction, element by element: operands that share an axis besides the summed one, or a
  * result without columns. */
-static void contract_elements(Host *h, int v)
-{
+static void contract_elements(Host *h, int v) {
     Cg *cg = h->cg;
     const Inst *i = inst_at(h->k, v);
     const Tile *out = &h->tile[v];
@@ -242,8 +231,7 @@ static void contract_elements(Host *h, int v)
 /* Which contractions v is made of, with the signs they have in their sum. */
 typedef struct Parts { int count, value[64]; bool minus[64]; } Parts;
 
-static void find_parts(const Host *h, int root, int v, bool minus, Parts *p)
-{
+static void find_parts(const Host *h, int root, int v, bool minus, Parts *p) {
     const Inst *i = inst_at(h->k, v);
     if (i->op == OP_contract && (v == root || h->tile[v].anchor == root)) {
         CHECK(p->count < 64);
@@ -264,8 +252,7 @@ typedef struct Finish { int root; const Parts *parts; } Finish;
 
 /* All parts are summed in the accumulator already: it stands for the first, the others are zeros
  * that vanish in the sum. */
-static Val finish_value(At *at, Val acc, void *user)
-{
+static Val finish_value(At *at, Val acc, void *user) {
     const Finish *f = user;
     Cg *cg = at->h->cg;
     if (inst_at(at->h->k, f->root)->op == OP_contract)
@@ -279,8 +266,7 @@ static Val finish_value(At *at, Val acc, void *user)
     return cg_pointwise(cg, i->op, a, b);
 }
 
-void host_contract(Host *h, int v)
-{
+void host_contract(Host *h, int v) {
     Cg *cg = h->cg;
     const Tile *out = &h->tile[v];
     Parts parts = {0};

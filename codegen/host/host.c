@@ -13,50 +13,41 @@
 
 /* helpers -------------------------------------------------------------------------------------- */
 
-int64_t host_round(int64_t x, int64_t to)
-{
+int64_t host_round(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
 }
 
-int64_t host_alloc(Host *h, int64_t floats)
-{
+int64_t host_alloc(Host *h, int64_t floats) {
     int64_t offset = h->scratch_bytes;
     h->scratch_bytes = host_round(offset + 4 * floats, 64);
     return offset;
 }
 
-Val host_at(Host *h, int64_t offset)
-{
+Val host_at(Host *h, int64_t offset) {
     return cg_gep8(h->cg, h->scratch, cg_int64(h->cg, offset));
 }
 
-Val host_element(Host *h, Val base, Val index, int64_t size)
-{
+Val host_element(Host *h, Val base, Val index, int64_t size) {
     return cg_gep8(h->cg, base, cg_mul(h->cg, index, cg_int64(h->cg, size)));
 }
 
-Val host_min(Host *h, Val a, Val b)
-{
+Val host_min(Host *h, Val a, Val b) {
     return cg_select(h->cg, cg_cmp(h->cg, LLVMIntSLT, a, b), a, b);
 }
 
-Val host_max(Host *h, Val a, Val b)
-{
+Val host_max(Host *h, Val a, Val b) {
     return cg_select(h->cg, cg_cmp(h->cg, LLVMIntSGT, a, b), a, b);
 }
 
-Val host_splat(Host *h, Val x)
-{
+Val host_splat(Host *h, Val x) {
     return LLVMTypeOf(x) == h->cg->f32 ? cg_splat(h->cg, x, h->lanes) : x;
 }
 
-Val host_zero(Host *h)
-{
+Val host_zero(Host *h) {
     return LLVMConstNull(h->vec);
 }
 
-void host_copy(Host *h, Val out, int64_t ld_out, Val in, int64_t ld_in, Val rows, int64_t cols)
-{
+void host_copy(Host *h, Val out, int64_t ld_out, Val in, int64_t ld_in, Val rows, int64_t cols) {
     Cg *cg = h->cg;
     Loop r = cg_for(cg, cg_int64(cg, 0), rows, 1, false);
     Val to = host_element(h, out, r.i, 4 * ld_out), from = host_element(h, in, r.i, 4 * ld_in);
@@ -67,8 +58,7 @@ void host_copy(Host *h, Val out, int64_t ld_out, Val in, int64_t ld_in, Val rows
     cg_end_for(cg, &r);
 }
 
-void host_fill_zero(Host *h, Val p, int64_t bytes)
-{
+void host_fill_zero(Host *h, Val p, int64_t bytes) {
     Cg *cg = h->cg;
     Loop l = cg_for(cg, cg_int64(cg, 0), cg_int64(cg, bytes), 4 * h->lanes, false);
     cg_store(cg, host_zero(h), cg_gep8(cg, p, l.i), 4);
@@ -77,8 +67,7 @@ void host_fill_zero(Host *h, Val p, int64_t bytes)
 
 /* Element-aligned access to a caller's tensor; only lanes in `mask` are touched (NULL = all), the
  * others read as zero. */
-Val host_load_masked(Host *h, Ty t, Val p, Val mask)
-{
+Val host_load_masked(Host *h, Ty t, Val p, Val mask) {
     Cg *cg = h->cg;
     if (!mask)
         return cg_load(cg, t, p, 1);
@@ -87,8 +76,7 @@ Val host_load_masked(Host *h, Ty t, Val p, Val mask)
     return cg_intrinsic(cg, "llvm.masked.load", overload, 2, arg, 3);
 }
 
-void host_store_masked(Host *h, Val x, Val p, Val mask)
-{
+void host_store_masked(Host *h, Val x, Val p, Val mask) {
     Cg *cg = h->cg;
     if (!mask) {
         cg_store(cg, x, p, 1);
@@ -102,8 +90,7 @@ void host_store_masked(Host *h, Val x, Val p, Val mask)
 /* sequences ------------------------------------------------------------------------------------ */
 
 /* cu[n] as i64; offsets are 4 or 8 bytes wide. */
-static Val load_offset(Host *h, Val cu, Val n)
-{
+static Val load_offset(Host *h, Val cu, Val n) {
     Cg *cg = h->cg;
     Var x = cg_var(cg, cg->i64, NULL);
     If wide = cg_if(cg, cg_cmp(cg, LLVMIntEQ, cg_frame_field(cg, FRAME_CU_WIDTH), cg_int64(cg, 8)));
@@ -115,8 +102,7 @@ static Val load_offset(Host *h, Val cu, Val n)
     return cg_get(cg, x);
 }
 
-static void open_sequence(Host *h, Val n)
-{
+static void open_sequence(Host *h, Val n) {
     Cg *cg = h->cg;
     Val T = cg_frame_field(cg, FRAME_T), cu = cg_frame_field(cg, FRAME_CU);
     Var row0 = cg_var(cg, cg->i64, cg_mul(cg, n, T)), length = cg_var(cg, cg->i64, T);
@@ -131,8 +117,7 @@ static void open_sequence(Host *h, Val n)
 }
 
 /* Where this head's elements of each input begin, and how far apart its tokens are. */
-static void open_inputs(Host *h)
-{
+static void open_inputs(Host *h) {
     Cg *cg = h->cg;
     for (int i = 0; i < h->k->in.count; i++) {
         const Port *p = &h->k->in.at[i];
@@ -152,8 +137,7 @@ static void open_inputs(Host *h)
  * masked. */
 typedef struct Move { Host *h; Val outside; bool in; } Move;
 
-static void move_columns(At *at, void *user)
-{
+static void move_columns(At *at, void *user) {
     Move *m = user;
     Host *h = m->h;
     Cg *cg = h->cg;
@@ -165,8 +149,7 @@ static void move_columns(At *at, void *user)
         host_store_masked(h, host_load(at, &h->state, 0), p, at->mask);
 }
 
-static void move_state(Host *h, Val outside, bool in)
-{
+static void move_state(Host *h, Val outside, bool in) {
     Cg *cg = h->cg;
     Move m = {h, outside, in};
     Loop r = cg_for(cg, cg_int64(cg, 0), cg_int64(cg, axis_size(h, AXIS_K)), 1, false);
@@ -175,16 +158,14 @@ static void move_state(Host *h, Val outside, bool in)
     cg_end_for(cg, &r);
 }
 
-static Val state_of_task(Host *h, Val base, Val task)
-{
+static Val state_of_task(Host *h, Val base, Val task) {
     Val p = LLVMBuildIntToPtr(h->cg->b, base, h->cg->ptr, "");
     return host_element(h, p, task, 4 * axis_size(h, AXIS_K) * axis_size(h, AXIS_V));
 }
 
 /* the function --------------------------------------------------------------------------------- */
 
-static void build_task(Host *h, Val task, Algo algo)
-{
+static void build_task(Host *h, Val task, Algo algo) {
     Cg *cg = h->cg;
     h->heads = cg_frame_field(cg, FRAME_H);
     Val n = LLVMBuildSDiv(cg->b, task, h->heads, "");
@@ -221,22 +202,19 @@ static void build_task(Host *h, Val task, Algo algo)
     LLVMPositionBuilderAtEnd(cg->b, end);
 }
 
-static void string_attribute(Cg *cg, const char *name, const char *value)
-{
+static void string_attribute(Cg *cg, const char *name, const char *value) {
     LLVMAddAttributeAtIndex(cg->fn, LLVMAttributeFunctionIndex,
                             LLVMCreateStringAttribute(cg->ctx, name, (unsigned)strlen(name), value,
                                                       (unsigned)strlen(value)));
 }
 
-static void enum_attribute(Cg *cg, unsigned index, const char *name, uint64_t value)
-{
+static void enum_attribute(Cg *cg, unsigned index, const char *name, uint64_t value) {
     unsigned kind = LLVMGetEnumAttributeKindForName(name, strlen(name));
     LLVMAddAttributeAtIndex(cg->fn, index, LLVMCreateEnumAttribute(cg->ctx, kind, value));
 }
 
 /* void symbol(const int64_t *frame, int64_t first, int64_t last, void *scratch) */
-static void build_function(Host *h, const char *symbol, Algo algo)
-{
+static void build_function(Host *h, const char *symbol, Algo algo) {
     Cg *cg = h->cg;
     Ty param[4] = {cg->ptr, cg->i64, cg->i64, cg->ptr};
     cg->fn = LLVMAddFunction(cg->mod, symbol, LLVMFunctionType(cg->voidt, param, 4, false));
@@ -258,8 +236,7 @@ static void build_function(Host *h, const char *symbol, Algo algo)
 
 /* Vector length and micro-kernel by the registers there are. A product of mr x nv accumulators must
  * cover the latency of fma and leave room for nv operands and one broadcast. */
-static void choose_vectors(Host *h)
-{
+static void choose_vectors(Host *h) {
     const Cg *cg = h->cg;
     const char *f = cg->features;
     if (strstr(f, "+avx512f") || strcmp(cg->cpu, "x86-64-v4") == 0) {
@@ -272,8 +249,7 @@ static void choose_vectors(Host *h)
     h->vec = LLVMVectorType(cg->f32, (unsigned)h->lanes);
 }
 
-static bool build(Cg *cg, Algo algo, CgModule *out, const char **why)
-{
+static bool build(Cg *cg, Algo algo, CgModule *out, const char **why) {
     const Kernel *k = cg->k;
     Host h = {.cg = cg, .k = k, .slots = 1};
     choose_vectors(&h);
@@ -294,8 +270,7 @@ static bool build(Cg *cg, Algo algo, CgModule *out, const char **why)
     return cg_optimize(cg, why) && cg_emit(cg, out, why);
 }
 
-CgModule *codegen_host(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why)
-{
+CgModule *codegen_host(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why) {
     CHECK((opt->algo == ALGO_chunk) == (k->level == LEVEL_tile));
     Cg *volatile cg = cg_open(arena, k, opt, why);
     if (!cg)

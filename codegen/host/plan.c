@@ -9,27 +9,23 @@
 
 enum { MAX_TERMS = 64 }; /* contractions that fusion looks at; a kernel has two or three an out */
 
-static bool elementwise(const Inst *i)
-{
+static bool elementwise(const Inst *i) {
     return op_info[i->op].class == CLASS_PURE;
 }
 
-int64_t host_capacity(const Host *h, int axis)
-{
+int64_t host_capacity(const Host *h, int axis) {
     if (axis > AXIS_U)
         return axis_size(h, axis);
     return h->k->level == LEVEL_recurrence ? 1 : axis_size(h, axis);
 }
 
 /* An odd number of cache lines from row to row, so that a column does not fall on one cache set. */
-static int64_t leading(const Host *h, int64_t cols)
-{
+static int64_t leading(const Host *h, int64_t cols) {
     int64_t ld = host_round(cols, h->lanes);
     return ld >= 64 && ld / 16 % 2 == 0 ? host_round(ld, 16) + 16 : ld;
 }
 
-void host_place(Host *h, Tile *t, Shape shape)
-{
+void host_place(Host *h, Tile *t, Shape shape) {
     t->there = true;
     t->row = t->col = AXIS_none;
     t->anchor = -1;
@@ -53,8 +49,7 @@ void host_place(Host *h, Tile *t, Shape shape)
 /* which values --------------------------------------------------------------------------------- */
 
 /* Roughly the instructions of evaluating v at one element, down to values with tiles. */
-static int64_t cost(const Host *h, int v)
-{
+static int64_t cost(const Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     if (h->tile[v].there || i->op == OP_const)
         return 1;
@@ -76,8 +71,7 @@ static int64_t cost(const Host *h, int v)
 }
 
 /* Whether the elementwise expression v has a contraction in it. */
-static bool contracts(const Host *h, int v)
-{
+static bool contracts(const Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     if (i->op == OP_contract)
         return true;
@@ -88,8 +82,7 @@ static bool contracts(const Host *h, int v)
 }
 
 /* Whether every leaf of the elementwise expression v is a tile or a number. */
-static bool from_tiles(const Host *h, int v)
-{
+static bool from_tiles(const Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     if (h->tile[v].there || i->op == OP_const)
         return true;
@@ -99,19 +92,16 @@ static bool from_tiles(const Host *h, int v)
     return elementwise(i);
 }
 
-static bool on_two_lattice_axes(const Host *h, int v)
-{
+static bool on_two_lattice_axes(const Host *h, int v) {
     return shape_lattice(inst_at(h->k, v)->shape).rank == 2;
 }
 
-static void want(Host *h, int v)
-{
+static void want(Host *h, int v) {
     if (v >= 0 && inst_at(h->k, v)->op != OP_const)
         h->tile[v].there = true;
 }
 
-static bool always_tile(const Host *h, const Inst *i)
-{
+static bool always_tile(const Host *h, const Inst *i) {
     if (i->op == OP_weave) /* with one slot, rows can be read where they are */
         return h->slots > 1 || i->shape.rank == 1;
     if (i->op == OP_sum || i->op == OP_cumsum || i->op == OP_read)
@@ -120,8 +110,7 @@ static bool always_tile(const Host *h, const Inst *i)
 }
 
 /* Tiles that an instruction's operands need. */
-static void want_operands(Host *h, int v)
-{
+static void want_operands(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     OpClass class = op_info[i->op].class;
     for (int j = 0; j < i->nargs; j++) {
@@ -139,8 +128,7 @@ static void want_operands(Host *h, int v)
     }
 }
 
-static void choose_tiles(Host *h)
-{
+static void choose_tiles(Host *h) {
     const Kernel *k = h->k;
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
@@ -168,8 +156,7 @@ static void choose_tiles(Host *h)
 }
 
 /* One operand of contraction v has the rows, the other the columns of the result. */
-bool host_is_product(const Host *h, int v)
-{
+bool host_is_product(const Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     Shape a = inst_at(h->k, i->arg[0])->shape, b = inst_at(h->k, i->arg[1])->shape, out = i->shape;
     if (out.rank == 1)
@@ -184,8 +171,7 @@ bool host_is_product(const Host *h, int v)
 /* contractions as parts of elementwise values ---------------------------------------------------- */
 
 /* Contractions that may join `root`'s computation: used once, same axes, elementwise in between. */
-static int candidates(const Host *h, int root, int v, int *found)
-{
+static int candidates(const Host *h, int root, int v, int *found) {
     const Inst *i = inst_at(h->k, v);
     bool single = v == root || (h->uses[v] == 1 && !(elementwise(i) && h->tile[v].there));
     if (!single || !shape_equal(i->shape, inst_at(h->k, root)->shape))
@@ -200,14 +186,12 @@ static int candidates(const Host *h, int root, int v, int *found)
     return n;
 }
 
-static bool is_sum(const Inst *i)
-{
+static bool is_sum(const Inst *i) {
     return i->op == OP_add || i->op == OP_sub || i->op == OP_neg;
 }
 
 /* Whether v is a candidate or a sum whose terms are; then all of them are in `term`. */
-static int sum_terms(const Host *h, int root, int v, int *term)
-{
+static int sum_terms(const Host *h, int root, int v, int *term) {
     const Inst *i = inst_at(h->k, v);
     int found[MAX_TERMS];
     if (i->op == OP_contract)
@@ -220,8 +204,7 @@ static int sum_terms(const Host *h, int root, int v, int *term)
 
 /* The highest sum in root's expression that contractions are terms of, looking along the first
  * operand that has any. */
-static int fused_terms(const Host *h, int root, int *term)
-{
+static int fused_terms(const Host *h, int root, int *term) {
     int v = root, found[MAX_TERMS];
     while (elementwise(inst_at(h->k, v))) {
         const Inst *i = inst_at(h->k, v);
@@ -241,8 +224,7 @@ static int fused_terms(const Host *h, int root, int *term)
 
 /* Subexpressions of a fused value without contractions: those that read tensors become tiles, as
  * micro-kernels run past the last row. */
-static void settle_rest(Host *h, int root, int v)
-{
+static void settle_rest(Host *h, int root, int v) {
     const Inst *i = inst_at(h->k, v);
     if (h->tile[v].anchor == root || i->op == OP_const)
         return;
@@ -257,8 +239,7 @@ static void settle_rest(Host *h, int root, int v)
         settle_rest(h, root, i->arg[j]);
 }
 
-static void fuse_contractions(Host *h)
-{
+static void fuse_contractions(Host *h) {
     int term[MAX_TERMS], contractions = 0;
     for (int v = 0; v < h->k->inst.count; v++)
         contractions += inst_at(h->k, v)->op == OP_contract;
@@ -282,8 +263,7 @@ static void fuse_contractions(Host *h)
 
 /* An elementwise value on two lattice axes lies as its operands do, and is zero where a factor is:
  * column < mul * row + add. */
-static void place_lattice(Host *h, int v)
-{
+static void place_lattice(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     Tile *t = &h->tile[v];
     bool first = true;
@@ -299,8 +279,7 @@ static void place_lattice(Host *h, int v)
     }
 }
 
-static void place_weave(Host *h, int v)
-{
+static void place_weave(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     Tile *t = &h->tile[v];
     for (int s = 0; s < i->nargs; s++) {
@@ -316,8 +295,7 @@ static void place_weave(Host *h, int v)
 }
 
 /* The zeros of a product of matrices that both have some. */
-static void place_product(Host *h, int v)
-{
+static void place_product(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     Tile *t = &h->tile[v];
     for (int j = 0; j < 2; j++) {
@@ -330,8 +308,7 @@ static void place_product(Host *h, int v)
     }
 }
 
-static void place_value(Host *h, int v)
-{
+static void place_value(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     Tile *t = &h->tile[v];
     const Tile *a = i->nargs > 0 && i->arg[0] >= 0 ? &h->tile[i->arg[0]] : NULL;
@@ -370,8 +347,7 @@ static void place_value(Host *h, int v)
 }
 
 /* The next state takes the place of the old one when nothing but its own elements needs that. */
-static void place_next(Host *h)
-{
+static void place_next(Host *h) {
     const Kernel *k = h->k;
     for (int v = 0; v < k->inst.count; v++) {
         if (inst_at(k, v)->op != OP_next)
@@ -388,8 +364,7 @@ static void place_next(Host *h)
     }
 }
 
-bool host_plan(Host *h, const char **why)
-{
+bool host_plan(Host *h, const char **why) {
     const Kernel *k = h->k;
     h->tile = NEW_ARRAY(h->cg->arena, Tile, k->inst.count);
     h->uses = NEW_ARRAY(h->cg->arena, int, k->inst.count);

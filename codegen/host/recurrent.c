@@ -17,19 +17,16 @@ typedef struct Sweep {
     bool writes;
 } Sweep;
 
-static bool reads_keys(const Host *h, const Inst *i)
-{
+static bool reads_keys(const Host *h, const Inst *i) {
     return shape_has(inst_at(h->k, i->arg[0])->shape, AXIS_K);
 }
 
-static bool is_sweep_op(Op op)
-{
+static bool is_sweep_op(Op op) {
     return op == OP_decay || op == OP_read || op == OP_update;
 }
 
 /* Whether state operation v can join the sweep: no operand needs a read of it. */
-static bool joins(Host *h, const Sweep *s, int v)
-{
+static bool joins(Host *h, const Sweep *s, int v) {
     const Inst *i = inst_at(h->k, v);
     if (s->count == MAX_SWEEP)
         return false;
@@ -54,15 +51,13 @@ typedef struct Panel {
 } Panel;
 
 /* The operand of a state operation that lies along V, or -1. */
-static int side_operand(const Host *h, const Inst *i)
-{
+static int side_operand(const Host *h, const Inst *i) {
     if (i->op == OP_update)
         return i->arg[1];
     return shape_has(inst_at(h->k, i->arg[0])->shape, AXIS_V) ? i->arg[0] : -1;
 }
 
-static void open_panel(Panel *p, Val j)
-{
+static void open_panel(Panel *p, Val j) {
     Host *h = p->h;
     Cg *cg = h->cg;
     for (int n = 0; n < p->vectors; n++) {
@@ -80,8 +75,7 @@ static void open_panel(Panel *p, Val j)
 }
 
 /* y[k] += s x over this panel. */
-static void read_by_values(Panel *p, int o, At *key, const Val *s)
-{
+static void read_by_values(Panel *p, int o, At *key, const Val *s) {
     Host *h = p->h;
     Cg *cg = h->cg;
     Val sum = host_zero(h);
@@ -93,8 +87,7 @@ static void read_by_values(Panel *p, int o, At *key, const Val *s)
     host_store(key, t, 0, cg_fadd(cg, host_load(key, t, 0), host_reduce(h, sum)));
 }
 
-static void sweep_row(Panel *p, Val k)
-{
+static void sweep_row(Panel *p, Val k) {
     Host *h = p->h;
     Cg *cg = h->cg;
     Val s[MAX_PANEL];
@@ -126,8 +119,7 @@ static void sweep_row(Panel *p, Val k)
     }
 }
 
-static void sweep_panel(Host *h, const Sweep *s, Val j, int vectors, Val mask)
-{
+static void sweep_panel(Host *h, const Sweep *s, Val j, int vectors, Val mask) {
     Cg *cg = h->cg;
     Panel *p = NEW(cg->arena, Panel);
     *p = (Panel){.h = h, .sweep = s, .vectors = vectors, .mask = mask};
@@ -143,8 +135,7 @@ static void sweep_panel(Host *h, const Sweep *s, Val j, int vectors, Val mask)
 }
 
 /* Columns in panels of as many vectors as registers hold for all that the sweep sums and reads. */
-static void sweep_columns(Host *h, const Sweep *s)
-{
+static void sweep_columns(Host *h, const Sweep *s) {
     Cg *cg = h->cg;
     int registers = h->lanes == 16 ? 28 : 14, vectors = MAX_PANEL;
     int64_t size = axis_size(h, AXIS_V), whole = size / h->lanes;
@@ -169,8 +160,7 @@ static void sweep_columns(Host *h, const Sweep *s)
     }
 }
 
-static void run_sweep(Host *h, const Sweep *s)
-{
+static void run_sweep(Host *h, const Sweep *s) {
     for (int o = 0; o < s->count; o++) {
         const Inst *i = inst_at(h->k, s->op[o]);
         for (int j = 0; j < i->nargs; j++)
@@ -184,8 +174,7 @@ static void run_sweep(Host *h, const Sweep *s)
         h->tile[s->op[o]].done = true;
 }
 
-static void run_token(Host *h)
-{
+static void run_token(Host *h) {
     const Kernel *k = h->k;
     Sweep s = {0};
     for (int v = 0; v < k->inst.count; v++) {
@@ -210,8 +199,7 @@ static void run_token(Host *h)
     host_roll_history(h);
 }
 
-void host_recurrent_task(Host *h)
-{
+void host_recurrent_task(Host *h) {
     Cg *cg = h->cg;
     Val zero = cg_int64(cg, 0);
     h->token0 = zero;

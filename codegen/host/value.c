@@ -9,19 +9,16 @@
 
 /* places --------------------------------------------------------------------------------------- */
 
-static size_t memo_bytes(const Host *h)
-{
+static size_t memo_bytes(const Host *h) {
     return (size_t)h->k->inst.count * sizeof(Val);
 }
 
-At host_at_row(Host *h, int row_axis, Val row)
-{
+At host_at_row(Host *h, int row_axis, Val row) {
     return (At){.h = h, .row_axis = row_axis, .col_axis = AXIS_none, .row = row,
                 .memo = NEW_ARRAY(h->cg->arena, Val, h->k->inst.count + 1)};
 }
 
-At host_at_col(const At *at, int col_axis, Val col, Val mask)
-{
+At host_at_col(const At *at, int col_axis, Val col, Val mask) {
     At c = *at;
     c.col_axis = col_axis;
     c.col = col;
@@ -31,8 +28,7 @@ At host_at_col(const At *at, int col_axis, Val col, Val mask)
     return c;
 }
 
-static Val gather(Host *h, Val p, int64_t stride)
-{
+static Val gather(Host *h, Val p, int64_t stride) {
     Cg *cg = h->cg;
     Val x = LLVMGetPoison(h->vec);
     for (int i = 0; i < h->lanes; i++)
@@ -42,8 +38,7 @@ static Val gather(Host *h, Val p, int64_t stride)
 
 /* Address of the tile's element here; *stride = bytes from lane to lane, 0 when it has no column
  * axis here. */
-static Val locate(At *at, const Tile *t, int shift, int64_t *stride)
-{
+static Val locate(At *at, const Tile *t, int shift, int64_t *stride) {
     Host *h = at->h;
     Val p = host_at(h, t->offset + 4 * t->ld * (shift + t->history));
     const int axis[2] = {t->row, t->col};
@@ -65,8 +60,7 @@ static Val locate(At *at, const Tile *t, int shift, int64_t *stride)
     return p;
 }
 
-Val host_load(At *at, const Tile *t, int shift)
-{
+Val host_load(At *at, const Tile *t, int shift) {
     int64_t stride;
     Val p = locate(at, t, shift, &stride);
     if (stride == 0)
@@ -76,8 +70,7 @@ Val host_load(At *at, const Tile *t, int shift)
     return gather(at->h, p, stride);
 }
 
-void host_store(At *at, const Tile *t, int shift, Val x)
-{
+void host_store(At *at, const Tile *t, int shift, Val x) {
     int64_t stride;
     Val p = locate(at, t, shift, &stride);
     CHECK(stride == 0 || stride == 4);
@@ -87,13 +80,11 @@ void host_store(At *at, const Tile *t, int shift, Val x)
 /* tensors -------------------------------------------------------------------------------------- */
 
 /* 16-bit elements travel as integers: masked access to them is then one instruction. */
-static Ty memory_type(Host *h, Elem e)
-{
+static Ty memory_type(Host *h, Elem e) {
     return e == ELEM_bf16 || e == ELEM_f16 ? h->cg->i16 : cg_elem_type(h->cg, e);
 }
 
-static Val load_elements(Host *h, Val p, Elem e, bool vector, Val mask)
-{
+static Val load_elements(Host *h, Val p, Elem e, bool vector, Val mask) {
     Cg *cg = h->cg;
     Ty t = memory_type(h, e), want = cg_elem_type(cg, e);
     if (!vector)
@@ -102,8 +93,7 @@ static Val load_elements(Host *h, Val p, Elem e, bool vector, Val mask)
     return cg_to_f32(cg, LLVMBuildBitCast(cg->b, x, LLVMVectorType(want, (unsigned)h->lanes), ""));
 }
 
-static void store_elements(Host *h, Val x, Val p, Elem e, Val mask)
-{
+static void store_elements(Host *h, Val x, Val p, Elem e, Val mask) {
     Cg *cg = h->cg;
     Ty t = memory_type(h, e);
     bool vector = LLVMTypeOf(x) != cg->f32;
@@ -117,8 +107,7 @@ static void store_elements(Host *h, Val x, Val p, Elem e, Val mask)
 }
 
 /* Input or parameter at this head and token; element (row of its first axis, column). */
-static Val load_input(At *at, const Inst *i)
-{
+static Val load_input(At *at, const Inst *i) {
     Host *h = at->h;
     Cg *cg = h->cg;
     const Port *port = &h->k->in.at[i->index];
@@ -145,8 +134,7 @@ static Val load_input(At *at, const Inst *i)
 
 /* values --------------------------------------------------------------------------------------- */
 
-static Val compute_pure(At *at, const Inst *i)
-{
+static Val compute_pure(At *at, const Inst *i) {
     Host *h = at->h;
     Val a = host_value(at, i->arg[0]), b = i->nargs > 1 ? host_value(at, i->arg[1]) : NULL;
     if (b && LLVMTypeOf(a) != LLVMTypeOf(b)) {
@@ -157,8 +145,7 @@ static Val compute_pure(At *at, const Inst *i)
 }
 
 /* The value by its operation, whether or not it has a tile. */
-static Val compute(At *at, int v)
-{
+static Val compute(At *at, int v) {
     const Inst *i = inst_at(at->h->k, v);
     switch ((int)i->op) {
     case OP_const:
@@ -180,8 +167,7 @@ static Val compute(At *at, int v)
     }
 }
 
-Val host_value(At *at, int v)
-{
+Val host_value(At *at, int v) {
     if (at->memo[v])
         return at->memo[v];
     const Tile *t = &at->h->tile[v];
@@ -189,13 +175,11 @@ Val host_value(At *at, int v)
     return at->memo[v] = t->there ? host_load(at, t, 0) : compute(at, v);
 }
 
-Val host_vector(At *at, int v)
-{
+Val host_vector(At *at, int v) {
     return host_splat(at->h, host_value(at, v));
 }
 
-void host_need(Host *h, int v)
-{
+void host_need(Host *h, int v) {
     Tile *t = &h->tile[v];
     if (t->there) {
         if (!t->done)
@@ -210,13 +194,11 @@ void host_need(Host *h, int v)
 }
 
 /* Whether v changes from column to column of axis `axis`. */
-static bool varies(const Host *h, int v, int axis)
-{
+static bool varies(const Host *h, int v, int axis) {
     return shape_has(inst_at(h->k, v)->shape, axis);
 }
 
-void host_hoist(At *at, int v, int col_axis)
-{
+void host_hoist(At *at, int v, int col_axis) {
     const Inst *i = inst_at(at->h->k, v);
     if (!varies(at->h, v, col_axis)) {
         host_value(at, v);
@@ -234,8 +216,7 @@ void host_hoist(At *at, int v, int col_axis)
 
 /* loops ---------------------------------------------------------------------------------------- */
 
-void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user)
-{
+void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user) {
     Host *h = at->h;
     Cg *cg = h->cg;
     Val zero = cg_int64(cg, 0);
@@ -265,8 +246,7 @@ void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user
 }
 
 /* Whether evaluating v here reads tensors of the caller along `axis`. */
-static bool reads_tensors(const Host *h, int v, int axis)
-{
+static bool reads_tensors(const Host *h, int v, int axis) {
     const Inst *i = inst_at(h->k, v);
     if (i->op == OP_in)
         return varies(h, v, axis);
@@ -279,8 +259,7 @@ static bool reads_tensors(const Host *h, int v, int axis)
 
 typedef struct Fill { const Tile *tile; int v; Val row, previous; } Fill;
 
-static void store_column(At *at, void *user)
-{
+static void store_column(At *at, void *user) {
     Fill *f = user;
     At to = *at;
     Val x = at->h->tile[f->v].there && &at->h->tile[f->v] == f->tile ? compute(at, f->v)
@@ -291,8 +270,7 @@ static void store_column(At *at, void *user)
 }
 
 /* One row of `tile` from value v at `at`; the row goes to number `row`. */
-static void store_row(At *at, const Tile *tile, int v, Val row)
-{
+static void store_row(At *at, const Tile *tile, int v, Val row) {
     Host *h = at->h;
     Fill f = {.tile = tile, .v = v, .row = row};
     bool own = &h->tile[v] == tile;
@@ -314,8 +292,7 @@ static void store_row(At *at, const Tile *tile, int v, Val row)
     host_columns(at, tile->col, exact, store_column, &f);
 }
 
-void host_fill_tile(Host *h, const Tile *t, int v)
-{
+void host_fill_tile(Host *h, const Tile *t, int v) {
     Cg *cg = h->cg;
     if (t->row < 0 || (h->k->level == LEVEL_recurrence && t->row == AXIS_C)) {
         At at = host_at_row(h, AXIS_C, cg_int64(cg, 0));
@@ -329,8 +306,7 @@ void host_fill_tile(Host *h, const Tile *t, int v)
 }
 
 /* Row t*slots+s of the tile is operand s at token t. */
-static void fill_weave(Host *h, int v)
-{
+static void fill_weave(Host *h, int v) {
     Cg *cg = h->cg;
     const Inst *i = inst_at(h->k, v);
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
@@ -346,8 +322,7 @@ static void fill_weave(Host *h, int v)
 
 typedef struct Sum { int v; Var total; } Sum;
 
-static void add_column(At *at, void *user)
-{
+static void add_column(At *at, void *user) {
     Sum *s = user;
     Cg *cg = at->h->cg;
     Val x = host_vector(at, s->v);
@@ -356,16 +331,14 @@ static void add_column(At *at, void *user)
     cg_set(cg, s->total, cg_fadd(cg, cg_get(cg, s->total), x));
 }
 
-Val host_reduce(Host *h, Val x)
-{
+Val host_reduce(Host *h, Val x) {
     Val arg[2] = {cg_float(h->cg, -0.0), x};
     Val y = cg_intrinsic(h->cg, "llvm.vector.reduce.fadd", &h->vec, 1, arg, 2);
     LLVMSetFastMathFlags(y, LLVMFastMathAllowReassoc); /* a tree instead of a chain */
     return y;
 }
 
-static void fill_sum(Host *h, int v)
-{
+static void fill_sum(Host *h, int v) {
     Cg *cg = h->cg;
     const Inst *i = inst_at(h->k, v);
     const Tile *t = &h->tile[v];
@@ -382,8 +355,7 @@ static void fill_sum(Host *h, int v)
         cg_end_for(cg, &l);
 }
 
-static void add_previous(At *at, void *user)
-{
+static void add_previous(At *at, void *user) {
     const Fill *f = user;
     Val before = host_load(at, f->tile, -1), x = host_value(at, f->v);
     if (LLVMTypeOf(before) != LLVMTypeOf(x))
@@ -391,8 +363,7 @@ static void add_previous(At *at, void *user)
     host_store(at, f->tile, 0, cg_fadd(at->h->cg, before, x));
 }
 
-static void fill_cumsum(Host *h, int v)
-{
+static void fill_cumsum(Host *h, int v) {
     Cg *cg = h->cg;
     int a = inst_at(h->k, v)->arg[0];
     Fill f = {.tile = &h->tile[v], .v = a};
@@ -408,8 +379,7 @@ static void fill_cumsum(Host *h, int v)
     cg_end_for(cg, &l);
 }
 
-void host_fill(Host *h, int v)
-{
+void host_fill(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     for (int j = 0; j < i->nargs; j++)
         host_need(h, i->arg[j]);
@@ -425,16 +395,14 @@ void host_fill(Host *h, int v)
 
 /* histories and outputs ------------------------------------------------------------------------ */
 
-void host_clear_history(Host *h)
-{
+void host_clear_history(Host *h) {
     for (int v = 0; v < h->k->inst.count; v++)
         if (h->tile[v].there && h->tile[v].history)
             host_fill_zero(h, host_at(h, h->tile[v].offset),
                            host_round(4 * h->tile[v].ld, 4 * h->lanes));
 }
 
-void host_roll_history(Host *h)
-{
+void host_roll_history(Host *h) {
     Cg *cg = h->cg;
     for (int v = 0; v < h->k->inst.count; v++) {
         const Tile *t = &h->tile[v];
@@ -451,8 +419,7 @@ void host_roll_history(Host *h)
 
 typedef struct Out { const Inst *inst; Val p; Elem elem; } Out;
 
-static void store_output(At *at, void *user)
-{
+static void store_output(At *at, void *user) {
     const Out *o = user;
     Host *h = at->h;
     Val x = host_value(at, o->inst->arg[0]);
@@ -461,8 +428,7 @@ static void store_output(At *at, void *user)
     store_elements(h, vector ? host_splat(h, x) : x, p, o->elem, at->mask);
 }
 
-void host_out(Host *h, const Inst *i)
-{
+void host_out(Host *h, const Inst *i) {
     Cg *cg = h->cg;
     const Port *port = &h->k->out.at[i->index];
     host_need(h, i->arg[0]);

@@ -16,16 +16,14 @@ enum { CASES = 120, REGIMES = 6, LENGTHS = 5 };
 
 typedef struct Code { HostCode *code; HostEntry *entry; void *scratch; } Code;
 
-static void fail_case(const Kernel *k, uint64_t seed, const char *what)
-{
+static void fail_case(const Kernel *k, uint64_t seed, const char *what) {
     Buf text;
     buf_init(&text, k->arena);
     kernel_print(k, &text);
     fail_msg("%s (GDR_SEED=%llu)\n%s", what, (unsigned long long)seed, text.text);
 }
 
-static Code compile(const Kernel *k, uint64_t seed, Algo algo)
-{
+static Code compile(const Kernel *k, uint64_t seed, Algo algo) {
     const CgOptions opt = {.target = "host", .algo = algo, .opt_level = 1 + (int)(seed % 2)};
     const char *why = NULL;
     char text[256];
@@ -44,15 +42,13 @@ static Code compile(const Kernel *k, uint64_t seed, Algo algo)
     return c;
 }
 
-static void close_code(Code *c)
-{
+static void close_code(Code *c) {
     hostjit_free(c->code);
     free(c->scratch);
 }
 
 /* fp64 data as f32 tensors; the data is rounded to what the tensors hold. */
-static float *narrow(Arena *a, double *x, int64_t n)
-{
+static float *narrow(Arena *a, double *x, int64_t n) {
     float *y = NEW_ARRAY(a, float, n + 1);
     for (int64_t i = 0; i < n; i++)
         x[i] = y[i] = (float)x[i];
@@ -60,8 +56,7 @@ static float *narrow(Arena *a, double *x, int64_t n)
 }
 
 static void check_values(const Kernel *k, uint64_t seed, const double *want, const float *got,
-                         int64_t n, const char *name)
-{
+                         int64_t n, const char *name) {
     double scale = 1e-3, worst = 0;
     for (int64_t i = 0; i < n; i++)
         scale = fmax(scale, fabs(want[i]));
@@ -77,8 +72,7 @@ static void check_values(const Kernel *k, uint64_t seed, const double *want, con
 }
 
 static void check_run(Arena *a, const Kernel *token, const Kernel *k, Code *c, uint64_t seed,
-                      Rng *r, int64_t T)
-{
+                      Rng *r, int64_t T) {
     Data d = data_fill(a, token, r, T, (int)(seed % REGIMES));
     int64_t *frame = NEW_ARRAY(a, int64_t, frame_fields(k)), total;
     int64_t states = (int64_t)k->axis.at[AXIS_K].size * k->axis.at[AXIS_V].size;
@@ -106,8 +100,7 @@ static void check_run(Arena *a, const Kernel *token, const Kernel *k, Code *c, u
 }
 
 /* Returns whether there is a chunk form. */
-static bool check_kernel(Arena *a, const Kernel *token, uint64_t seed, Rng *r)
-{
+static bool check_kernel(Arena *a, const Kernel *token, uint64_t seed, Rng *r) {
     Kernel *k = kernel_clone(token);
     passes_run(k, "lattice", NULL);
     bool chunkable = k->facts.chunkable;
@@ -130,8 +123,7 @@ static bool check_kernel(Arena *a, const Kernel *token, uint64_t seed, Rng *r)
     return chunkable;
 }
 
-static void test_random(void **state)
-{
+static void test_random(void **state) {
     (void)state;
     const char *replay = getenv("GDR_SEED");
     uint64_t only = replay ? strtoull(replay, NULL, 10) : 0;
@@ -153,8 +145,7 @@ static void test_random(void **state)
     assert_true(only || chunks > cases / 2);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

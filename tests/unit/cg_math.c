@@ -18,18 +18,15 @@
 
 enum { LANES = 16 };
 
-static double softplus_ref(double x)
-{
+static double softplus_ref(double x) {
     return fmax(x, 0.0) + log1p(exp(-fabs(x)));
 }
 
-static double sigmoid_ref(double x)
-{
+static double sigmoid_ref(double x) {
     return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
 }
 
-static double reference(Op op, double a, double b)
-{
+static double reference(Op op, double a, double b) {
     switch ((int)op) {
     case OP_neg: return -a;
     case OP_add: return a + b;
@@ -56,8 +53,7 @@ static double reference(Op op, double a, double b)
     return 0;
 }
 
-static Cg *open_target(Arena *arena, const char *target, CgOptions *opt)
-{
+static Cg *open_target(Arena *arena, const char *target, CgOptions *opt) {
     const char *why = NULL;
     *opt = (CgOptions){.target = target, .opt_level = 2};
     Cg *cg = cg_open(arena, NULL, opt, &why);
@@ -67,8 +63,7 @@ static Cg *open_target(Arena *arena, const char *target, CgOptions *opt)
 }
 
 /* void name(frame = a, first = b, last = out): out[i] = op(a[i], b[i]) for `lanes` elements. */
-static void build_op(Cg *cg, Op op, int lanes, const char *name)
-{
+static void build_op(Cg *cg, Op op, int lanes, const char *name) {
     Ty param[4] = {cg->ptr, cg->i64, cg->i64, cg->ptr};
     cg->fn = LLVMAddFunction(cg->mod, name, LLVMFunctionType(cg->voidt, param, 4, false));
     LLVMPositionBuilderAtEnd(cg->b, cg_block(cg, "entry"));
@@ -80,13 +75,11 @@ static void build_op(Cg *cg, Op op, int lanes, const char *name)
     LLVMBuildRetVoid(cg->b);
 }
 
-static void op_symbol(Op op, int lanes, char *name, size_t size)
-{
+static void op_symbol(Op op, int lanes, char *name, size_t size) {
     snprintf(name, size, "op_%s_%d", op_info[op].name, lanes);
 }
 
-static HostCode *build_host(Arena *arena)
-{
+static HostCode *build_host(Arena *arena) {
     CgOptions opt;
     const char *why = NULL;
     char text[256];
@@ -107,8 +100,7 @@ static HostCode *build_host(Arena *arena)
 }
 
 /* Distance in units of the last place of the expected float; denormal results may be zero. */
-static double error_ulp(float got, double want)
-{
+static double error_ulp(float got, double want) {
     float w = (float)want;
     if (isnan(want))
         return isnan(got) ? 0 : 1e9;
@@ -134,8 +126,7 @@ static const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, INFINITY, -INFINITY, N
                                 3e38f, -3e38f, 1000.0f, -1000.0f, 100.0f, -100.0f, 0.5f};
 _Static_assert(sizeof special / sizeof special[0] == LANES, "one vector of special values");
 
-static void call(HostCode *code, Op op, int lanes, const float *a, const float *b, float *out)
-{
+static void call(HostCode *code, Op op, int lanes, const float *a, const float *b, float *out) {
     char name[64];
     op_symbol(op, lanes, name, sizeof name);
     HostEntry *f = hostjit_symbol(code, name);
@@ -143,8 +134,7 @@ static void call(HostCode *code, Op op, int lanes, const float *a, const float *
     f((const int64_t *)(const void *)a, (int64_t)(intptr_t)b, 0, out);
 }
 
-static void check(HostCode *code, Op op, const float *a, const float *b, double ulp)
-{
+static void check(HostCode *code, Op op, const float *a, const float *b, double ulp) {
     float out[LANES], one;
     call(code, op, LANES, a, b, out);
     for (int i = 0; i < LANES; i++) {
@@ -157,8 +147,7 @@ static void check(HostCode *code, Op op, const float *a, const float *b, double 
     }
 }
 
-static void test_unary(void **state)
-{
+static void test_unary(void **state) {
     HostCode *code = *state;
     for (size_t n = 0; n < sizeof unary_limit / sizeof unary_limit[0]; n++) {
         const Limit *l = &unary_limit[n];
@@ -175,8 +164,7 @@ static void test_unary(void **state)
     }
 }
 
-static void test_special_values(void **state)
-{
+static void test_special_values(void **state) {
     for (size_t n = 0; n < sizeof unary_limit / sizeof unary_limit[0]; n++) {
         Op op = unary_limit[n].op;
         float a[LANES];
@@ -188,8 +176,7 @@ static void test_special_values(void **state)
     }
 }
 
-static void test_large_angles(void **state)
-{
+static void test_large_angles(void **state) {
     for (int step = 0; step < 2000; step++) {
         float a[LANES], s[LANES], c[LANES];
         for (int i = 0; i < LANES; i++)
@@ -203,8 +190,7 @@ static void test_large_angles(void **state)
     }
 }
 
-static void test_binary(void **state)
-{
+static void test_binary(void **state) {
     static const Op op[] = {OP_add, OP_sub, OP_mul, OP_div, OP_min, OP_max, OP_pow};
     for (size_t n = 0; n < sizeof op / sizeof op[0]; n++) {
         for (int shift = 0; shift < LANES; shift++) {
@@ -232,8 +218,7 @@ static void test_binary(void **state)
 /* 16-bit conversions --------------------------------------------------------------------------- */
 
 /* For a CPU without half-precision instructions the conversions are integer code. */
-static HostCode *build_convert(Arena *arena, Elem e, const char *cpu)
-{
+static HostCode *build_convert(Arena *arena, Elem e, const char *cpu) {
     const char *why = NULL;
     char text[256];
     CgOptions opt = {.target = "host", .cpu = cpu, .opt_level = 2};
@@ -260,8 +245,7 @@ static HostCode *build_convert(Arena *arena, Elem e, const char *cpu)
     return code;
 }
 
-static double narrow_value(Elem e, uint16_t bits)
-{
+static double narrow_value(Elem e, uint16_t bits) {
     int mantissa = e == ELEM_bf16 ? 7 : 10, bias = e == ELEM_bf16 ? 127 : 15;
     int top = e == ELEM_bf16 ? 255 : 31;
     int exponent = (bits & 0x7fff) >> mantissa, fraction = bits & ((1 << mantissa) - 1);
@@ -275,8 +259,7 @@ static double narrow_value(Elem e, uint16_t bits)
 
 /* Every 16-bit pattern widens exactly and comes back; points between two neighbours round to the
  * nearer one, ties to the even one. */
-static void check_convert(HostCode *code, Elem e)
-{
+static void check_convert(HostCode *code, Elem e) {
     HostEntry *widen = hostjit_symbol(code, "widen"), *narrow = hostjit_symbol(code, "narrow");
     for (int base = 0; base < 0x10000; base += LANES) {
         uint16_t in[LANES], back[LANES];
@@ -311,8 +294,7 @@ static void check_convert(HostCode *code, Elem e)
         assert_int_equal(i == 5 ? out[i] > 0x7c00 : out[i], i == 5 ? 1 : i == 0 ? 0x7bff : 0x7c00);
 }
 
-static void test_convert(void **state)
-{
+static void test_convert(void **state) {
     (void)state;
     static const char *cpu[] = {NULL, "x86-64"};
     for (int n = 0; n < 2; n++)
@@ -332,8 +314,7 @@ static void test_convert(void **state)
 
 /* GPU ------------------------------------------------------------------------------------------ */
 
-static void test_ptx(void **state)
-{
+static void test_ptx(void **state) {
     (void)state;
     static const char *target[] = {"sm_80", "sm_90a"};
     for (int n = 0; n < 2; n++) {
@@ -359,8 +340,7 @@ static void test_ptx(void **state)
     }
 }
 
-static void test_unknown_target(void **state)
-{
+static void test_unknown_target(void **state) {
     (void)state;
     Arena arena;
     arena_init(&arena, NULL);
@@ -373,22 +353,19 @@ static void test_unknown_target(void **state)
 
 static Arena host_arena;
 
-static int setup(void **state)
-{
+static int setup(void **state) {
     arena_init(&host_arena, NULL);
     *state = build_host(&host_arena);
     return 0;
 }
 
-static int teardown(void **state)
-{
+static int teardown(void **state) {
     hostjit_free(*state);
     arena_free(&host_arena);
     return 0;
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_unary),        cmocka_unit_test(test_special_values),
         cmocka_unit_test(test_large_angles), cmocka_unit_test(test_binary),

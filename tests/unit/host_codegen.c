@@ -5,8 +5,7 @@
 
 #include <dirent.h>
 
-static void each_spec(void (*run)(const char *spec))
-{
+static void each_spec(void (*run)(const char *spec)) {
     DIR *d = opendir(GDR_SPECS_DIR);
     assert_non_null(d);
     int count = 0;
@@ -25,8 +24,7 @@ static void each_spec(void (*run)(const char *spec))
     assert_true(count > 0);
 }
 
-static void spec_recurrent(const char *spec)
-{
+static void spec_recurrent(const char *spec) {
     Case c = usual;
     c.spec = spec;
     c.algo = ALGO_recurrent;
@@ -34,29 +32,25 @@ static void spec_recurrent(const char *spec)
     run_case(&c);
 }
 
-static void spec_chunk(const char *spec)
-{
+static void spec_chunk(const char *spec) {
     Case c = usual;
     c.spec = spec;
     c.algo = ALGO_chunk;
     run_case(&c);
 }
 
-static void test_specs_recurrent(void **state)
-{
+static void test_specs_recurrent(void **state) {
     (void)state;
     each_spec(spec_recurrent);
 }
 
-static void test_specs_chunk(void **state)
-{
+static void test_specs_chunk(void **state) {
     (void)state;
     each_spec(spec_chunk);
 }
 
 /* Dims that no vector divides, K != V. */
-static void test_dims(void **state)
-{
+static void test_dims(void **state) {
     (void)state;
     static const int dims[][2] = {{1, 1}, {7, 130}, {60, 100}, {100, 17}, {128, 64}, {33, 256}};
     for (int f = 0; f < FAMILIES; f++)
@@ -70,8 +64,7 @@ static void test_dims(void **state)
             }
 }
 
-static void test_chunks(void **state)
-{
+static void test_chunks(void **state) {
     (void)state;
     static const int rows[] = {1, 2, 15, 16, 17, 32, 64, 96, 128};
     for (int f = 0; f < FAMILIES; f++)
@@ -83,8 +76,7 @@ static void test_chunks(void **state)
         }
 }
 
-static void test_packed(void **state)
-{
+static void test_packed(void **state) {
     (void)state;
     static const int length[] = {0, 1, 64, 0, 63, 65, 2, 130, 0};
     for (int f = 0; f < FAMILIES; f++)
@@ -98,8 +90,7 @@ static void test_packed(void **state)
             }
 }
 
-static void test_types(void **state)
-{
+static void test_types(void **state) {
     (void)state;
     for (int f = 0; f < FAMILIES; f++)
         for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++)
@@ -112,8 +103,7 @@ static void test_types(void **state)
             }
 }
 
-static void test_gates(void **state)
-{
+static void test_gates(void **state) {
     (void)state;
     static const double gate[] = {0, -1e-6, -0.5, -20, -1000};
     for (int f = 0; f < 3; f++)
@@ -137,10 +127,14 @@ static const char *const texts[] = {
     " state S[K, V]\n let kn = l2norm(k)\n out before[V] = S' * q\n"
     " S = diag(exp(g)) * S\n let r = S' * kn\n S = S + kn * (v - r)'\n"
     " out o[V] = silu(z) .* (S' * q + D * v) + dt\n }\n",
+    /* outputs that are normalised, summed, constant or no vector at all; a constant decay */
+    "variant t {\n dim K = 8, V = 8, n = 2\n in q[K], k[K], v[V], m[n, K]\n param A, B[K]\n state S[K, V]\n"
+    " S = exp(-softplus(A)) * S + k * v'\n let y = S' * q\n let z = S' * m[1]\n"
+    " out o[V] = l2norm(y)\n out energy = sum(y .* y) + dot(q, prev(k))\n out c[K] = B .^ 2\n"
+    " out d[V] = y - z + 2 * v\n out e[V] = y .* z - tanh(z)\n }\n",
 };
 
-static void test_texts(void **state)
-{
+static void test_texts(void **state) {
     (void)state;
     for (size_t n = 0; n < sizeof texts / sizeof texts[0]; n++)
         for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++)
@@ -160,8 +154,7 @@ static const char *const recurrent_texts[] = {
     " S = S * diag(exp(g)) + k * v'\n out o[V] = S' * q\n }\n",
 };
 
-static void test_recurrent_only(void **state)
-{
+static void test_recurrent_only(void **state) {
     (void)state;
     for (size_t n = 0; n < sizeof recurrent_texts / sizeof recurrent_texts[0]; n++)
         for (int V = 12; V <= 130; V += 59) {
@@ -171,8 +164,7 @@ static void test_recurrent_only(void **state)
         }
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_specs_recurrent), cmocka_unit_test(test_specs_chunk),
         cmocka_unit_test(test_dims),            cmocka_unit_test(test_chunks),

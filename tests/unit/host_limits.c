@@ -3,8 +3,7 @@
 #include "tests/unit/host_run.h"
 
 /* Other vector lengths, and code for machines without fma or half-precision instructions. */
-static void test_machines(void **state)
-{
+static void test_machines(void **state) {
     (void)state;
 #ifdef __x86_64__
     static const char *const cpu[] = {"x86-64", "x86-64-v2", "x86-64-v3"};
@@ -22,8 +21,7 @@ static void test_machines(void **state)
 #endif
 }
 
-static void test_levels(void **state)
-{
+static void test_levels(void **state) {
     (void)state;
     for (int level = 0; level <= 3; level++)
         for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
@@ -33,8 +31,7 @@ static void test_levels(void **state)
         }
 }
 
-static void test_large(void **state)
-{
+static void test_large(void **state) {
     (void)state;
     for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
         Case c = usual;
@@ -46,8 +43,7 @@ static void test_large(void **state)
 /* properties that hold exactly ------------------------------------------------------------------- */
 
 /* Sets every input of token rows from..to-1 at the last of its heads. */
-static void overwrite(Run *r, int64_t from, int64_t to, double value)
-{
+static void overwrite(Run *r, int64_t from, int64_t to, double value) {
     const Kernel *k = r->token;
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];
@@ -61,8 +57,7 @@ static void overwrite(Run *r, int64_t from, int64_t to, double value)
 
 /* Whether output 0 is the same as before at rows from..to-1, of all heads or without those that
  * share inputs with the last one. */
-static bool same_rows(const Run *r, const char *before, int64_t from, int64_t to, bool last)
-{
+static bool same_rows(const Run *r, const char *before, int64_t from, int64_t to, bool last) {
     const Case *c = r->c;
     size_t head = (size_t)shape_elements(r->token, r->token->out.at[0].shape) *
                   (size_t)elem_size(c->elem);
@@ -75,8 +70,7 @@ static bool same_rows(const Run *r, const char *before, int64_t from, int64_t to
     return true;
 }
 
-static void test_exact_properties(void **state)
-{
+static void test_exact_properties(void **state) {
     (void)state;
     static const int length[] = {70, 133, 70};
     for (int f = 0; f < FAMILIES; f++)
@@ -112,8 +106,7 @@ static void test_exact_properties(void **state)
 
 /* limits and memory -------------------------------------------------------------------------------- */
 
-static void test_three_axes(void **state)
-{
+static void test_three_axes(void **state) {
     (void)state;
     Arena a;
     Interner names;
@@ -134,8 +127,7 @@ static void test_three_axes(void **state)
 }
 
 /* Memory that runs out anywhere unwinds to the caller. */
-static void test_out_of_memory(void **state)
-{
+static void test_out_of_memory(void **state) {
     (void)state;
     Case c = usual;
     c.text = "variant t {\n dim K = 8, V = 8\n in k[K], v[V]\n state S[K, V]\n S = S + k * v'\n"
@@ -164,8 +156,7 @@ static void test_out_of_memory(void **state)
     close_run(&r);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_machines),         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_large),            cmocka_unit_test(test_exact_properties),

@@ -16,8 +16,7 @@
 
 typedef struct Guarded { char *map, *at; size_t map_size, size; } Guarded;
 
-static inline Guarded guarded_new(size_t size)
-{
+static inline Guarded guarded_new(size_t size) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (size + page - 1) / page * page;
     Guarded g = {.map_size = body + 2 * page, .size = size};
     g.map = mmap(NULL, g.map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -33,8 +32,7 @@ static inline void guarded_free(Guarded *g) { munmap(g->map, g->map_size); }
 
 /* elements ----------------------------------------------------------------------------------------- */
 
-static inline double element_get(const void *p, int64_t i, Elem e)
-{
+static inline double element_get(const void *p, int64_t i, Elem e) {
     uint32_t bits;
     float f;
     switch ((int)e) {
@@ -51,8 +49,7 @@ static inline double element_get(const void *p, int64_t i, Elem e)
 }
 
 /* Rounded by the compiler's own conversions, or by dropping bits: any rounding will do here. */
-static inline void element_set(void *p, int64_t i, Elem e, double x)
-{
+static inline void element_set(void *p, int64_t i, Elem e, double x) {
     float f = (float)x;
     uint32_t bits;
     memcpy(&bits, &f, 4);
@@ -97,16 +94,14 @@ typedef struct Run {
 
 static inline int64_t length_of(const Case *c, int n) { return c->length ? c->length[n] : c->T; }
 
-static inline int64_t first_of(const Case *c, int n)
-{
+static inline int64_t first_of(const Case *c, int n) {
     int64_t t = 0;
     for (int i = 0; i < n; i++)
         t += length_of(c, i);
     return t;
 }
 
-static inline void compile(Run *r)
-{
+static inline void compile(Run *r) {
     const Case *c = r->c;
     const SpecDim dim[] = {{intern_z(&r->spec->names, "K"), c->K},
                            {intern_z(&r->spec->names, "V"), c->V}};
@@ -140,8 +135,7 @@ static inline void compile(Run *r)
 }
 
 /* Vectors without a range are short, so that specs without normalisation stay bounded. */
-static inline double draw(Run *r, const Port *p)
-{
+static inline double draw(Run *r, const Port *p) {
     bool log_decay = p->hi == 0 && !(p->lo > -INFINITY);
     if (log_decay && r->c->resets && random_unit(&r->seed) < 0.1)
         return -1000;
@@ -152,8 +146,7 @@ static inline double draw(Run *r, const Port *p)
     return open && shape_has(p->shape, AXIS_K) ? x * 1.7 / sqrt(r->c->K) : x;
 }
 
-static inline void make_tensors(Run *r)
-{
+static inline void make_tensors(Run *r) {
     const Case *c = r->c;
     const Kernel *k = r->token;
     r->tokens = first_of(c, c->N);
@@ -184,8 +177,7 @@ static inline void make_tensors(Run *r)
     }
 }
 
-static inline void launch(Run *r)
-{
+static inline void launch(Run *r) {
     const Case *c = r->c;
     const Kernel *k = r->token;
     int64_t frame[FRAME_PORTS + 3 * MAX_PORTS] = {0};
@@ -215,8 +207,7 @@ static inline void launch(Run *r)
 
 typedef struct Error { double diff, ref, most; } Error;
 
-static inline void add_error(Error *e, double want, double got)
-{
+static inline void add_error(Error *e, double want, double got) {
     if (!isfinite(got))
         fail_msg("got %g for %g", got, want);
     e->diff += (want - got) * (want - got);
@@ -224,14 +215,12 @@ static inline void add_error(Error *e, double want, double got)
     e->most = fmax(e->most, fabs(want - got));
 }
 
-static inline double error_ratio(const Error *e)
-{
+static inline double error_ratio(const Error *e) {
     return e->most <= 1e-6 ? 0 : sqrt(e->diff) / (sqrt(e->ref) + 1e-8);
 }
 
 /* One sequence and head in fp64 against what was computed. */
-static inline double compare(Run *r, int n, int head)
-{
+static inline double compare(Run *r, int n, int head) {
     const Case *c = r->c;
     const Kernel *k = r->token;
     int64_t T = length_of(c, n), first = first_of(c, n);
@@ -268,8 +257,7 @@ static inline double compare(Run *r, int n, int head)
     return fmax(worst, error_ratio(&e));
 }
 
-static inline void open_run(Run *r, const Case *c)
-{
+static inline void open_run(Run *r, const Case *c) {
     char path[512];
     *r = (Run){.c = c, .seed = 12345};
     snprintf(path, sizeof path, "%s/%s.gdr", GDR_SPECS_DIR, c->spec ? c->spec : "");
@@ -280,8 +268,7 @@ static inline void open_run(Run *r, const Case *c)
     make_tensors(r);
 }
 
-static inline void close_run(Run *r)
-{
+static inline void close_run(Run *r) {
     for (int i = 0; i < MAX_PORTS; i++) {
         if (r->in[i].map)
             guarded_free(&r->in[i]);
@@ -295,8 +282,7 @@ static inline void close_run(Run *r)
     spec_close(r->spec);
 }
 
-static inline void run_case(const Case *c)
-{
+static inline void run_case(const Case *c) {
     static const double limit[] = {[ELEM_f32] = 1e-5, [ELEM_bf16] = 3e-3, [ELEM_f16] = 5e-4};
     Run r;
     open_run(&r, c);
@@ -318,8 +304,7 @@ static inline void run_case(const Case *c)
 static const Case usual = {.K = 32, .V = 48, .rows = 64, .H = 2, .N = 1, .T = 150, .start = true,
                            .final = true, .gate = NAN, .opt_level = 2};
 
-static inline bool wanted(const char *spec)
-{
+static inline bool wanted(const char *spec) {
     const char *only = getenv("GDR_SPEC");
     return !only || strcmp(only, spec) == 0;
 }
