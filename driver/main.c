@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void list_passes(void)
@@ -92,8 +93,12 @@ int main(int argc, char **argv)
         static Driver driver; /* zero, and not on the stack that longjmp unwinds */
         jmp_buf oom;
         arena_init(&driver.arena, &oom);
-        status = setjmp(oom) ? fail(EXIT_environment, "out of memory")
-                             : run_command(&driver, c, argc - 2, argv + 2);
+        if (setjmp(oom)) {
+            /* What the calls held is anywhere between whole and half made: leave it to the system. */
+            fail(EXIT_environment, "out of memory");
+            _Exit(EXIT_environment);
+        }
+        status = run_command(&driver, c, argc - 2, argv + 2);
         gdr_context_destroy(driver.ctx);
         arena_free(&driver.arena);
     }

@@ -46,7 +46,6 @@ extern "C" {
     X(ENOMEM, 3, "out of memory")                                                                  \
     X(ENODEV, 3, "no usable GPU or GPU driver")                                                    \
     X(EDRIVER, 3, "the GPU driver reported an error")                                              \
-    X(EIO, 3, "a file could not be written")                                                       \
     X(EUNSUPPORTED, 3, "not available in this build or environment")
 
 typedef enum gdr_status {
