@@ -211,7 +211,7 @@ Val cg_asm(Cg *cg, Ty ret, const char *text, const char *constraints, bool side_
     return call;
 }
 
-/* variables and control flow -------------------------------------------------------------------- */
+/* variables and control flow ------------------------------------------------------------------- */
 
 LLVMBasicBlockRef cg_block(Cg *cg, const char *name) {
     return LLVMAppendBasicBlockInContext(cg->ctx, cg->fn, name);

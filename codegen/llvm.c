@@ -27,7 +27,7 @@ static void register_targets(void) {
     LLVMInitializeNVPTXAsmPrinter();
 }
 
-/* Keeps the first error. Called from inside LLVM, so it must not touch the arena, which may unwind. */
+/* Keeps the first error. Called from inside LLVM: it must not touch the arena, which may unwind. */
 static void on_diagnostic(LLVMDiagnosticInfoRef info, void *user) {
     Cg *cg = user;
     if (LLVMGetDiagInfoSeverity(info) != LLVMDSError || cg->error[0])

@@ -18,7 +18,7 @@
 #include <math.h>
 #include <string.h>
 
-/* constants and types like a given value --------------------------------------------------------- */
+/* constants and types like a given value ------------------------------------------------------- */
 
 static int lanes(Val x) {
     Ty t = LLVMTypeOf(x);
@@ -97,7 +97,7 @@ static Val quotient(Cg *cg, Val a, Val b) {
     return cg->target->gpu ? cg_fmul(cg, a, reciprocal(cg, b)) : cg_fdiv(cg, a, b);
 }
 
-/* exponentials and logarithms -------------------------------------------------------------------- */
+/* exponentials and logarithms ------------------------------------------------------------------ */
 
 static const double inverse_factorial[] = {
     1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
@@ -175,7 +175,7 @@ static Val logarithm(Cg *cg, Val x) {
     return cg_select(cg, compare(cg, LLVMRealOLT, x, zero), number(cg, x, NAN), y);
 }
 
-/* gates ------------------------------------------------------------------------------------------ */
+/* gates ---------------------------------------------------------------------------------------- */
 
 static Val exp_of_minus_abs(Cg *cg, Val x) {
     return exponential(cg, LLVMBuildFNeg(cg->b, unary(cg, "llvm.fabs", x), ""));
@@ -210,7 +210,7 @@ static Val hyperbolic_tangent(Cg *cg, Val x) {
     return binary(cg, "llvm.copysign", quotient(cg, top, bottom), x);
 }
 
-/* circular functions ----------------------------------------------------------------------------- */
+/* circular functions --------------------------------------------------------------------------- */
 
 static const double pi_half = 0x1.921fb54442d18p+0;
 
@@ -256,7 +256,7 @@ static Val sine(Cg *cg, Val x, int shift) {
     return from_bits(cg, cg_xor(cg, to_bits(cg, cg_select(cg, swap, c, s)), minus));
 }
 
-/* powers ----------------------------------------------------------------------------------------- */
+/* powers --------------------------------------------------------------------------------------- */
 
 /* log of a positive double that was a float, relative error 1e-12. */
 static Val log_double(Cg *cg, Val x) {
@@ -346,7 +346,7 @@ static Val power(Cg *cg, Val a, Val b) {
     return power_general(cg, a, b);
 }
 
-/* interface -------------------------------------------------------------------------------------- */
+/* interface ------------------------------------------------------------------------------------ */
 
 static Val reciprocal_root(Cg *cg, Val a) {
     if (cg->target->gpu)
@@ -430,7 +430,8 @@ static Val f32_to_half(Cg *cg, Val x) {
     /* Denormal: adding 1/2 leaves the rounded fraction in the low bits. */
     Val small = to_bits(cg, cg_fadd(cg, from_bits(cg, mag), number(cg, x, 0.5)));
     small = cg_sub(cg, small, integer(cg, bits, 0x3f000000));
-    Val y = cg_select(cg, cg_cmp(cg, LLVMIntULT, mag, integer(cg, bits, 0x38800000)), small, normal);
+    Val is_small = cg_cmp(cg, LLVMIntULT, mag, integer(cg, bits, 0x38800000));
+    Val y = cg_select(cg, is_small, small, normal);
     Val big = cg_cmp(cg, LLVMIntUGE, mag, integer(cg, bits, 0x477ff000)); /* rounds to 65536 */
     y = cg_select(cg, big, integer(cg, bits, 0x7c00), y);
     Val nan = cg_cmp(cg, LLVMIntUGT, mag, integer(cg, bits, 0x7f800000));

@@ -16,8 +16,7 @@ const Target target_list[] = {
 };
 const int target_count = sizeof target_list / sizeof target_list[0];
 
-const Target *target_find(const char *name)
-{
+const Target *target_find(const char *name) {
     for (int i = 0; i < target_count; i++)
         if (strcmp(target_list[i].name, name) == 0)
             return &target_list[i];

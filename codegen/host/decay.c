@@ -3,9 +3,9 @@
  *
  * Nothing is ever divided. With decays per channel the lattice is cut into blocks of 16 updates:
  *
- *      u:  0      B     B+16      rows with p(l) in (B, B+16]:
- *        +-----+----+              left of B    (x_l . a[B..p(l)-1]) (y_u . a[u+1..B-1])'   a product
- *        |gemm | \  |              from B on    w = y_u; dot(x_l, w); w *= a[p]; next row   in order
+ *      u:  0      B     B+16  rows with p(l) in (B, B+16]:
+ *        +-----+----+          left of B   (x_l . a[B..p(l)-1]) (y_u . a[u+1..B-1])'   a product
+ *        |gemm | \  |          from B on   w = y_u; dot(x_l, w); w *= a[p]; next row   in order
  *        +-----+----+
  *
  * The right factor y_u . a[u+1..B-1] is kept transposed and multiplied by a block's total as the
@@ -44,7 +44,7 @@ static At at(const At *col, int row_axis, Val row) {
     return a;
 }
 
-/* running products over the chunk ---------------------------------------------------------------- */
+/* running products over the chunk -------------------------------------------------------------- */
 
 /* One column vector (or a scalar) of a running product over the lattice. */
 static Var product_open(Host *h, int a) {
@@ -153,7 +153,7 @@ void host_total(Host *h, int v) {
     run_columns(h, v, total_columns);
 }
 
-/* scores with a scalar decay or none ------------------------------------------------------------- */
+/* scores with a scalar decay or none ----------------------------------------------------------- */
 
 /* Value v as a matrix on the given axes, copied out when it lacks one of them. */
 static Tile matrix_of(Host *h, int v, int row, int col) {
@@ -245,7 +245,7 @@ static void scores_plain(Host *h, int v) {
     host_gemm(h, &g);
 }
 
-/* scores with a decay per channel ---------------------------------------------------------------- */
+/* scores with a decay per channel -------------------------------------------------------------- */
 
 /* A group of scores with the same right side, walked block by block. */
 typedef struct Blocks {
@@ -513,7 +513,7 @@ void host_scores(Host *h, int v) {
     scores_blocks(&b);
 }
 
-/* the triangular solve --------------------------------------------------------------------------- */
+/* the triangular solve ------------------------------------------------------------------------- */
 
 /* A = (I + T)^-1 by forward substitution: row i is e_i - sum_j T[i,j] A[j,:]. Several vectors of
  * columns at once hide the latency of the chain over j. */

@@ -24,7 +24,8 @@ void host_transpose_vectors(Host *h, Val *v) {
         low[i] = cg_int(cg, from);
         high[i] = cg_int(cg, from + half);
     }
-    Val mask_low = LLVMConstVector(low, (unsigned)n), mask_high = LLVMConstVector(high, (unsigned)n);
+    Val mask_low = LLVMConstVector(low, (unsigned)n);
+    Val mask_high = LLVMConstVector(high, (unsigned)n);
     for (int round = 1; round < n; round *= 2) {
         for (int i = 0; i < half; i++) {
             next[2 * i] = LLVMBuildShuffleVector(cg->b, v[i], v[i + half], mask_low, "");
@@ -167,7 +168,7 @@ void host_gemm(Host *h, const Gemm *g) {
     }
 }
 
-/* contractions of the kernel --------------------------------------------------------------------- */
+/* contractions of the kernel ------------------------------------------------------------------- */
 
 static bool tile_has(const Tile *t, int axis) {
     return axis >= 0 && (t->row == axis || t->col == axis);

@@ -121,7 +121,8 @@ static void open_inputs(Host *h) {
     Cg *cg = h->cg;
     for (int i = 0; i < h->k->in.count; i++) {
         const Port *p = &h->k->in.at[i];
-        int64_t bytes = shape_elements(h->k, p->shape) * elem_size(p->is_param ? ELEM_f32 : p->elem);
+        Elem elem = p->is_param ? ELEM_f32 : p->elem;
+        int64_t bytes = shape_elements(h->k, p->shape) * elem_size(elem);
         Val base = LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, frame_in_ptr(h->k, i)), cg->ptr, "");
         Val heads = cg_frame_field(cg, frame_in_heads(h->k, i));
         Val own = LLVMBuildSDiv(cg->b, cg_mul(cg, h->head, heads), h->heads, "");

@@ -168,7 +168,7 @@ bool host_is_product(const Host *h, int v) {
                      : shape_has(a, out.axis[1]) && !shape_has(a, out.axis[0]));
 }
 
-/* contractions as parts of elementwise values ---------------------------------------------------- */
+/* contractions as parts of elementwise values -------------------------------------------------- */
 
 /* Contractions that may join `root`'s computation: used once, same axes, elementwise in between. */
 static int candidates(const Host *h, int root, int v, int *found) {

@@ -44,7 +44,7 @@ typedef struct Panel {
     Host *h;
     const Sweep *sweep;
     int vectors;
-    Val mask;                      /* lanes that count, when the panel is the last, partial vector */
+    Val mask;                      /* lanes that count in the last, partial vector; else NULL */
     At col[MAX_PANEL];             /* no row */
     Val side[MAX_SWEEP][MAX_PANEL];/* operand along V, or a scalar spread */
     Var sum[MAX_SWEEP][MAX_PANEL];

@@ -80,7 +80,8 @@ static void check_run(Arena *a, const Kernel *token, const Kernel *k, Code *c, u
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];
         int64_t n = shape_elements(k, p->shape) * (p->is_param ? 1 : T);
-        frame[frame_in_ptr(k, i)] = (int64_t)(intptr_t)narrow(a, (double *)(uintptr_t)d.args.in[i], n);
+        double *x = (double *)(uintptr_t)d.args.in[i];
+        frame[frame_in_ptr(k, i)] = (int64_t)(intptr_t)narrow(a, x, n);
         frame[frame_in_heads(k, i)] = 1;
     }
     assert_true(k->out.count <= 16);

@@ -128,7 +128,8 @@ static const char *const texts[] = {
     " S = diag(exp(g)) * S\n let r = S' * kn\n S = S + kn * (v - r)'\n"
     " out o[V] = silu(z) .* (S' * q + D * v) + dt\n }\n",
     /* outputs that are normalised, summed, constant or no vector at all; a constant decay */
-    "variant t {\n dim K = 8, V = 8, n = 2\n in q[K], k[K], v[V], m[n, K]\n param A, B[K]\n state S[K, V]\n"
+    "variant t {\n dim K = 8, V = 8, n = 2\n in q[K], k[K], v[V], m[n, K]\n param A, B[K]\n"
+    " state S[K, V]\n"
     " S = exp(-softplus(A)) * S + k * v'\n let y = S' * q\n let z = S' * m[1]\n"
     " out o[V] = l2norm(y)\n out energy = sum(y .* y) + dot(q, prev(k))\n out c[K] = B .^ 2\n"
     " out d[V] = y - z + 2 * v\n out e[V] = y .* z - tanh(z)\n }\n",

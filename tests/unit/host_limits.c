@@ -40,7 +40,7 @@ static void test_large(void **state) {
     }
 }
 
-/* properties that hold exactly ------------------------------------------------------------------- */
+/* properties that hold exactly ----------------------------------------------------------------- */
 
 /* Sets every input of token rows from..to-1 at the last of its heads. */
 static void overwrite(Run *r, int64_t from, int64_t to, double value) {
@@ -104,7 +104,7 @@ static void test_exact_properties(void **state) {
         }
 }
 
-/* limits and memory -------------------------------------------------------------------------------- */
+/* limits and memory ---------------------------------------------------------------------------- */
 
 static void test_three_axes(void **state) {
     (void)state;

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* memory with an end ----------------------------------------------------------------------------- */
+/* memory with an end --------------------------------------------------------------------------- */
 
 typedef struct Guarded { char *map, *at; size_t map_size, size; } Guarded;
 
@@ -30,7 +30,7 @@ static inline Guarded guarded_new(size_t size) {
 
 static inline void guarded_free(Guarded *g) { munmap(g->map, g->map_size); }
 
-/* elements ----------------------------------------------------------------------------------------- */
+/* elements ------------------------------------------------------------------------------------- */
 
 static inline double element_get(const void *p, int64_t i, Elem e) {
     uint32_t bits;
@@ -61,7 +61,7 @@ static inline void element_set(void *p, int64_t i, Elem e, double x) {
         ((_Float16 *)p)[i] = (_Float16)f;
 }
 
-/* one run ------------------------------------------------------------------------------------------ */
+/* one run -------------------------------------------------------------------------------------- */
 
 typedef struct Case {
     const char *spec, *text;    /* a file of specs/, or text */
@@ -106,7 +106,8 @@ static inline void compile(Run *r) {
     const SpecDim dim[] = {{intern_z(&r->spec->names, "K"), c->K},
                            {intern_z(&r->spec->names, "V"), c->V}};
     const SpecBind bind = {dim, 2};
-    Kernel *k = spec_lower(&r->spec->arena, &r->spec->names, r->spec->file, NULL, &bind, &r->spec->d);
+    Spec *s = r->spec;
+    Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, &bind, &s->d);
     if (!k)
         fail_msg("%s", messages(r->spec));
     for (int i = 0; i < k->in.count; i++)
@@ -245,9 +246,10 @@ static inline double compare(Run *r, int n, int head) {
         Error e = {0};
         int64_t size = shape_elements(k, k->out.at[o].shape);
         for (int64_t t = 0; t < T; t++)
-            for (int64_t j = 0; j < size; j++)
-                add_error(&e, x->out[o][t * size + j],
-                          element_get(r->out[o].at, ((first + t) * c->H + head) * size + j, c->elem));
+            for (int64_t j = 0; j < size; j++) {
+                int64_t at = ((first + t) * c->H + head) * size + j;
+                add_error(&e, x->out[o][t * size + j], element_get(r->out[o].at, at, c->elem));
+            }
         worst = fmax(worst, error_ratio(&e));
     }
     Error e = {0};
@@ -299,7 +301,7 @@ static inline void run_case(const Case *c) {
     close_run(&r);
 }
 
-/* cases -------------------------------------------------------------------------------------------- */
+/* cases ---------------------------------------------------------------------------------------- */
 
 static const Case usual = {.K = 32, .V = 48, .rows = 64, .H = 2, .N = 1, .T = 150, .start = true,
                            .final = true, .gate = NAN, .opt_level = 2};
