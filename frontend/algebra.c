@@ -83,7 +83,7 @@ static Outer outer_scale(Lower *l, Outer o, bool minus, int c, Span span) {
     return o;
 }
 
-static Outer outer_swap(Outer o) { return (Outer){o.minus, o.c, o.r, o.p}; }
+static Outer outer_swap(Outer o) { return (Outer){o.minus, o.c, o.r, o.p, o.span}; }
 
 /* factors -------------------------------------------------------------------------------------- */
 
@@ -94,7 +94,7 @@ static Factor factor_scale(Lower *l, Factor f, bool minus, int c, Span span) {
     int diag = diag_times(l, f.diag, c == NONE ? DIAG_one : c, span);
     if (minus && diag != DIAG_zero)
         diag = diag == DIAG_one ? lower_const(l, -1) : lower1(l, OP_neg, diag, span);
-    return (Factor){diag, low, f.nlow};
+    return (Factor){diag, low, f.nlow, f.span.hi ? f.span : span};
 }
 
 static Factor factor_add(Lower *l, Factor a, Factor b, Span span) {
@@ -103,7 +103,7 @@ static Factor factor_add(Lower *l, Factor a, Factor b, Span span) {
         low[i] = a.low[i];
     for (int i = 0; i < b.nlow; i++)
         low[a.nlow + i] = b.low[i];
-    return (Factor){diag_add(l, a.diag, b.diag, span), low, a.nlow + b.nlow};
+    return (Factor){diag_add(l, a.diag, b.diag, span), low, a.nlow + b.nlow, span};
 }
 
 /* (A + sum p r') (B + sum s t') = A B + sum p (B r)' + sum (A s) t' + sum p (r's) t' */
@@ -121,13 +121,13 @@ static Factor factor_mul(Lower *l, Factor a, Factor b, Span span) {
     }
     for (int i = 0; i < a.nlow; i++) {
         for (int j = 0; j < b.nlow; j++) {
-            Outer o = {a.low[i].minus != b.low[j].minus, NONE, a.low[i].p, b.low[j].r};
+            Outer o = {a.low[i].minus != b.low[j].minus, NONE, a.low[i].p, b.low[j].r, span};
             o.c = times(l, a.low[i].c, b.low[j].c, span);
             o.c = times(l, o.c, dot(l, a.low[i].r, b.low[j].p, span), span);
             VEC_PUSH(l->arena, &low, o);
         }
     }
-    return (Factor){diag_times(l, a.diag, b.diag, span), low.at, low.count};
+    return (Factor){diag_times(l, a.diag, b.diag, span), low.at, low.count, span};
 }
 
 static bool factor_equal(Factor a, Factor b) {
@@ -165,7 +165,7 @@ Chain chain_part(Chain c, int from, int count) {
 }
 
 Factor chain_flatten(Lower *l, Chain c, Span span) {
-    Factor f = {DIAG_one, NULL, 0};
+    Factor f = {.diag = DIAG_one};
     for (int i = 0; i < c.count; i++)
         f = i ? factor_mul(l, f, c.at[i], span) : c.at[0];
     return f;
@@ -178,15 +178,15 @@ static Chain chain_transpose(Lower *l, Chain c) {
         Outer *low = NEW_ARRAY(l->arena, Outer, f.nlow);
         for (int j = 0; j < f.nlow; j++)
             low[j] = outer_swap(f.low[j]);
-        at[i] = (Factor){f.diag, low, f.nlow};
+        at[i] = (Factor){f.diag, low, f.nlow, f.span};
     }
     return (Chain){at, c.count};
 }
 
 /* Scales the first factor. */
 static Chain chain_scale(Lower *l, Chain c, bool minus, int x, Span span) {
-    Chain head = chain_of(l, factor_scale(l, c.count ? c.at[0] : (Factor){DIAG_one, NULL, 0},
-                                          minus, x, span));
+    Factor first = c.count ? c.at[0] : (Factor){.diag = DIAG_one, .span = span};
+    Chain head = chain_of(l, factor_scale(l, first, minus, x, span));
     return c.count ? chain_concat(l, head, chain_part(c, 1, c.count - 1)) : head;
 }
 
@@ -246,8 +246,8 @@ static Matrix *new_square(Lower *l, Chain c) {
 
 const Matrix *matrix_identity(Lower *l) { return new_square(l, (Chain){NULL, 0}); }
 
-const Matrix *matrix_diag(Lower *l, int d) {
-    return new_square(l, chain_of(l, (Factor){d, NULL, 0}));
+const Matrix *matrix_diag(Lower *l, int d, Span span) {
+    return new_square(l, chain_of(l, (Factor){.diag = d, .span = span}));
 }
 
 const Matrix *matrix_state(Lower *l, Span span) {
@@ -262,10 +262,11 @@ const Matrix *matrix_state(Lower *l, Span span) {
 const Matrix *matrix_outer(Lower *l, int p, int r, bool square, bool flip, Span span) {
     Outer *o = NEW(l->arena, Outer);
     o->c = NONE;
+    o->span = span;
     o->p = strip(l, flip ? r : p, o, span);
     o->r = strip(l, flip ? p : r, o, span);
     if (square)
-        return new_square(l, chain_of(l, (Factor){DIAG_zero, o, 1}));
+        return new_square(l, chain_of(l, (Factor){DIAG_zero, o, 1, span}));
     Matrix *m = NEW(l->arena, Matrix);
     m->flip = flip;
     m->low = o;
@@ -306,7 +307,7 @@ const Matrix *matrix_scale_right(Lower *l, const Matrix *a, int c, Span span) {
     bool mixed = x.count && x.at[x.count - 1].nlow && x.at[x.count - 1].diag != DIAG_zero;
     if (!a->square || !mixed)
         return matrix_scale(l, a, false, c, span);
-    return new_square(l, chain_concat(l, x, chain_of(l, (Factor){c, NULL, 0})));
+    return new_square(l, chain_concat(l, x, chain_of(l, (Factor){.diag = c, .span = span})));
 }
 
 const Matrix *matrix_scale(Lower *l, const Matrix *a, bool minus, int c, Span span) {
@@ -318,6 +319,8 @@ const Matrix *matrix_scale(Lower *l, const Matrix *a, bool minus, int c, Span sp
     *m = *a;
     for (int i = 0; i < a->nterm; i++) {
         term[i] = a->term[i];
+        if (c != NONE)
+            term[i].span = span;
         /* The outermost factor takes the scalar: the inner ones may be shared with other terms. */
         if (term[i].left.count || !term[i].right.count)
             term[i].left = chain_scale(l, term[i].left, minus, c, span);
@@ -372,7 +375,7 @@ static const Matrix *multiply_to_square(Lower *l, const Matrix *a, const Matrix 
             o.r = strip(l, matrix_apply(l, b, true, o.r, span), &o, span);
         low[i] = o;
     }
-    return new_square(l, chain_of(l, (Factor){DIAG_zero, low, sum->nlow}));
+    return new_square(l, chain_of(l, (Factor){DIAG_zero, low, sum->nlow, span}));
 }
 
 const Matrix *matrix_mul(Lower *l, const Matrix *a, const Matrix *b, Span span) {

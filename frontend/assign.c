@@ -6,15 +6,10 @@
  */
 #include "frontend/lower.h"
 
-typedef struct Pending {
-    Outer o;        /* p:[K] gets c r, r:[V] */
-    Span span;
-} Pending;
-
 typedef struct Assign {
     Lower *l;
     Span span;
-    VEC(Pending) pending;
+    VEC(Outer) pending;     /* p:[K] gets c r, r:[V] */
 } Assign;
 
 /* updates -------------------------------------------------------------------------------------- */
@@ -26,11 +21,11 @@ static int times(Assign *a, int x, int y) {
 /* The sum of those that share p and c, from `first` on; they are marked done by p = NONE. Positive
  * ones first: v - y rather than -y + v. */
 static int sum_alike(Assign *a, int first) {
-    Outer model = a->pending.at[first].o;
+    Outer model = a->pending.at[first];
     int sum = NONE;
     for (int sign = 0; sign < 2; sign++) {
         for (int i = first; i < a->pending.count; i++) {
-            Outer *o = &a->pending.at[i].o;
+            Outer *o = &a->pending.at[i];
             if (o->p != model.p || o->c != model.c || o->minus != (sign == 1))
                 continue;
             if (sum == NONE)
@@ -46,11 +41,11 @@ static int sum_alike(Assign *a, int first) {
 static void flush(Assign *a) {
     VEC(Outer) update = {0};
     for (int i = 0; i < a->pending.count; i++) {
-        int p = a->pending.at[i].o.p, z = NONE;
+        int p = a->pending.at[i].p, z = NONE;
         if (p == NONE)
             continue;
         for (int j = i; j < a->pending.count; j++) {
-            if (a->pending.at[j].o.p != p)
+            if (a->pending.at[j].p != p)
                 continue;
             int part = sum_alike(a, j);
             z = z == NONE ? part : lower2(a->l, OP_add, z, part, a->span);
@@ -61,23 +56,22 @@ static void flush(Assign *a) {
         if (same < update.count)
             update.at[same].p = lower2(a->l, OP_add, update.at[same].p, p, a->span);
         else
-            VEC_PUSH(a->l->arena, &update, ((Outer){false, NONE, p, z}));
+            VEC_PUSH(a->l->arena, &update, ((Outer){false, NONE, p, z, a->pending.at[i].span}));
     }
     for (int i = 0; i < update.count; i++)
-        lower_update(a->l, update.at[i].p, update.at[i].r, a->span);
+        lower_update(a->l, update.at[i].p, update.at[i].r, update.at[i].span);
     a->pending.count = 0;
 }
 
 static void add_update(Assign *a, Outer o) {
-    Pending p = {o, a->span};
-    VEC_PUSH(a->l->arena, &a->pending, p);
+    VEC_PUSH(a->l->arena, &a->pending, o);
 }
 
-static void decay(Assign *a, int diag) {
+static void decay(Assign *a, int diag, Span span) {
     if (diag == DIAG_zero)
-        lower_decay(a->l, lower_const(a->l, 0), a->span);
+        lower_decay(a->l, lower_const(a->l, 0), span);
     else if (diag != DIAG_one)
-        lower_decay(a->l, diag, a->span);
+        lower_decay(a->l, diag, span);
 }
 
 /* one factor ----------------------------------------------------------------------------------- */
@@ -90,12 +84,12 @@ static void apply_factor(Assign *a, Factor f, bool left) {
     for (int i = 0; i < f.nlow; i++) {
         Outer o = f.low[i];
         if (left)
-            o.r = lower_read(a->l, o.r, a->span);
+            o.r = lower_read(a->l, o.r, o.span);
         else
-            o.p = lower_read(a->l, o.p, a->span);
+            o.p = lower_read(a->l, o.p, o.span);
         VEC_PUSH(a->l->arena, &update, o);
     }
-    decay(a, f.diag);
+    decay(a, f.diag, f.span);
     for (int i = 0; i < update.count; i++)
         add_update(a, update.at[i]);
 }
@@ -109,11 +103,12 @@ static void read_pair(Assign *a, Pair t, Outer *out, int *count) {
     Lower *l = a->l;
     for (int i = 0; i < t.left.nlow; i++) {
         Outer o = t.left.low[i];
-        int y = lower_read(l, o.r, a->span);
+        int y = lower_read(l, o.r, o.span);
         for (int j = 0; j < t.right.nlow; j++) {
             Outer e = t.right.low[j];
             int s = lower_sum(l, lower2(l, OP_mul, y, e.p, a->span), a->span);
-            out[(*count)++] = (Outer){o.minus != e.minus, times(a, times(a, o.c, e.c), s), o.p, e.r};
+            out[(*count)++] = (Outer){o.minus != e.minus, times(a, times(a, o.c, e.c), s), o.p, e.r,
+                                      o.span};
         }
         if (t.right.diag == DIAG_zero)
             continue;
@@ -122,7 +117,7 @@ static void read_pair(Assign *a, Pair t, Outer *out, int *count) {
     }
     for (int j = 0; j < t.right.nlow && t.left.diag != DIAG_zero; j++) {
         Outer e = t.right.low[j];
-        int y = lower_read(l, e.p, a->span);
+        int y = lower_read(l, e.p, e.span);
         e.p = t.left.diag == DIAG_one ? y : times(a, t.left.diag, y);
         out[(*count)++] = e;
     }
@@ -157,15 +152,15 @@ static bool decay_sum(Assign *a, const int *x, const int *y, int n) {
     if (same_y || same_x) { /* one side is shared, the other one adds up */
         for (int i = 0; i < n; i++)
             sum = n == 1 ? (same_y ? x[i] : y[i]) : diag_sum(a, sum, same_y ? x[i] : y[i]);
-        decay(a, same_y ? sum : x[0]);
-        decay(a, same_y ? y[0] : sum);
+        decay(a, same_y ? sum : x[0], a->span);
+        decay(a, same_y ? y[0] : sum, a->span);
         return true;
     }
     if (!scalar_x && !scalar_y)
         return false;
     for (int i = 0; i < n; i++) /* scalars may stand on either side */
         sum = diag_sum(a, sum, diag_mul(a, x[i], y[i]));
-    decay(a, sum);
+    decay(a, sum, a->span);
     return true;
 }
 
@@ -189,7 +184,7 @@ static void apply_sum(Assign *a, const Term *term, int n) {
     for (int i = 0; i < n; i++)
         read_pair(a, pair[i], update, &updates);
     if (!diagonals) {
-        decay(a, DIAG_zero);
+        decay(a, DIAG_zero, a->span);
     } else if (!decay_sum(a, x, y, diagonals)) {
         diag_error(l->d, a->span, "these terms do not combine into one decay of the state");
         for (int i = 0; i < n && i < 2; i++)

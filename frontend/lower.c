@@ -187,7 +187,7 @@ static Value lower_call(Lower *l, const Expr *e, Value a, Value b) {
     case FN_sum: return value_of(sum_of(l, a, t, e->span));
     case FN_dot: return value_of(sum_of(l, map(l, OP_mul, a, &b, t, e->span), t, e->span));
     case FN_l2norm: return normalised(l, a, t, e->span);
-    case FN_diag: return (Value){.m = matrix_diag(l, a.v)};
+    case FN_diag: return (Value){.m = matrix_diag(l, a.v, e->span)};
     default: return map(l, op_of(e->fn), a, e->nargs == 2 ? &b : NULL, e->type, e->span);
     }
 }

@@ -16,6 +16,7 @@ enum { NONE = -1 };
 typedef struct Outer {
     bool minus;
     int c, p, r;
+    Span span;      /* where it is written */
 } Outer;
 
 /* diag + sum of outer products: a square matrix. */
@@ -24,6 +25,7 @@ typedef struct Factor {
     int diag;       /* DIAG_one, DIAG_zero or a value: scalar or vector */
     const Outer *low;
     int nlow;
+    Span span;
 } Factor;
 
 /* A product of square matrices, as written from left to right. Empty = I. */
@@ -87,7 +89,7 @@ bool lower_is_scalar(const Lower *l, int v);
 /* algebra.c */
 const Matrix *matrix_identity(Lower *l);
 const Matrix *matrix_state(Lower *l, Span span);
-const Matrix *matrix_diag(Lower *l, int d);
+const Matrix *matrix_diag(Lower *l, int d, Span span);
 /* p r' of two vectors over axes of the state; `square` when over the same one, `flip` when [V,K] */
 const Matrix *matrix_outer(Lower *l, int p, int r, bool square, bool flip, Span span);
 const Matrix *matrix_add(Lower *l, const Matrix *a, const Matrix *b, Span span);
