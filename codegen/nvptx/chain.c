@@ -271,7 +271,6 @@ static void chunk_by_warpgroups(Chain *c, Val next, Val chunks, Val other)
     chain_rows_ahead(c, chunk_start(c, next));
     chain_read_state(c);
     copy_chunk(c, next, chunks, other);
-    chain_prefetch(c, c->s->X);
     chain_mix(c);
     write_outs(c);
     chain_rows_store(c, stage_offset(c, other));

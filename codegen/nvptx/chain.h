@@ -70,6 +70,10 @@ void chain_rows(Chain *c, Val start, Val stage);      /* evaluate row values of 
 void chain_rows_ahead(Chain *c, Val start);
 void chain_rows_store(Chain *c, Val stage);
 void chain_copy_inputs(Chain *c, Val start, Val stage);
+/* x (i32), as far as LLVM knows another one in every chunk: what is computed from it stays in the loop,
+ * where it takes no register while products run. */
+Val chain_keep(Chain *c, Val x);
+Val chain_tokens_left(Chain *c, Val start);           /* i32: of the chunk that begins there, or <= 0 */
 const Val *chain_get(Chain *c, int v);
 void chain_set(Chain *c, int v, const Val *x);
 

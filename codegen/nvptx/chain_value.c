@@ -187,8 +187,23 @@ static Val staged_place(Chain *c, const Staged *in, Val token, Val unit)
     return nv_place(c->cg, c->s->chunk, 8 * tile_units(c, in), token, unit);
 }
 
-/* Row of `token` (i64 in the sequence) of a staged input, at V column 0 of its head. */
-static Val input_row(Chain *c, const Staged *in, Val token)
+Val chain_tokens_left(Chain *c, Val start)
+{
+    Cg *cg = c->cg;
+    Val left = cg_sub(cg, c->seq.length, start), most = cg_int64(cg, c->s->chunk);
+    return cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, most), left, most));
+}
+
+Val chain_keep(Chain *c, Val x)
+{
+    return cg_asm(c->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
+}
+
+/* Where a staged input lies: its element (token `start`, V column 0) of this head, and the bytes from
+ * token to token. 32-bit tokens times a 32-bit stride on a 64-bit base are one instruction. */
+typedef struct Rows { Val base, stride; } Rows;
+
+static Rows input_rows(Chain *c, const Staged *in, Val start)
 {
     Cg *cg = c->cg;
     const Inst *i = inst_at(c->k, in->value);
@@ -196,32 +211,40 @@ static Val input_row(Chain *c, const Staged *in, Val token)
     int64_t port_bytes = shape_elements(c->k, c->k->in.at[i->index].shape) * in->elem_bytes;
     Val heads = cg_trunc32(cg, cg_frame_field(cg, frame_in_heads(c->k, i->index)));
     Val head = cg_udiv(cg, cg_mul(cg, c->head, heads), c->heads);
-    Val place = cg_add(cg, c->seq.begin, token);
-    place = cg_add(cg, cg_mul(cg, place, cg_zext64(cg, heads)), cg_zext64(cg, head));
-    Val byte = cg_mul(cg, place, cg_int64(cg, port_bytes));
+    Val stride = chain_keep(c, cg_mul(cg, heads, cg_int(cg, port_bytes)));
+    Val byte = cg_mul(cg, cg_add(cg, c->seq.begin, start), cg_zext64(cg, stride));
+    byte = cg_add(cg, byte, cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, port_bytes)));
     if (i->row > 0)
         byte = cg_add(cg, byte, cg_int64(cg, i->row * row_bytes));
-    return cg_gep8(cg, nv_global(cg, frame_in_ptr(c->k, i->index)), byte);
+    Val base = cg_gep8(cg, nv_global(cg, frame_in_ptr(c->k, i->index)), byte);
+    return (Rows){base, stride};
+}
+
+/* `token` (i32) counts from the rows' start. */
+static Val input_row(Cg *cg, Rows rows, Val token)
+{
+    Val far = cg_mul(cg, cg_zext64(cg, token), cg_zext64(cg, rows.stride));
+    return cg_gep8(cg, rows.base, far);
 }
 
 /* 16 bytes: unit `index` (i32) of the tile, tokens one after another; zeros where there is no such
- * token or column. Without branches, so that products under way are not disturbed. */
-static void copy_unit(Chain *c, const Staged *in, Val start, Val stage, Val index)
+ * token (`left` are left) or column. Without branches, so that products under way are not disturbed. */
+static void copy_unit(Chain *c, const Staged *in, Rows rows, Val left, Val stage, Val index)
 {
     Cg *cg = c->cg;
     int units = tile_units(c, in), all = c->s->chunk * units;
     Val token = cg_udiv(cg, index, cg_int(cg, units));
     Val unit = cg_urem(cg, index, cg_int(cg, units));
-    Val in_seq = cg_add(cg, start, cg_zext64(cg, token));
-    Val live = cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length);
+    Val live = cg_cmp(cg, LLVMIntSLT, token, left);
     Val column = cg_mul(cg, unit, cg_int(cg, 16 / in->elem_bytes));
     column = cg_add(cg, c->v_first, column);
     if (c->v_live[0]) {
-        live = cg_and(cg, live, cg_cmp(cg, LLVMIntSLT, column, cg_int(cg, c->s->V)));
-        column = cg_select(cg, live, column, cg_int(cg, 0));
+        Val inside = cg_cmp(cg, LLVMIntSLT, column, cg_int(cg, c->s->V));
+        live = cg_and(cg, live, inside);
+        column = cg_select(cg, inside, column, cg_int(cg, 0));
     }
-    Val row = input_row(c, in, cg_select(cg, live, in_seq, cg_int64(cg, 0)));
-    Val src = cg_gep8(cg, row, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, in->elem_bytes))));
+    Val src = input_row(cg, rows, cg_select(cg, live, token, cg_int(cg, 0)));
+    src = cg_gep8(cg, src, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, in->elem_bytes))));
     Val place = staged_place(c, in, token, unit);
     Val dst = cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, stage, cg_shl(cg, place, 4)));
     Val bytes = cg_select(cg, live, cg_int(cg, 16), cg_int(cg, 0));
@@ -231,10 +254,14 @@ static void copy_unit(Chain *c, const Staged *in, Val start, Val stage, Val inde
         nv_copy_async_if(cg, cg_cmp(cg, LLVMIntSLT, index, cg_int(cg, all)), dst, src, bytes);
 }
 
+/* A chunk that begins past the sequence's end becomes zeros, and nothing is read from there. */
 static void copy_input(Chain *c, const Staged *in, Val start, Val stage)
 {
+    Cg *cg = c->cg;
+    Val left = chain_tokens_left(c, start), begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
+    Rows rows = input_rows(c, in, cg_select(cg, begun, start, cg_int64(cg, 0)));
     for (int first = 0; first < c->s->chunk * tile_units(c, in); first += c->threads)
-        copy_unit(c, in, start, stage, cg_add(c->cg, c->tid, cg_int(c->cg, first)));
+        copy_unit(c, in, rows, left, stage, cg_add(cg, c->tid, cg_int(cg, first)));
 }
 
 void chain_copy_inputs(Chain *c, Val start, Val stage)
@@ -297,15 +324,17 @@ static void load_global(Chain *c, const Staged *in, Val *x)
 {
     Cg *cg = c->cg;
     Elem e = c->k->in.at[inst_at(c->k, in->value)->index].elem;
+    Val left = chain_tokens_left(c, c->start);
+    Rows rows = input_rows(c, in, c->start);
     for (int i = 0; i < chain_fragment(c); i++) {
         Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (i / 4) + i % 2));
-        Val in_seq = cg_add(cg, c->start, cg_zext64(cg, token_of_row(c, row)));
-        Val live = cg_cmp(cg, LLVMIntSLT, in_seq, c->seq.length), v = c->v[i / 2 % 2];
+        Val token = token_of_row(c, row), v = c->v[i / 2 % 2];
+        Val live = cg_cmp(cg, LLVMIntSLT, token, left);
         if (c->v_live[0]) {
             live = cg_and(cg, live, c->v_live[i / 2 % 2]);
             v = cg_select(cg, live, v, cg_int(cg, 0));
         }
-        Val p = input_row(c, in, cg_select(cg, live, in_seq, cg_int64(cg, 0)));
+        Val p = input_row(cg, rows, cg_select(cg, live, token, cg_int(cg, 0)));
         p = cg_gep8(cg, p, cg_zext64(cg, cg_mul(cg, v, cg_int(cg, in->elem_bytes))));
         Val loaded = cg_to_f32(cg, cg_load_invariant(cg, cg_elem_type(cg, e), p, in->elem_bytes));
         x[i] = cg_select(cg, live, loaded, cg_float(cg, 0));
@@ -354,7 +383,7 @@ static void weave(Chain *c, const Inst *w, Val *x)
 {
     Cg *cg = c->cg;
     const System *s = c->s;
-    Val left = LLVMBuildTrunc(cg->b, cg_sub(cg, c->seq.length, c->start), cg->i32, "");
+    Val left = chain_tokens_left(c, c->start);
     bool all_rest = s->chunk * s->slots == s->rows;
     for (int a = 0; a < w->nargs; a++) {
         const Val *slot = chain_get(c, w->arg[a]);

@@ -60,11 +60,22 @@ void chain_wgmma_plan(Chain *c)
         c->unit[h] = cg_var(c->cg, c->cg->f32, cg_float(c->cg, 1));
 }
 
-/* What must live at once: the state, its operand, the reads, and X's inputs. */
-bool chain_wgmma_fits(const Chain *c)
+/* Registers while the reads are under way: the state, its operand, the reads. */
+static int registers(const Chain *c)
 {
-    const System *s = c->s;
-    return s->kp / 2 + s->kp / 4 + (s->families + 1) * chain_fragment(c) <= 256;
+    return c->s->kp / 2 + c->s->kp / 4 + c->s->families * chain_fragment(c);
+}
+
+/* Of 255; the rest is for X and addresses. */
+bool chain_wgmma_fits(const Chain *c) { return registers(c) <= 224; }
+
+/* Working on X's inputs before the reads are done takes what is loaded and what becomes of it. */
+static bool room_ahead(const Chain *c)
+{
+    int words = chain_fragment(c);
+    for (int i = 0; i < c->nstaged; i++)
+        words += chain_fragment(c) * c->staged[i].elem_bytes / 4;
+    return registers(c) + words <= 224;
 }
 
 static Wgmma matrix(Chain *c, int64_t offset, int columns, bool along_rows)
@@ -338,6 +349,8 @@ void chain_wgmma_mix(Chain *c)
 {
     Cg *cg = c->cg;
     const System *s = c->s;
+    if (room_ahead(c))
+        chain_prefetch(c, s->X);
     if (s->erase) {
         nv_wgmma_wait(cg, s->families - 1, c->product[0], chain_fragment(c));
         set_product(c, 0, s->family[0].read);
