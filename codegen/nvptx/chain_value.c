@@ -444,7 +444,11 @@ static void prefetch(Chain *c, int v, const bool *waits, bool *done)
         return;
     done[v] = true;
     if (!waits[v]) {
-        chain_get(c, v);
+        Val x[MAX_FRAGMENT];
+        memcpy(x, chain_get(c, v), (size_t)chain_fragment(c) * sizeof *x);
+        if (is_fragment(inst_at(c->k, v)->shape))
+            nv_work_out(c->cg, x, chain_fragment(c));
+        chain_set(c, v, x);
         return;
     }
     for (int j = 0; j < inst_at(c->k, v)->nargs; j++)

@@ -85,10 +85,11 @@ static Wgmma matrix(Chain *c, int64_t offset, int columns, bool along_rows)
 
 /* units ---------------------------------------------------------------------------------------- */
 
+/* The factor first: of a product that is subtracted, LLVM negates the first, and that one is shared. */
 static void scale_columns(Chain *c, Val *x, int count, const Val factor[2])
 {
     for (int i = 0; factor[0] && i < count; i++)
-        x[i] = cg_fmul(c->cg, x[i], factor[i / 2 % 2]);
+        x[i] = cg_fmul(c->cg, factor[i / 2 % 2], x[i]);
 }
 
 /* Accumulators times `factor` (or as they are) -> operand, count / 2 registers. */

@@ -81,6 +81,9 @@ void nv_wgmma(Cg *cg, Elem e, Val *acc, const Val *a, const Wgmma *b, bool accum
 /* Waits until at most this many groups of the warp's are under way; acc[] are then readable. */
 void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count);
 
+/* x[] (f32) are computed here, not after the next wait where they may first be used. No instruction. */
+void nv_work_out(Cg *cg, Val *x, int count);
+
 /* A barrier (8 bytes of shared memory) that opens once per bulk copy. By one thread, before a block
  * barrier. */
 void nv_arrival_init(Cg *cg, Val barrier);

@@ -126,6 +126,18 @@ void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count)
     run_tied(cg, &text, &constraints, acc, count, arg, 0);
 }
 
+void nv_work_out(Cg *cg, Val *x, int count)
+{
+    Val arg[128];
+    CHECK(count <= 128);
+    Buf text, constraints;
+    buf_init(&text, cg->arena);
+    buf_init(&constraints, cg->arena);
+    buf_puts(&text, "");
+    put_constraints(&constraints, count, "");
+    run_tied(cg, &text, &constraints, x, count, arg, 0);
+}
+
 /* copies --------------------------------------------------------------------------------------- */
 
 static Val shared_address(Cg *cg, Val p)
