@@ -15,6 +15,8 @@
  */
 #include "frontend/lower.h"
 
+enum { PARTS_MAX = 1000 };
+
 /* small pieces --------------------------------------------------------------------------------- */
 
 /* a * b where NONE is 1 */
@@ -85,6 +87,16 @@ static Outer outer_scale(Lower *l, Outer o, bool minus, int c, Span span) {
 
 static Outer outer_swap(Outer o) { return (Outer){o.minus, o.c, o.r, o.p, o.span}; }
 
+/* Sums and products grow when multiplied out, by powers at worst: past the limit a message is left
+ * and the caller goes on with less. */
+bool matrix_too_many(Lower *l, int64_t n) {
+    if (n <= PARTS_MAX)
+        return false;
+    diag_error(l->d, l->at, "this update has more than %d products when multiplied out", PARTS_MAX);
+    diag_help(l->d, "update the state in steps");
+    return true;
+}
+
 /* factors -------------------------------------------------------------------------------------- */
 
 static Factor factor_scale(Lower *l, Factor f, bool minus, int c, Span span) {
@@ -98,6 +110,8 @@ static Factor factor_scale(Lower *l, Factor f, bool minus, int c, Span span) {
 }
 
 static Factor factor_add(Lower *l, Factor a, Factor b, Span span) {
+    if (matrix_too_many(l, a.nlow + b.nlow))
+        return a;
     Outer *low = NEW_ARRAY(l->arena, Outer, a.nlow + b.nlow);
     for (int i = 0; i < a.nlow; i++)
         low[i] = a.low[i];
@@ -108,6 +122,8 @@ static Factor factor_add(Lower *l, Factor a, Factor b, Span span) {
 
 /* (A + sum p r') (B + sum s t') = A B + sum p (B r)' + sum (A s) t' + sum p (r's) t' */
 static Factor factor_mul(Lower *l, Factor a, Factor b, Span span) {
+    if (matrix_too_many(l, (int64_t)a.nlow * b.nlow + a.nlow + b.nlow))
+        return a;
     VEC(Outer) low = {0};
     for (int i = 0; i < a.nlow && b.diag != DIAG_zero; i++) {
         Outer o = a.low[i];
@@ -152,6 +168,8 @@ static Chain chain_of(Lower *l, Factor f) {
 static Chain chain_concat(Lower *l, Chain a, Chain b) {
     if (!a.count || !b.count)
         return a.count ? a : b;
+    if (matrix_too_many(l, a.count + b.count))
+        return a;
     Factor *at = NEW_ARRAY(l->arena, Factor, a.count + b.count);
     for (int i = 0; i < a.count; i++)
         at[i] = a.at[i];
@@ -287,6 +305,8 @@ const Matrix *matrix_add(Lower *l, const Matrix *a, const Matrix *b, Span span) 
     if (a->square)
         return new_square(l, chain_add(l, a->chain, b->chain, span));
     CHECK(a->flip == b->flip);
+    if (matrix_too_many(l, a->nlow + b->nlow) || matrix_too_many(l, a->nterm + b->nterm))
+        return a;
     Matrix *m = NEW(l->arena, Matrix);
     Term *term = NEW_ARRAY(l->arena, Term, a->nterm + b->nterm);
     Outer *low = NEW_ARRAY(l->arena, Outer, a->nlow + b->nlow);

@@ -169,17 +169,20 @@ static void apply_sum(Assign *a, const Term *term, int n) {
     Lower *l = a->l;
     Pair *pair = NEW_ARRAY(l->arena, Pair, n);
     int *x = NEW_ARRAY(l->arena, int, n), *y = NEW_ARRAY(l->arena, int, n);
-    int diagonals = 0, updates = 0, most = 0;
+    int diagonals = 0, updates = 0;
+    int64_t most = 0;
     flush(a);
     for (int i = 0; i < n; i++) {
         pair[i].left = chain_flatten(l, term[i].left, a->span);
         pair[i].right = chain_flatten(l, term[i].right, a->span);
-        most += (pair[i].left.nlow + 1) * (pair[i].right.nlow + 1);
+        most += (int64_t)(pair[i].left.nlow + 1) * (pair[i].right.nlow + 1);
         if (pair[i].left.diag == DIAG_zero || pair[i].right.diag == DIAG_zero)
             continue;
         x[diagonals] = pair[i].left.diag;
         y[diagonals++] = pair[i].right.diag;
     }
+    if (matrix_too_many(l, most))
+        return;
     Outer *update = NEW_ARRAY(l->arena, Outer, most);
     for (int i = 0; i < n; i++)
         read_pair(a, pair[i], update, &updates);

@@ -181,6 +181,8 @@ static void check_let(Checker *c, Decl *decl) {
     decl->constant = e->constant;
     decl->per_token = e->per_token;
     decl->state = e->state;
+    if (e->type.kind == TYPE_matrix || e->type.kind == TYPE_identity)
+        decl->weight = e->weight;
     if ((e->type.kind == TYPE_matrix || e->type.kind == TYPE_identity) && e->state) {
         diag_error(c->d, e->span, "a let cannot hold a matrix made of the state");
         diag_help(c->d, "update the state itself, step by step: %s = ...", c->v->state->name);

@@ -78,6 +78,7 @@ struct Expr {
     bool constant;      /* of numbers, dims, consts and loop variables only */
     bool per_token;     /* depends on an input */
     bool state;         /* depends on the state */
+    int weight;         /* nodes when the matrices named in it are written out */
 };
 
 typedef enum {
@@ -104,6 +105,7 @@ struct Decl {
     int port;           /* in, param, out: number among the kernel's inputs or outputs */
     bool constant, per_token, state; /* let: as its value */
     bool used;
+    int weight;         /* let of a matrix: as its value */
 };
 
 typedef enum {

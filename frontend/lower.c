@@ -316,6 +316,7 @@ static void lower_for(Lower *l, const Stmt *s) {
 static void lower_stmt(Lower *l, const Stmt *s) {
     if (l->k->inst.count >= INST_MAX)
         return;
+    l->at = s->span;
     if (s->kind == STMT_update) {
         const Matrix *m = lower_expr(l, s->value).m;
         matrix_assign(l, m, s->span);

@@ -73,6 +73,7 @@ typedef struct Lower {
     int version;        /* counts changes of the state: reads are equal within one only */
     int bucket[KNOWN_BUCKETS];
     VEC(Known) known;
+    Span at;            /* of the statement */
     VEC(int) atomic;    /* normalised vectors, not to be taken apart */
 } Lower;
 
@@ -103,6 +104,8 @@ Chain chain_part(Chain c, int from, int count);
 Factor chain_flatten(Lower *l, Chain c, Span span);
 int chain_common_prefix(Chain a, Chain b);
 int chain_common_suffix(Chain a, Chain b);
+
+bool matrix_too_many(Lower *l, int64_t n);
 
 /* assign.c: S = a */
 void matrix_assign(Lower *l, const Matrix *a, Span span);

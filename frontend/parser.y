@@ -364,16 +364,13 @@ static void run(Parser *p) {
     Arena *arena = p->file->arena;
     jmp_buf *outer = arena->oom, here;
     spec_yypstate *state = spec_yypstate_new();
-    if (!state && outer)
-        longjmp(*outer, 1);
-    CHECK(state);
+    if (!state)
+        arena_array(arena, SIZE_MAX, 2); /* runs out of memory by the arena's rules */
     arena->oom = &here;
     if (setjmp(here)) {
         arena->oom = outer;
         spec_yypstate_delete(state);
-        if (outer)
-            longjmp(*outer, 1);
-        abort();
+        arena_array(arena, SIZE_MAX, 2);
     }
     int status;
     do {

@@ -12,6 +12,8 @@
 
 #include <string.h>
 
+enum { WEIGHT_MAX = 100000 };
+
 static const Type scalar_type = {.kind = TYPE_scalar};
 static const Type poison_type = {.kind = TYPE_poison};
 
@@ -325,6 +327,7 @@ static Type type_name(Checker *c, Expr *e) {
     e->constant = decl->constant;
     e->per_token = decl->per_token;
     e->state = decl->state;
+    e->weight += decl->weight;
     return decl->type;
 }
 
@@ -357,6 +360,7 @@ static Type type_operator(Checker *c, Expr *e) {
 
 static void type_node(Checker *c, Expr *e) {
     e->constant = true;
+    e->weight = 1;
     for (int i = 0; i < e->nargs && i < 2; i++) {
         const Expr *arg = e->arg[i];
         type_node(c, e->arg[i]);
@@ -365,6 +369,8 @@ static void type_node(Checker *c, Expr *e) {
         e->constant &= arg->constant;
         e->per_token |= arg->per_token;
         e->state |= arg->state;
+        if (e->weight <= WEIGHT_MAX)
+            e->weight += arg->weight;
     }
     switch (e->kind) {
     case EXPR_poison: e->type = poison_type; break;
@@ -381,4 +387,9 @@ static void type_node(Checker *c, Expr *e) {
 void type_expr(Checker *c, Expr *e) {
     type_node(c, e);
     refuse_table(c, e);
+    if (e->weight > WEIGHT_MAX && !is_poison(e->type)) {
+        diag_error(c->d, e->span, "this expression is too large");
+        diag_help(c->d, "the matrices named in it are multiplied out: update the state in steps");
+        e->type = poison_type;
+    }
 }

@@ -219,6 +219,33 @@ static void one_line_and_stepwise(void **state) {
     free(keep);
 }
 
+/* Products that grow by powers when multiplied out are refused, not tried. */
+static void too_large(void **state) {
+    (void)state;
+    static const struct { const char *first, *next, *last, *message; } test[] = {
+        {"let M0 = I - p * r'", "let M%d = M%d * M%d", "S = M%d * S", "expression is too large"},
+        {"let M0 = p * v'", "let M%d = M%d + M%d", "S = S + M%d", "more than 1000 products"},
+        {"let M0 = I", "let M%d = (I - p * r') * M%d + (I - r * q') * 1", "S = M%d * S",
+         "more than 1000 products"},
+    };
+    for (size_t i = 0; i < sizeof test / sizeof *test; i++) {
+        char text[1900], *at = text;
+        int n = i == 1 ? 12 : 20;
+        at += sprintf(at, "%s\n", test[i].first);
+        for (int j = 1; j <= n; j++) {
+            at += sprintf(at, test[i].next, j, j - 1, j - 1);
+            *at++ = '\n';
+        }
+        sprintf(at, test[i].last, n);
+        Spec *s = with_update(text);
+        if (!s->d.errors)
+            assert_null(spec_lower(&s->arena, &s->names, s->file, NULL, NULL, &s->d));
+        if (!strstr(messages(s), test[i].message))
+            fail_msg("%s", messages(s));
+        spec_close(s);
+    }
+}
+
 static void sizes(void **state) {
     (void)state;
     static const struct { SpecDim dim; const char *message; } bad[] = {
@@ -272,7 +299,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_spec),   cmocka_unit_test(every_form),
         cmocka_unit_test(random_forms), cmocka_unit_test(one_line_and_stepwise),
-        cmocka_unit_test(sizes),        cmocka_unit_test(ports),
+        cmocka_unit_test(too_large),    cmocka_unit_test(sizes),        cmocka_unit_test(ports),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
