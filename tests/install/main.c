@@ -1,4 +1,5 @@
-/* What a user of the installed library writes: compile a spec from memory, run it, check a number. */
+/* What a user of the installed library writes: compile a spec from memory, run it, check a number.
+ */
 #include <gdr.h>
 #include <math.h>
 #include <stdio.h>
@@ -13,8 +14,7 @@ static const char spec[] = "variant sum {\n"
 
 enum { T = 5, D = 16 };
 
-int main(void)
-{
+int main(void) {
     gdr_context_options options = {.size = sizeof options, .cache_dir = ""};
     gdr_context *ctx;
     gdr_kernel *kernel;

@@ -16,15 +16,13 @@ typedef struct Check {
     int dumps, failures;
 } Check;
 
-static void fail(Check *c, const char *where, const char *what, const char *detail)
-{
+static void fail(Check *c, const char *where, const char *what, const char *detail) {
     printf("FAIL %s %s, %s: %s%s%s\n", c->spec, c->variant, where, what, detail ? ": " : "",
            detail ? detail : "");
     c->failures++;
 }
 
-static const char *messages(Arena *a, const Diag *d)
-{
+static const char *messages(Arena *a, const Diag *d) {
     Buf text;
     buf_init(&text, a);
     buf_puts(&text, "");
@@ -32,16 +30,14 @@ static const char *messages(Arena *a, const Diag *d)
     return text.text;
 }
 
-static const char *printed(Arena *a, const Kernel *k)
-{
+static const char *printed(Arena *a, const Kernel *k) {
     Buf text;
     buf_init(&text, a);
     kernel_print(k, &text);
     return text.text;
 }
 
-static void on_dump(void *user, const char *pass, const char *text, bool changed)
-{
+static void on_dump(void *user, const char *pass, const char *text, bool changed) {
     Check *c = user;
     (void)changed;
     c->dumps++;
@@ -64,8 +60,7 @@ static void on_dump(void *user, const char *pass, const char *text, bool changed
 }
 
 static void check_dumps(Check *c, Arena *a, Interner *names, SpecFile *f, const SpecBind *dims,
-                        int rows)
-{
+                        int rows) {
     Diag d;
     diag_init(&d, a, f->source);
     Kernel *k = spec_lower(a, names, f, c->variant, dims, &d);
@@ -80,16 +75,15 @@ static void check_dumps(Check *c, Arena *a, Interner *names, SpecFile *f, const 
     passes_run(k, NULL, &watch);
 }
 
-static SpecFile *parse_text(Arena *a, Interner *names, const char *name, const char *text, Diag *d)
-{
+static SpecFile *parse_text(Arena *a, Interner *names, const char *name, const char *text,
+                            Diag *d) {
     const Source *source = source_from_text(a, name, text, strlen(text));
     diag_init(d, a, source);
     SpecFile *f = spec_parse(a, names, source, d);
     return f->syntax_ok && spec_check(f, d) ? f : NULL;
 }
 
-static void check_format(Check *c, Arena *a, Interner *names, SpecFile *f)
-{
+static void check_format(Check *c, Arena *a, Interner *names, SpecFile *f) {
     Buf once, twice;
     buf_init(&once, a);
     buf_init(&twice, a);
@@ -110,8 +104,7 @@ static void check_format(Check *c, Arena *a, Interner *names, SpecFile *f)
         fail(c, "format", "the formatted spec means something else", NULL);
 }
 
-static void check_spec(Check *c)
-{
+static void check_spec(Check *c) {
     static const SpecDim dim[] = {{"K", 48}, {"V", 20}};
     const SpecBind other = {dim, 2};
     Arena arena;
@@ -135,8 +128,7 @@ static void check_spec(Check *c)
     arena_free(&arena);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     glob_t specs = {0};
     if (argc < 2 && glob(GDR_SPECS_DIR "/*.gdr", 0, NULL, &specs) != 0) {
         puts("FAIL: no specs");

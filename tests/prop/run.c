@@ -13,8 +13,7 @@
 
 enum { HEADS = 2 };
 
-static bool finite_outputs(const Case *c)
-{
+static bool finite_outputs(const Case *c) {
     for (int p = 0; p < c->nports; p++) {
         if (c->port[p].kind != GDR_OUTPUT)
             continue;
@@ -30,15 +29,14 @@ static bool finite_outputs(const Case *c)
 }
 
 /* Sets token t of sequence n, in every per-token input, to `value` in the given head (-1: all). */
-static void set_inputs(Case *c, int n, int64_t from, int64_t to, int head, float value)
-{
+static void set_inputs(Case *c, int n, int64_t from, int64_t to, int head, float value) {
     for (int p = 0; p < c->nports; p++) {
         if (c->port[p].kind != GDR_INPUT)
             continue;
         for (int64_t t = from; t < to; t++) {
             for (int64_t h = 0; h < c->H; h++) {
-                float *x = c->data[p] + (case_row(c, n) + t) * case_row_size(c, p) +
-                           h * c->width[p];
+                float *x =
+                    c->data[p] + (case_row(c, n) + t) * case_row_size(c, p) + h * c->width[p];
                 for (int64_t i = 0; i < c->width[p] && (head < 0 || h == head); i++)
                     x[i] = value;
             }
@@ -47,8 +45,7 @@ static void set_inputs(Case *c, int n, int64_t from, int64_t to, int head, float
 }
 
 /* Tokens from t on do not change outputs before t. */
-static const char *causality(gdr_kernel *k, uint64_t seed)
-{
+static const char *causality(gdr_kernel *k, uint64_t seed) {
     static const int64_t cut[] = {1, 16, 63, 64, 65, 100};
     const char *wrong = NULL;
     int64_t length = 130;
@@ -70,8 +67,7 @@ static const char *causality(gdr_kernel *k, uint64_t seed)
 }
 
 /* The same call twice gives the same bits. */
-static const char *repeatability(gdr_kernel *k, uint64_t seed)
-{
+static const char *repeatability(gdr_kernel *k, uint64_t seed) {
     int64_t length[3] = {127, 127, 127};
     int label[3] = {0, 1, 2};
     Case *a = case_new(k, HEADS, 3, length, label, false, 0, seed);
@@ -88,8 +84,7 @@ static const char *repeatability(gdr_kernel *k, uint64_t seed)
 }
 
 /* A sequence's result depends neither on its place in the batch nor on its neighbours. */
-static const char *position(gdr_kernel *k, uint64_t seed)
-{
+static const char *position(gdr_kernel *k, uint64_t seed) {
     int64_t length[3] = {97, 97, 97};
     int label[3] = {0, 1, 2}, turned[3] = {5, 0, 1};
     Case *a = case_new(k, HEADS, 3, length, label, false, 0, seed);
@@ -105,8 +100,7 @@ static const char *position(gdr_kernel *k, uint64_t seed)
 }
 
 /* Packed sequences equal the same sequences alone; empty ones hand their state through. */
-static const char *packing(gdr_kernel *k, uint64_t seed)
-{
+static const char *packing(gdr_kernel *k, uint64_t seed) {
     int64_t length[] = {0, 1, 65, 17, 0, 130, 64, 0};
     int label[] = {0, 1, 2, 3, 4, 5, 6, 7};
     enum { N = sizeof length / sizeof *length };
@@ -131,8 +125,7 @@ static const char *packing(gdr_kernel *k, uint64_t seed)
 }
 
 /* Rows past the last sequence are not written. */
-static const char *spare_rows(gdr_kernel *k, uint64_t seed)
-{
+static const char *spare_rows(gdr_kernel *k, uint64_t seed) {
     int64_t length[2] = {33, 70};
     int label[2] = {0, 1};
     const int64_t spare = 9;
@@ -150,16 +143,15 @@ static const char *spare_rows(gdr_kernel *k, uint64_t seed)
         int64_t end = case_row(c, 2) * case_row_size(c, p);
         for (int64_t i = 0; i < c->T * case_row_size(c, p); i++)
             if ((c->data[p][i] == 1e30f) != (i >= end))
-                wrong = i >= end ? "a row past the last sequence was written"
-                                 : "a row was not written";
+                wrong =
+                    i >= end ? "a row past the last sequence was written" : "a row was not written";
     }
     case_free(c);
     return wrong;
 }
 
 /* A NaN stays in its sequence and head. */
-static const char *containment(gdr_kernel *k, uint64_t seed)
-{
+static const char *containment(gdr_kernel *k, uint64_t seed) {
     int64_t length[3] = {66, 66, 66};
     int label[3] = {0, 1, 2};
     Case *a = case_new(k, HEADS, 3, length, label, false, 0, seed);
@@ -196,8 +188,7 @@ static const Property property[] = {
 enum { PROPERTIES = sizeof property / sizeof *property };
 
 static int check_kernel(gdr_kernel *k, const char *spec, const char *algo, const char *only,
-                        uint64_t seed)
-{
+                        uint64_t seed) {
     int failures = 0;
     for (int i = 0; i < PROPERTIES; i++) {
         if (only && strcmp(only, property[i].name) != 0)
@@ -210,16 +201,17 @@ static int check_kernel(gdr_kernel *k, const char *spec, const char *algo, const
     return failures;
 }
 
-static int check_spec(gdr_context *ctx, const char *path, const char *only, uint64_t seed)
-{
-    static const struct { gdr_algo algo; const char *name; } kind[] = {
-        {GDR_ALGO_AUTO, "auto"}, {GDR_ALGO_RECURRENT, "recurrent"}};
+static int check_spec(gdr_context *ctx, const char *path, const char *only, uint64_t seed) {
+    static const struct {
+        gdr_algo algo;
+        const char *name;
+    } kind[] = {{GDR_ALGO_AUTO, "auto"}, {GDR_ALGO_RECURRENT, "recurrent"}};
     /* Sizes that fill no vector register evenly. */
     const gdr_dim dims[] = {{"K", 36}, {"V", 20}};
     int failures = 0;
     for (int i = 0; i < 2; i++) {
-        gdr_compile_options options = {.size = sizeof options, .dims = dims, .ndims = 2,
-                                       .algo = kind[i].algo};
+        gdr_compile_options options = {
+            .size = sizeof options, .dims = dims, .ndims = 2, .algo = kind[i].algo};
         gdr_kernel *kernel;
         if (gdr_compile_file(ctx, path, &options, &kernel) != GDR_OK) {
             printf("FAIL %s %s: %s\n", path, kind[i].name, gdr_last_error(ctx));
@@ -232,8 +224,7 @@ static int check_spec(gdr_context *ctx, const char *path, const char *only, uint
     return failures;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const char *only = argc > 1 ? argv[1] : NULL;
     const char *given = getenv("GDR_SEED");
     uint64_t seed = given ? strtoull(given, NULL, 0) : 20260117;

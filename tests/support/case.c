@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static uint64_t mix(uint64_t x)
-{
+static uint64_t mix(uint64_t x) {
     x ^= x >> 30;
     x *= 0xbf58476d1ce4e5b9u;
     x ^= x >> 27;
@@ -18,8 +17,7 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-double uniform(uint64_t seed, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
-{
+double uniform(uint64_t seed, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
     uint64_t x = mix(seed + 0x9e3779b97f4a7c15u);
     x = mix(x + a);
     x = mix(x ^ (b * 0x9e3779b97f4a7c15u));
@@ -28,8 +26,7 @@ double uniform(uint64_t seed, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
     return (double)(x >> 11) * 0x1p-53;
 }
 
-static float value_in(const gdr_port *p, int64_t width, double u)
-{
+static float value_in(const gdr_port *p, int64_t width, double u) {
     bool low = isfinite(p->lo), high = isfinite(p->hi);
     if (low && high)
         return (float)(p->lo + (p->hi - p->lo) * u);
@@ -40,33 +37,27 @@ static float value_in(const gdr_port *p, int64_t width, double u)
     return (float)((2 * u - 1) / sqrt((double)width));
 }
 
-static bool is_input(const Case *c, int p)
-{
+static bool is_input(const Case *c, int p) {
     return c->port[p].kind == GDR_INPUT;
 }
 
-int64_t case_row_size(const Case *c, int p)
-{
+int64_t case_row_size(const Case *c, int p) {
     return c->H * c->width[p];
 }
 
-int64_t case_state_size(const Case *c)
-{
+int64_t case_state_size(const Case *c) {
     return c->H * c->K * c->V;
 }
 
-int64_t case_row(const Case *c, int n)
-{
+int64_t case_row(const Case *c, int n) {
     return c->packed ? c->cu[n] : n * c->T;
 }
 
-static int64_t rows(const Case *c)
-{
+static int64_t rows(const Case *c) {
     return c->packed ? c->T : c->T * c->N;
 }
 
-static void fill_port(Case *c, int p, uint64_t seed)
-{
+static void fill_port(Case *c, int p, uint64_t seed) {
     const gdr_port *port = &c->port[p];
     int64_t size = case_row_size(c, p);
     if (port->kind == GDR_PARAM) {
@@ -78,24 +69,22 @@ static void fill_port(Case *c, int p, uint64_t seed)
         for (int64_t t = 0; t < c->length[n]; t++) {
             float *row = c->data[p] + (case_row(c, n) + t) * size;
             for (int64_t e = 0; e < size; e++)
-                row[e] = value_in(port, c->width[p],
-                                  uniform(seed, (uint64_t)p, (uint64_t)c->label[n], (uint64_t)t,
-                                          (uint64_t)e));
+                row[e] = value_in(
+                    port, c->width[p],
+                    uniform(seed, (uint64_t)p, (uint64_t)c->label[n], (uint64_t)t, (uint64_t)e));
         }
     }
 }
 
-static void fill_states(Case *c, uint64_t seed)
-{
+static void fill_states(Case *c, uint64_t seed) {
     int64_t size = case_state_size(c);
     for (int n = 0; n < c->N; n++)
         for (int64_t e = 0; e < size; e++)
-            c->S0[n * size + e] = (float)(uniform(seed, 1u << 21, (uint64_t)c->label[n], 0,
-                                                  (uint64_t)e) - 0.5);
+            c->S0[n * size + e] =
+                (float)(uniform(seed, 1u << 21, (uint64_t)c->label[n], 0, (uint64_t)e) - 0.5);
 }
 
-static float *floats(int64_t n)
-{
+static float *floats(int64_t n) {
     float *p = calloc((size_t)(n > 0 ? n : 1), sizeof *p);
     if (!p)
         abort();
@@ -103,8 +92,7 @@ static float *floats(int64_t n)
 }
 
 Case *case_new(gdr_kernel *kernel, int64_t H, int N, const int64_t *length, const int *label,
-               bool packed, int64_t spare, uint64_t seed)
-{
+               bool packed, int64_t spare, uint64_t seed) {
     Case *c = calloc(1, sizeof *c);
     if (!c || N > MAX_SEQUENCES || gdr_kernel_ports(kernel) > MAX_PORTS)
         abort();
@@ -139,8 +127,7 @@ Case *case_new(gdr_kernel *kernel, int64_t H, int N, const int64_t *length, cons
     return c;
 }
 
-void case_free(Case *c)
-{
+void case_free(Case *c) {
     for (int p = 0; p < c->nports; p++)
         free(c->data[p]);
     free(c->S0);
@@ -148,8 +135,7 @@ void case_free(Case *c)
     free(c);
 }
 
-gdr_status case_run(Case *c)
-{
+gdr_status case_run(Case *c) {
     gdr_arg arg[MAX_PORTS];
     int64_t shape[MAX_PORTS][6];
     for (int p = 0; p < c->nports; p++) {
@@ -178,8 +164,7 @@ gdr_status case_run(Case *c)
     return gdr_forward(c->kernel, &launch);
 }
 
-bool case_same(const Case *a, int n, const Case *b, int m, int64_t tokens)
-{
+bool case_same(const Case *a, int n, const Case *b, int m, int64_t tokens) {
     int64_t count = tokens >= 0 ? tokens : a->length[n];
     for (int p = 0; p < a->nports; p++) {
         if (is_input(a, p) || a->port[p].kind == GDR_PARAM)

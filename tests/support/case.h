@@ -22,9 +22,9 @@ typedef struct Case {
     int label[MAX_SEQUENCES];      /* which random sequence it is */
     int64_t T;                     /* rows in all when packed, per sequence when dense */
     gdr_port port[MAX_PORTS];
-    int64_t width[MAX_PORTS];      /* elements of one token and head */
+    int64_t width[MAX_PORTS]; /* elements of one token and head */
     float *data[MAX_PORTS];
-    float *S0, *S;                 /* [N,H,K,V] */
+    float *S0, *S; /* [N,H,K,V] */
     int64_t cu[MAX_SEQUENCES + 1];
 } Case;
 
