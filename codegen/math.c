@@ -410,13 +410,17 @@ static bool has_half(Cg *cg) {
            strcmp(cg->cpu, "x86-64-v4") == 0;
 }
 
-/* Half to float in integers: move the fields, let one multiplication renormalise denormals. */
+/* Half to float in integers: fields move and the bias changes; denormals are small whole numbers. No
+ * float on the way is denormal, so this works where those are flushed. */
 static Val half_to_f32(Cg *cg, Val h) {
     Val wide = LLVMBuildZExt(cg->b, h, widen(cg->i32, lanes(h)), "");
-    Val body = cg_shl(cg, cg_and(cg, wide, integer(cg, wide, 0x7fff)), 13);
-    Val y = to_bits(cg, cg_fmul(cg, from_bits(cg, body), number(cg, from_bits(cg, body), 0x1p112)));
-    Val special = cg_cmp(cg, LLVMIntUGE, body, integer(cg, body, 0x7c00 << 13));
-    y = cg_select(cg, special, cg_or(cg, body, integer(cg, body, 0x7f800000)), y);
+    Val body = cg_and(cg, wide, integer(cg, wide, 0x7fff));
+    Val y = cg_add(cg, cg_shl(cg, body, 13), integer(cg, wide, (127 - 15) << 23));
+    Val whole = LLVMBuildUIToFP(cg->b, body, widen(cg->f32, lanes(h)), "");
+    Val small = to_bits(cg, cg_fmul(cg, whole, number(cg, whole, 0x1p-24)));
+    y = cg_select(cg, cg_cmp(cg, LLVMIntULT, body, integer(cg, body, 0x0400)), small, y);
+    Val special = cg_cmp(cg, LLVMIntUGE, body, integer(cg, body, 0x7c00));
+    y = cg_select(cg, special, cg_or(cg, y, integer(cg, body, 0x7f800000)), y);
     Val sign = cg_shl(cg, cg_and(cg, wide, integer(cg, wide, 0x8000)), 16);
     return from_bits(cg, cg_or(cg, y, sign));
 }

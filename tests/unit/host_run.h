@@ -9,6 +9,7 @@
 #include "runtime/runtime.h"
 #include "tests/unit/spec_test.h"
 
+#include <fenv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -201,8 +202,16 @@ static inline void launch(Run *r) {
     assert_non_null(f);
     /* Scratch holds NaN before and is guarded as well. */
     Guarded scratch = guarded_new((size_t)((e->scratch_bytes + 63) / 64 * 64));
+    fenv_t before, after;
+    memset(&before, 0, sizeof before);
+    memset(&after, 0, sizeof after);
+    feclearexcept(FE_ALL_EXCEPT);
+    fegetenv(&before);
     f(frame, 0, 1, scratch.at);
     f(frame, 1, (int64_t)c->N * c->H, scratch.at);
+    feclearexcept(FE_ALL_EXCEPT);
+    fegetenv(&after); /* the caller's rounding and treatment of denormals */
+    assert_memory_equal(&before, &after, sizeof before);
     guarded_free(&scratch);
 }
 
