@@ -3,7 +3,7 @@
  *     parse, check, lower        messages about the spec go to the caller
  *     passes up to `normal`      facts: is there a chunk form?
  *     recurrent: codegen         chunk: choose the chunk, remaining passes, codegen
- *     GPU, when it is to run here: PTX -> cubin by the driver's linker, else by ptxas
+ *     GPU, when it is to run here: PTX -> cubins (assemble.c)
  *
  * The chunk's size: as many equations as asked for, else the most that the target takes of 64, 32, 16.
  */
@@ -170,41 +170,6 @@ static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Kernel **ti
                     why ? why : "no code");
 }
 
-static void keep_warning(void *user, const char *line)
-{
-    Job *job = user;
-    VEC_PUSH(&job->arena, &job->warning, arena_strndup(&job->arena, line, strlen(line)));
-}
-
-/* PTX -> cubin for the device at hand. The job owns what comes back from malloc, since memory may
- * run out before it has been copied. */
-static gdr_status assemble(Job *job, Record *r)
-{
-    size_t len = 0;
-    char why[512];
-    CudaError e;
-    bool ok = cuda_link(job->cuda, r->module.text, &job->cubin, &len, &job->log, &e);
-    char *ptxas = ok || e.no_memory ? NULL : ptxas_find();
-    if (ptxas) {
-        char arch[32];
-        int cc = cuda_compute_capability(job->cuda);
-        free(job->log);
-        snprintf(arch, sizeof arch, "sm_%d%s", cc, strchr(job->target + 3, 'a') ? "a" : "");
-        ok = ptxas_run(ptxas, r->module.text, arch, &job->cubin, &len, &job->log, why, sizeof why);
-        free(ptxas);
-    }
-    if (!ok)
-        return ctx_fail(job->ctx, e.no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e.text);
-    r->cubin = memcpy(arena_alloc(&job->arena, len), job->cubin, len);
-    r->cubin_len = len;
-    cubin_scan_log(job->log, keep_warning, job);
-    r->warning.at = job->warning.at;
-    r->warning.count = job->warning.count;
-    r->module.text = NULL; /* the cubin is what is kept */
-    r->module.text_len = 0;
-    return GDR_OK;
-}
-
 gdr_status job_build(Job *job, Record *out)
 {
     Kernel *k = NULL;
@@ -240,6 +205,6 @@ gdr_status job_build(Job *job, Record *out)
     for (int i = 0; i < k->in.count; i++)
         out->factor_reads[i] = k->level == LEVEL_tile && frame_factor_reads(k, i);
     if (job->cuda)
-        status = assemble(job, out);
+        status = job_assemble(job, out);
     return status;
 }

@@ -180,22 +180,25 @@ static gdr_status load_host(Job *job)
 static gdr_status load_gpu(Job *job)
 {
     gdr_kernel *kernel = job->kernel;
-    const CgModule *m = &kernel->rec.module;
-    CudaError e;
-    kernel->cuda_function = NEW_ARRAY(&kernel->arena, void *, m->entry.count + 1);
-    kernel->cuda_module = cuda_module_load(job->cuda, kernel->rec.cubin, &e);
-    bool ok = kernel->cuda_module != NULL;
-    for (int i = 0; ok && i < m->entry.count; i++) {
-        const CgEntry *entry = &m->entry.at[i];
-        kernel->cuda_function[i] = cuda_function(job->cuda, kernel->cuda_module, entry->symbol,
-                                                 entry->smem_bytes, &e);
+    const Record *r = &kernel->rec;
+    int n = r->module.entry.count;
+    CudaError e = { .text = "a cached kernel lacks code" };
+    kernel->cuda_function = NEW_ARRAY(&kernel->arena, void *, n + 1);
+    kernel->cuda_module = NEW_ARRAY(&kernel->arena, CudaModule *, n + 1);
+    bool ok = r->cubin.count == n;
+    for (int i = 0; ok && i < n; i++) {
+        const CgEntry *entry = &r->module.entry.at[i];
+        kernel->cuda_module[i] = cuda_module_load(job->cuda, r->cubin.at[i].bytes, &e);
+        if (kernel->cuda_module[i])
+            kernel->cuda_function[i] = cuda_function(job->cuda, kernel->cuda_module[i],
+                                                     entry->symbol, entry->smem_bytes, &e);
         ok = kernel->cuda_function[i] != NULL;
     }
     if (!ok)
         return ctx_fail(job->ctx, e.no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e.text);
-    for (int i = 0; i < kernel->rec.warning.count; i++)
-        ctx_log(job->ctx, GDR_WARNING, "%s on %s: %s", kernel->rec.shell->name, kernel->rec.target,
-                kernel->rec.warning.at[i]);
+    for (int i = 0; i < r->warning.count; i++)
+        ctx_log(job->ctx, GDR_WARNING, "%s on %s: %s", r->shell->name, r->target,
+                r->warning.at[i]);
     return GDR_OK;
 }
 
@@ -203,8 +206,8 @@ static gdr_status load_gpu(Job *job)
 static void unload(gdr_kernel *kernel)
 {
     hostjit_free(kernel->host);
-    if (kernel->cuda_module)
-        cuda_module_free(kernel->ctx->cuda, kernel->cuda_module);
+    for (int i = 0; kernel->cuda_module && i < kernel->rec.module.entry.count; i++)
+        cuda_module_free(kernel->ctx->cuda, kernel->cuda_module[i]);
     kernel->host = NULL;
     kernel->host_entry = NULL;
     kernel->cuda_module = NULL;
@@ -329,10 +332,7 @@ gdr_status compile_input(gdr_context *ctx, const CompileInput *input,
             status = compile(job);
     }
     kernel->arena.oom = NULL;
-    arena_free(&job->arena);
-    free(job->cubin);
-    free(job->log);
-    free(job);
+    job_free(job);
     if (status) {
         unload(kernel);
         free(kernel);

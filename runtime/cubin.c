@@ -1,4 +1,4 @@
-/* PTX -> cubin by the ptxas command, and what an assembler's log says about slow code. */
+/* PTX -> cubin by the ptxas command; PTX of one kernel alone; what a log says about slow code. */
 #define _GNU_SOURCE
 #include "runtime/runtime.h"
 
@@ -29,6 +29,35 @@ char *ptxas_find(void)
         path += n + (path[n] == ':');
     }
     return NULL;
+}
+
+/* LLVM writes a kernel as a line `.visible .entry NAME(`, up to a line `}`. */
+static const char *entry_end(const char *entry)
+{
+    const char *end = strstr(entry, "\n}");
+    return end ? end + 2 : entry + strlen(entry);
+}
+
+char *ptx_only(Arena *arena, const char *ptx, const char *symbol)
+{
+    static const char start[] = "\n.visible .entry ";
+    size_t n = strlen(symbol);
+    bool found = false;
+    Buf out;
+    buf_init(&out, arena);
+    for (const char *at = ptx; *at;) {
+        const char *entry = strstr(at, start);
+        const char *name = entry ? entry + strlen(start) : NULL;
+        buf_put(&out, at, entry ? (size_t)(entry + 1 - at) : strlen(at));
+        if (!entry)
+            break;
+        at = entry_end(name);
+        if (!strncmp(name, symbol, n) && name[n] == '(') {
+            buf_put(&out, entry + 1, (size_t)(at - entry - 1));
+            found = true;
+        }
+    }
+    return found ? out.text : NULL;
 }
 
 static bool write_file(const char *path, const char *text)

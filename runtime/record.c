@@ -188,7 +188,9 @@ static void tape_record(Tape *t, Record *r)
         r->factor_reads = NEW_ARRAY(t->arena, bool, r->shell->in.count + 1);
     for (int i = 0; i < r->shell->in.count; i++)
         tape_bool(t, &r->factor_reads[i]);
-    tape_blob(t, &r->cubin, &r->cubin_len);
+    TAPE_COUNT(t, &r->cubin, Image, ENTRIES_MAX);
+    for (int i = 0; i < r->cubin.count && !t->bad; i++)
+        tape_blob(t, &r->cubin.at[i].bytes, &r->cubin.at[i].len);
     TAPE_COUNT(t, &r->warning, const char *, 1024);
     for (int i = 0; i < r->warning.count && !t->bad; i++)
         tape_name(t, &r->warning.at[i]);

@@ -2,7 +2,7 @@
  *
  *   api.c      the public functions of gdr.h: contexts, inspection     cuda.c     the driver, by dlopen
  *   compile.c  spec text -> loaded kernel, through the cache           cubin.c    PTX -> cubin
- *   build.c    spec text -> record: front end, passes, code generation
+ *   build.c    spec text -> record: front end, passes, code generation   assemble.c all PTX -> cubins
  *   bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk entries
  *   launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
  *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
@@ -89,6 +89,8 @@ bool cuda_link(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char **lo
 
 /* Path of ptxas on PATH, or NULL; malloc'ed. */
 char *ptxas_find(void);
+/* The PTX without its kernels other than `symbol`; NULL when it has no such kernel. */
+char *ptx_only(Arena *arena, const char *ptx, const char *symbol);
 /* PTX -> cubin for `arch` by the ptxas command. *cubin and *log are malloc'ed. */
 bool ptxas_run(const char *ptxas, const char *ptx, const char *arch, void **cubin, size_t *len,
                char **log, char *why, size_t why_size);
@@ -132,6 +134,8 @@ bool pool_run(Pool *p, HostEntry *entry, const int64_t *frame, int64_t tasks,
 
 /* compile.c ------------------------------------------------------------------------------------ */
 
+typedef struct Image { const void *bytes; size_t len; } Image;
+
 /* A compiled kernel as it is remembered: what inspection and launches need, and its code. */
 typedef struct Record {
     Kernel *shell;          /* ports, axes, facts; no instructions */
@@ -139,8 +143,7 @@ typedef struct Record {
     Algo algo;
     const char *target;
     bool *factor_reads;     /* per input: read by the factor role */
-    const void *cubin;      /* GPU */
-    size_t cubin_len;
+    VEC(Image) cubin;       /* GPU, loaded code: one for each entry */
     VEC(const char *) warning; /* of the GPU assembler */
 } Record;
 
@@ -152,8 +155,8 @@ struct gdr_kernel {
     const char *manifest;
     HostCode *host;
     HostEntry *host_entry;
-    CudaModule *cuda_module;
-    void **cuda_function;   /* per entry */
+    CudaModule **cuda_module; /* per entry */
+    void **cuda_function;
 };
 
 typedef struct ThreadError ThreadError;
@@ -218,12 +221,16 @@ typedef struct Job {
     Arena arena;                 /* everything temporary */
     const Source *source;
     gdr_kernel *kernel;
-    void *cubin;                 /* from the assembler, malloc'ed */
-    char *log;
-    VEC(const char *) warning;   /* found in the log */
+    struct Assembly *assembly;   /* per entry, while PTX becomes cubins */
+    int assemblies;
+    VEC(const char *) warning;   /* found in the assembler's logs */
 } Job;
 /* Front end, passes and code generation; the record's memory is the job's arena. */
 gdr_status job_build(Job *job, Record *out);
+void job_free(Job *job);
+
+/* assemble.c: the PTX of r->module -> r->cubin and r->warning, for the job's device. */
+gdr_status job_assemble(Job *job, Record *r);
 
 /* record.c, manifest.c ------------------------------------------------------------------------- */
 

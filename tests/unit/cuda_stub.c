@@ -45,8 +45,18 @@ static int s_cuDeviceGetAttribute(int *v, int a, int d)
 static int s_cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = &stub; return 0; }
 static int s_cuDevicePrimaryCtxRelease(int d) { (void)d; return 0; }
 static int s_cuCtxGetCurrent(void **c) { *c = NULL; return 0; }
-static int s_cuCtxPushCurrent(void *c) { (void)c; stub.current_depth++; return outcome("cuCtxPushCurrent"); }
-static int s_cuCtxPopCurrent(void **c) { *c = &stub; stub.current_depth--; return 0; }
+static int s_cuCtxPushCurrent(void *c)
+{
+    (void)c;
+    __atomic_add_fetch(&stub.current_depth, 1, __ATOMIC_RELAXED);
+    return outcome("cuCtxPushCurrent");
+}
+static int s_cuCtxPopCurrent(void **c)
+{
+    *c = &stub;
+    __atomic_add_fetch(&stub.current_depth, -1, __ATOMIC_RELAXED);
+    return 0;
+}
 static int s_cuCtxGetDevice(int *d) { *d = 0; return 0; }
 static int s_cuCtxSynchronize(void) { return outcome("cuCtxSynchronize"); }
 static int s_cuMemAlloc(uint64_t *p, size_t n)
@@ -98,7 +108,7 @@ static int s_cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsi
     memcpy(stub.launch[i].frame, params[0], sizeof stub.launch[i].frame);
     return outcome("cuLaunchKernel");
 }
-static char *info_log;
+static _Thread_local char *info_log; /* kernels are assembled in threads of their own */
 static int s_cuLinkCreate(unsigned n, int *option, void **value, void **state)
 {
     for (unsigned i = 0; i < n; i++)
@@ -113,7 +123,9 @@ static int s_cuLinkAddData(void *state, int type, void *data, size_t size, const
     (void)state; (void)name; (void)n; (void)option; (void)value;
     assert_int_equal(type, 1);
     assert_int_equal(strlen(data) + 1, size);
-    assert_non_null(strstr(data, ".visible .entry"));
+    const char *entry = strstr(data, ".visible .entry"); /* one kernel at a time */
+    assert_non_null(entry);
+    assert_null(strstr(entry + 1, ".visible .entry"));
     if (stub.log)
         strcpy(info_log, stub.log);
     return outcome("cuLinkAddData");
@@ -122,7 +134,7 @@ static int s_cuLinkComplete(void *state, void **cubin, size_t *size)
 {
     static char image[] = "stub cubin";
     (void)state;
-    stub.link_calls++;
+    __atomic_add_fetch(&stub.link_calls, 1, __ATOMIC_RELAXED);
     *cubin = image;
     *size = sizeof image;
     return 0;
@@ -376,19 +388,21 @@ static void cubins_are_cached_and_slow_ones_say_so_each_time(void **state)
 {
     (void)state;
     char dir[] = "/tmp/gdr-stub-XXXXXX", command[64];
+    int entries = 0;
     assert_non_null(mkdtemp(dir));
     stub.log = "ptxas info    : 0 bytes stack frame, 0 bytes spill stores, 24 bytes spill loads\n";
     for (int round = 0; round < 2; round++) {
         gdr_context *ctx = open_stub(dir);
         logged[0] = '\0';
         gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
+        entries = k->rec.module.entry.count;
         assert_int_equal(k->from_cache, round);
         assert_non_null(strstr(logged, "24 bytes spill loads"));
         assert_int_equal(forward(k, NULL, 0, NULL), GDR_OK);
         gdr_kernel_destroy(k);
         gdr_context_destroy(ctx);
     }
-    assert_int_equal(stub.link_calls, 1);
+    assert_int_equal(stub.link_calls, entries);
     snprintf(command, sizeof command, "rm -r %s", dir);
     assert_int_equal(system(command), 0);
 }
@@ -414,6 +428,21 @@ static void host_tensors_are_refused(void **state)
     assert_non_null(strstr(gdr_last_error(ctx), "q: lies in CPU memory"));
     gdr_kernel_destroy(k);
     gdr_context_destroy(ctx);
+}
+
+static void kernels_are_cut_out_of_ptx(void **state)
+{
+    (void)state;
+    static const char ptx[] = ".version 8.8\n.extern .shared .b8 m[];\n\n.visible .entry a(\n)\n{\n"
+                              "\tret;\n}\n.visible .entry ab(\n)\n{\n\tbra $L;\n}\n// end\n";
+    Arena arena;
+    arena_init(&arena, NULL);
+    assert_string_equal(ptx_only(&arena, ptx, "a"), ".version 8.8\n.extern .shared .b8 m[];\n\n"
+                        ".visible .entry a(\n)\n{\n\tret;\n}\n\n// end\n");
+    assert_string_equal(ptx_only(&arena, ptx, "ab"), ".version 8.8\n.extern .shared .b8 m[];\n\n"
+                        "\n.visible .entry ab(\n)\n{\n\tbra $L;\n}\n// end\n");
+    assert_null(ptx_only(&arena, ptx, "b"));
+    arena_free(&arena);
 }
 
 static void count_line(void *user, const char *line)
@@ -455,6 +484,7 @@ int main(void)
         cmocka_unit_test_setup(a_gpu_too_old_is_refused, fresh),
         cmocka_unit_test_setup(cubins_are_cached_and_slow_ones_say_so_each_time, fresh),
         cmocka_unit_test_setup(host_tensors_are_refused, fresh),
+        cmocka_unit_test(kernels_are_cut_out_of_ptx),
         cmocka_unit_test(logs_are_scanned_for_slow_code),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
