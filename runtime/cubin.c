@@ -31,33 +31,27 @@ char *ptxas_find(void)
     return NULL;
 }
 
-/* LLVM writes a kernel as a line `.visible .entry NAME(`, up to a line `}`. */
-static const char *entry_end(const char *entry)
-{
-    const char *end = strstr(entry, "\n}");
-    return end ? end + 2 : entry + strlen(entry);
-}
-
+/* LLVM writes everything that kernels share before the first, and each from a line
+ * `.visible .entry NAME(` to the next such line; braces do not count, inline code has its own. */
 char *ptx_only(Arena *arena, const char *ptx, const char *symbol)
 {
     static const char start[] = "\n.visible .entry ";
     size_t n = strlen(symbol);
-    bool found = false;
+    const char *entry = strstr(ptx, start);
     Buf out;
     buf_init(&out, arena);
-    for (const char *at = ptx; *at;) {
-        const char *entry = strstr(at, start);
-        const char *name = entry ? entry + strlen(start) : NULL;
-        buf_put(&out, at, entry ? (size_t)(entry + 1 - at) : strlen(at));
-        if (!entry)
-            break;
-        at = entry_end(name);
+    if (entry)
+        buf_put(&out, ptx, (size_t)(entry - ptx));
+    while (entry) {
+        const char *name = entry + strlen(start), *next = strstr(name, start);
         if (!strncmp(name, symbol, n) && name[n] == '(') {
-            buf_put(&out, entry + 1, (size_t)(at - entry - 1));
-            found = true;
+            buf_put(&out, entry, next ? (size_t)(next - entry) : strlen(entry));
+            buf_puts(&out, "\n");
+            return out.text;
         }
+        entry = next;
     }
-    return found ? out.text : NULL;
+    return NULL;
 }
 
 static bool write_file(const char *path, const char *text)

@@ -433,14 +433,14 @@ static void host_tensors_are_refused(void **state)
 static void kernels_are_cut_out_of_ptx(void **state)
 {
     (void)state;
-    static const char ptx[] = ".version 8.8\n.extern .shared .b8 m[];\n\n.visible .entry a(\n)\n{\n"
-                              "\tret;\n}\n.visible .entry ab(\n)\n{\n\tbra $L;\n}\n// end\n";
+#define SHARED ".version 8.8\n.extern .shared .b8 m[];\n"
+#define KERNEL_A "\n.visible .entry a(\n)\n{\n{\n}\n\tret;\n}\n\t// .globl ab\n"
+#define KERNEL_AB "\n.visible .entry ab(\n)\n{\n\tbra $L;\n}\n"
+    static const char ptx[] = SHARED KERNEL_A KERNEL_AB;
     Arena arena;
     arena_init(&arena, NULL);
-    assert_string_equal(ptx_only(&arena, ptx, "a"), ".version 8.8\n.extern .shared .b8 m[];\n\n"
-                        ".visible .entry a(\n)\n{\n\tret;\n}\n\n// end\n");
-    assert_string_equal(ptx_only(&arena, ptx, "ab"), ".version 8.8\n.extern .shared .b8 m[];\n\n"
-                        "\n.visible .entry ab(\n)\n{\n\tbra $L;\n}\n// end\n");
+    assert_string_equal(ptx_only(&arena, ptx, "a"), SHARED KERNEL_A "\n");
+    assert_string_equal(ptx_only(&arena, ptx, "ab"), SHARED KERNEL_AB "\n");
     assert_null(ptx_only(&arena, ptx, "b"));
     arena_free(&arena);
 }
