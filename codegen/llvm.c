@@ -47,6 +47,35 @@ static bool fail(Cg *cg, char *message, const char **why) {
 
 /* opening -------------------------------------------------------------------------------------- */
 
+/* What a named x86 CPU is known to have. LLVM knows too but does not say through this interface, and
+ * the emitters decide by it. A name that is not here gets code that any x86-64 runs. */
+#define AVX2 "+avx2,+fma,+f16c,+bmi2"
+#define AVX512 AVX2 ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+static const struct { const char *name, *features; } cpu_list[] = {
+    {"x86-64-v3", AVX2},       {"haswell", AVX2},         {"broadwell", AVX2},
+    {"skylake", AVX2},         {"alderlake", AVX2},       {"raptorlake", AVX2},
+    {"arrowlake", AVX2},       {"lunarlake", AVX2},       {"znver1", AVX2},
+    {"znver2", AVX2},          {"znver3", AVX2},          {"x86-64-v4", AVX512},
+    {"skylake-avx512", AVX512},{"cascadelake", AVX512},   {"cooperlake", AVX512},
+    {"icelake-client", AVX512},{"icelake-server", AVX512},{"tigerlake", AVX512},
+    {"rocketlake", AVX512},    {"sapphirerapids", AVX512},{"emeraldrapids", AVX512},
+    {"graniterapids", AVX512}, {"znver4", AVX512},        {"znver5", AVX512},
+};
+
+/* The features of a named CPU and those asked for besides, as an LLVM message; NULL when that is
+ * beyond all measure. */
+static char *named_features(const char *cpu, const char *more) {
+    const char *known = "";
+    for (size_t i = 0; i < sizeof cpu_list / sizeof cpu_list[0]; i++)
+        if (strcmp(cpu_list[i].name, cpu) == 0)
+            known = cpu_list[i].features;
+    char text[4096];
+    if (!more || !more[0] || !known[0])
+        return LLVMCreateMessage(known[0] ? known : more ? more : "");
+    size_t size = (size_t)snprintf(text, sizeof text, "%s,%s", known, more);
+    return size < sizeof text ? LLVMCreateMessage(text) : NULL;
+}
+
 static bool make_machine(Cg *cg, const char **why) {
     static const LLVMCodeGenOptLevel level[4] = {LLVMCodeGenLevelNone, LLVMCodeGenLevelLess,
                                                  LLVMCodeGenLevelDefault,
@@ -57,7 +86,12 @@ static bool make_machine(Cg *cg, const char **why) {
     cg->triple = gpu ? LLVMCreateMessage("nvptx64-nvidia-cuda") : LLVMGetDefaultTargetTriple();
     cg->cpu = native ? LLVMGetHostCPUName() : LLVMCreateMessage(cpu);
     cg->features = native && !features ? LLVMGetHostCPUFeatures()
-                                       : LLVMCreateMessage(features ? features : "");
+                   : gpu || native     ? LLVMCreateMessage(features)
+                                       : named_features(cpu, features);
+    if (!cg->features) {
+        *why = "too many CPU features";
+        return false;
+    }
     LLVMTargetRef target = NULL;
     char *error = NULL;
     if (LLVMGetTargetFromTriple(cg->triple, &target, &error))

@@ -406,8 +406,7 @@ Ty cg_elem_type(Cg *cg, Elem e) {
 /* Whether the target converts half precision by instructions rather than library calls. */
 static bool has_half(Cg *cg) {
     return cg->target->gpu || strncmp(cg->triple, "x86_64", 6) != 0 ||
-           strstr(cg->features, "+f16c") || strcmp(cg->cpu, "x86-64-v3") == 0 ||
-           strcmp(cg->cpu, "x86-64-v4") == 0;
+           strstr(cg->features, "+f16c");
 }
 
 /* Half to float in integers: fields move and the bias changes; denormals are small whole numbers. No

@@ -261,14 +261,13 @@ static void build_function(Host *h, const char *symbol, Algo algo) {
  * cover the latency of fma and leave room for nv operands and one broadcast. */
 static void choose_vectors(Host *h) {
     const Cg *cg = h->cg;
-    const char *f = cg->features;
-    if (strstr(f, "+avx512f") || strcmp(cg->cpu, "x86-64-v4") == 0) {
-        h->lanes = 16, h->mr = 8, h->nv = 2;
-    } else if (strstr(f, "+avx2") || strcmp(cg->cpu, "x86-64-v3") == 0) {
-        h->lanes = 8, h->mr = 4, h->nv = 2;
-    } else {
-        h->lanes = 4, h->mr = 4, h->nv = 2;
-    }
+    h->nv = 2;
+    if (strstr(cg->features, "+avx512f"))
+        h->lanes = 16, h->mr = 8;
+    else if (strstr(cg->features, "+avx2"))
+        h->lanes = 8, h->mr = 4;
+    else
+        h->lanes = 4, h->mr = strncmp(cg->triple, "aarch64", 7) == 0 ? 8 : 4;
     h->vec = LLVMVectorType(cg->f32, (unsigned)h->lanes);
 }
 

@@ -6,7 +6,7 @@
 static void test_machines(void **state) {
     (void)state;
 #ifdef __x86_64__
-    static const char *const cpu[] = {"x86-64", "x86-64-v2", "x86-64-v3"};
+    static const char *const cpu[] = {"x86-64", "nehalem", "haswell"};
     for (int f = 0; f < FAMILIES; f++)
         for (size_t n = 0; n < sizeof cpu / sizeof cpu[0]; n++)
             for (Algo algo = ALGO_chunk; algo <= ALGO_recurrent; algo++) {
@@ -124,6 +124,42 @@ static void test_three_axes(void **state) {
     assert_null(codegen_host(&a, k, &opt, &why));
     assert_non_null(strstr(why, "three axes"));
     arena_free(&a);
+}
+
+static void test_cpu_names(void **state) {
+    (void)state;
+#ifdef __x86_64__
+    static const struct { const char *cpu, *features, *vector; } name[] = {
+        {"znver4", NULL, "<16 x float>"},  {"haswell", "", "<8 x float>"},
+        {"x86-64", NULL, "<4 x float>"},   {"x86-64", "+avx2,+fma", "<8 x float>"},
+        {"haswell", "-f16c", "<8 x float>"},
+    };
+    Case c = usual;
+    c.spec = "gla", c.algo = ALGO_recurrent;
+    Run r;
+    open_run(&r, &c);
+    for (size_t n = 0; n < sizeof name / sizeof name[0]; n++) {
+        const CgOptions opt = {.target = "host", .cpu = name[n].cpu, .features = name[n].features,
+                               .algo = ALGO_recurrent, .opt_level = 1, .want_llvm = true};
+        const char *why = NULL;
+        CgModule *m = codegen_host(&r.spec->arena, r.token, &opt, &why);
+        if (!m)
+            fail_msg("%s: %s", name[n].cpu, why);
+        assert_non_null(strstr(m->text, name[n].vector));
+    }
+    char *many = test_malloc(8192);
+    memset(many, '+', 8191);
+    many[8191] = 0;
+    const CgOptions opt = {.target = "host", .cpu = "haswell", .features = many,
+                           .algo = ALGO_recurrent};
+    const char *why = NULL;
+    assert_null(codegen_host(&r.spec->arena, r.token, &opt, &why));
+    assert_string_equal(why, "too many CPU features");
+    test_free(many);
+    close_run(&r);
+#else
+    skip();
+#endif
 }
 
 /* Memory that runs out anywhere unwinds to the caller. */
