@@ -2,9 +2,12 @@
 #include "driver/driver.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static void list_passes(void)
 {
@@ -76,8 +79,22 @@ static int run_command(Driver *d, const Command *c, int argc, char **argv)
     return c->run(d);
 }
 
+/* LLVM aborts when memory runs out. Then, and only then, is there no room for a few megabytes. */
+static void on_abort(int signal_number)
+{
+    static const char message[] = "gdrc: out of memory\n";
+    (void)signal_number;
+    if (mmap(NULL, 16 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ==
+        MAP_FAILED) {
+        ssize_t ignored = write(STDERR_FILENO, message, sizeof message - 1);
+        (void)ignored;
+        _Exit(EXIT_environment);
+    }
+}
+
 int main(int argc, char **argv)
 {
+    signal(SIGABRT, on_abort);
     if (argc < 2)
         return fail(EXIT_usage, "no call given; see gdrc --help");
     const char *name = argv[1];
