@@ -57,7 +57,8 @@ typedef enum { ENTRY_factor, ENTRY_chain, ENTRY_recurrent, ENTRY_host } EntryKin
 /* One callable symbol and how to call it.
  * GPU: a 1-D grid. factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
  *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
- *      first, one is launched: the widest with a block for every SM, else the last. The kernel's one parameter is the frame by value.
+ *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
+ *      frame by value.
  * Host: void f(const int64_t *frame, int64_t first, int64_t last, void *scratch) runs the tasks
  *      first..last-1, task = sequence * H + head; scratch is private to the calling thread. */
 typedef struct CgEntry {

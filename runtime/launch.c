@@ -36,18 +36,24 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLa
     return over || blocks > GRID_MAX ? -1 : blocks;
 }
 
-/* Of several chain entries, widest tile first: the widest with a block for every multiprocessor (its
- * blocks share what a head's columns read), else the narrowest, whose blocks are the most. */
+/* Of several chain entries the one that ends first, if blocks take turns on the multiprocessors: a
+ * block's time is half latency, half the work of its columns when they are as many as that. */
 static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b)
 {
+    enum { COLUMNS_OF_LATENCY = 64 };
     const CgModule *m = &kernel->rec.module;
     int choice = -1, processors = cuda_multiprocessors(kernel->ctx->cuda);
+    int64_t least = INT64_MAX;
     for (int i = 0; i < m->entry.count; i++) {
-        if (m->entry.at[i].kind != ENTRY_chain)
+        const CgEntry *e = &m->entry.at[i];
+        if (e->kind != ENTRY_chain)
             continue;
-        choice = i;
-        if (grid_of(kernel, &m->entry.at[i], b) >= processors)
-            break;
+        int64_t turns = (grid_of(kernel, e, b) + processors - 1) / (processors > 0 ? processors : 1);
+        int64_t time = turns * (COLUMNS_OF_LATENCY + e->v_tile);
+        if (time < least) {
+            least = time;
+            choice = i;
+        }
     }
     return choice;
 }
