@@ -68,8 +68,8 @@ int main(void) {
     }
     set(1);
     printf("OpenBLAS, one thread, core type %s\n", core ? core() : "unknown");
-    static const int size[][3] = {{64, 128, 128}, {128, 128, 64}, {512, 512, 512},
-                                  {2048, 2048, 2048}};
+    static const int size[][3] = {
+        {64, 128, 128}, {128, 128, 64}, {512, 512, 512}, {2048, 2048, 2048}};
     for (size_t i = 0; i < sizeof size / sizeof size[0]; i++)
         printf("%4d x %4d x %4d  %7.1f GFLOP/s\n", size[i][0], size[i][1], size[i][2],
                measure(sgemm, size[i][0], size[i][1], size[i][2]));

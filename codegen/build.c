@@ -202,8 +202,8 @@ Val cg_asm(Cg *cg, Ty ret, const char *text, const char *constraints, bool side_
     for (int i = 0; i < narg; i++)
         type[i] = LLVMTypeOf(arg[i]);
     Ty fn = LLVMFunctionType(ret, type, (unsigned)narg, false);
-    Val ia = LLVMGetInlineAsm(fn, text, strlen(text), constraints, strlen(constraints),
-                              side_effect, false, LLVMInlineAsmDialectATT, false);
+    Val ia = LLVMGetInlineAsm(fn, text, strlen(text), constraints, strlen(constraints), side_effect,
+                              false, LLVMInlineAsmDialectATT, false);
     Val call = LLVMBuildCall2(cg->b, fn, ia, arg, (unsigned)narg, "");
     call_attribute(cg, call, "nounwind");
     if (cg->target->gpu)

@@ -47,19 +47,21 @@ static bool fail(Cg *cg, char *message, const char **why) {
 
 /* opening -------------------------------------------------------------------------------------- */
 
-/* What a named x86 CPU is known to have. LLVM knows too but does not say through this interface, and
- * the emitters decide by it. A name that is not here gets code that any x86-64 runs. */
+/* What a named x86 CPU is known to have. LLVM knows too but does not say through this interface,
+ * and the emitters decide by it. A name that is not here gets vectors that any x86-64 runs. */
 #define AVX2 "+avx2,+fma,+f16c,+bmi2"
 #define AVX512 AVX2 ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
-static const struct { const char *name, *features; } cpu_list[] = {
-    {"x86-64-v3", AVX2},       {"haswell", AVX2},         {"broadwell", AVX2},
-    {"skylake", AVX2},         {"alderlake", AVX2},       {"raptorlake", AVX2},
-    {"arrowlake", AVX2},       {"lunarlake", AVX2},       {"znver1", AVX2},
-    {"znver2", AVX2},          {"znver3", AVX2},          {"x86-64-v4", AVX512},
-    {"skylake-avx512", AVX512},{"cascadelake", AVX512},   {"cooperlake", AVX512},
-    {"icelake-client", AVX512},{"icelake-server", AVX512},{"tigerlake", AVX512},
-    {"rocketlake", AVX512},    {"sapphirerapids", AVX512},{"emeraldrapids", AVX512},
-    {"graniterapids", AVX512}, {"znver4", AVX512},        {"znver5", AVX512},
+static const struct {
+    const char *name, *features;
+} cpu_list[] = {
+    {"x86-64-v3", AVX2},        {"haswell", AVX2},          {"broadwell", AVX2},
+    {"skylake", AVX2},          {"alderlake", AVX2},        {"raptorlake", AVX2},
+    {"arrowlake", AVX2},        {"lunarlake", AVX2},        {"znver1", AVX2},
+    {"znver2", AVX2},           {"znver3", AVX2},           {"x86-64-v4", AVX512},
+    {"skylake-avx512", AVX512}, {"cascadelake", AVX512},    {"cooperlake", AVX512},
+    {"icelake-client", AVX512}, {"icelake-server", AVX512}, {"tigerlake", AVX512},
+    {"rocketlake", AVX512},     {"sapphirerapids", AVX512}, {"emeraldrapids", AVX512},
+    {"graniterapids", AVX512},  {"znver4", AVX512},         {"znver5", AVX512},
 };
 
 /* The features of a named CPU and those asked for besides, as an LLVM message; NULL when that is
@@ -97,9 +99,11 @@ static bool make_machine(Cg *cg, const char **why) {
     if (LLVMGetTargetFromTriple(cg->triple, &target, &error))
         return fail(cg, error, why);
     int n = cg->opt->opt_level;
+    if (n < 0 || n > 3)
+        n = n < 0 ? 0 : 3;
     cg->tm = LLVMCreateTargetMachine(target, cg->triple, cg->cpu, cg->features,
-                                     level[n < 0 ? 0 : n > 3 ? 3 : n],
-                                     gpu ? LLVMRelocDefault : LLVMRelocPIC, LLVMCodeModelDefault);
+                                     level[n], gpu ? LLVMRelocDefault : LLVMRelocPIC,
+                                     LLVMCodeModelDefault);
     if (!cg->tm)
         *why = "LLVM cannot make code for this target";
     return cg->tm != NULL;

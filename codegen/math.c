@@ -100,8 +100,8 @@ static Val quotient(Cg *cg, Val a, Val b) {
 /* exponentials and logarithms ------------------------------------------------------------------ */
 
 static const double inverse_factorial[] = {
-    1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
-    1.0 / 362880, 1.0 / 3628800,
+    1.0,       1.0,        1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,
+    1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
 };
 
 /* Adding 1.5 * 2^23 rounds a small float to the nearest integer and leaves that integer in the low
@@ -147,8 +147,8 @@ static Val exponential(Cg *cg, Val x) {
 
 /* 2 atanh(s) = 2s (1 + s^2/3 + s^4/5 + ...), `terms` of them. */
 static Val twice_atanh(Cg *cg, Val s, int terms) {
-    static const double odd[] = {1.0, 1.0 / 3, 1.0 / 5, 1.0 / 7, 1.0 / 9, 1.0 / 11, 1.0 / 13,
-                                 1.0 / 15};
+    static const double odd[] = {1.0,     1.0 / 3,  1.0 / 5,  1.0 / 7,
+                                 1.0 / 9, 1.0 / 11, 1.0 / 13, 1.0 / 15};
     Val series = polynomial(cg, cg_fmul(cg, s, s), odd, terms);
     return cg_fmul(cg, cg_fadd(cg, s, s), series);
 }
@@ -204,8 +204,8 @@ static Val hyperbolic_tangent(Cg *cg, Val x) {
     Val a = unary(cg, "llvm.fabs", x), z = cg_fmul(cg, x, x), one = number(cg, x, 1.0);
     Val t = exponential(cg, cg_fmul(cg, a, number(cg, x, -2.0)));
     Val small = compare(cg, LLVMRealOLT, a, number(cg, x, 0.625));
-    Val top = cg_select(cg, small, cg_fmul(cg, a, polynomial(cg, z, above, 3)),
-                        cg_fsub(cg, one, t));
+    Val top =
+        cg_select(cg, small, cg_fmul(cg, a, polynomial(cg, z, above, 3)), cg_fsub(cg, one, t));
     Val bottom = cg_select(cg, small, polynomial(cg, z, below, 3), cg_fadd(cg, one, t));
     return binary(cg, "llvm.copysign", quotient(cg, top, bottom), x);
 }
@@ -244,8 +244,7 @@ static Val reduce_quadrant(Cg *cg, Val x, Val *n) {
 /* sin(x + shift pi/2) */
 static Val sine(Cg *cg, Val x, int shift) {
     static const double odd[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880};
-    static const double even[] = {1.0, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320,
-                                  -1.0 / 3628800};
+    static const double even[] = {1.0, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320, -1.0 / 3628800};
     Val n, r = reduce_quadrant(cg, x, &n);
     n = cg_add(cg, n, integer(cg, n, shift));
     Val z = cg_fmul(cg, r, r), none = integer(cg, n, 0);
@@ -304,14 +303,15 @@ static Val power_general(Cg *cg, Val a, Val b) {
     Val half = cg_fmul(cg, b, number(cg, b, 0.5));
     Val odd = cg_and(cg, integral, compare(cg, LLVMRealUNE, unary(cg, "llvm.trunc", half), half));
     y = cg_select(cg, odd, binary(cg, "llvm.copysign", y, a), y);
-    Val negative = cg_and(cg, compare(cg, LLVMRealOLT, a, zero),
-                          compare(cg, LLVMRealUNE, mag, inf));
+    Val negative =
+        cg_and(cg, compare(cg, LLVMRealOLT, a, zero), compare(cg, LLVMRealUNE, mag, inf));
     Val undefined = LLVMBuildAnd(cg->b, negative, LLVMBuildNot(cg->b, integral, ""), "");
     undefined = cg_and(cg, undefined, compare(cg, LLVMRealUNE, size, inf));
     y = cg_select(cg, undefined, number(cg, a, NAN), y);
     Val unit = cg_or(cg, compare(cg, LLVMRealOEQ, b, zero), compare(cg, LLVMRealOEQ, a, one));
-    unit = cg_or(cg, unit, cg_and(cg, compare(cg, LLVMRealOEQ, mag, one),
-                                  compare(cg, LLVMRealOEQ, size, inf)));
+    unit =
+        cg_or(cg, unit,
+              cg_and(cg, compare(cg, LLVMRealOEQ, mag, one), compare(cg, LLVMRealOEQ, size, inf)));
     return cg_select(cg, unit, one, y);
 }
 
@@ -409,8 +409,8 @@ static bool has_half(Cg *cg) {
            strstr(cg->features, "+f16c");
 }
 
-/* Half to float in integers: fields move and the bias changes; denormals are small whole numbers. No
- * float on the way is denormal, so this works where those are flushed. */
+/* Half to float in integers: fields move and the bias changes; denormals are small whole numbers.
+ * No float on the way is denormal, so this works where those are flushed. */
 static Val half_to_f32(Cg *cg, Val h) {
     Val wide = LLVMBuildZExt(cg->b, h, widen(cg->i32, lanes(h)), "");
     Val body = cg_and(cg, wide, integer(cg, wide, 0x7fff));

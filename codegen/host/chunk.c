@@ -69,8 +69,8 @@ void host_chunk_task(Host *h) {
     host_constants(h);
     Loop chunk = cg_for(cg, zero, h->length, axis_size(h, AXIS_C), false);
     h->token0 = chunk.i;
-    host_open_axes(h, host_min(h, cg_sub(cg, h->length, chunk.i),
-                               cg_int64(cg, axis_size(h, AXIS_C))));
+    host_open_axes(h,
+                   host_min(h, cg_sub(cg, h->length, chunk.i), cg_int64(cg, axis_size(h, AXIS_C))));
     int next = -1;
     for (int v = 0; v < k->inst.count; v++) {
         if (inst_at(k, v)->op == OP_out)

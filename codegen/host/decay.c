@@ -195,7 +195,12 @@ static Tile running_products(Host *h, int a) {
     return m;
 }
 
-typedef struct Scale { const Tile *out; int place; bool decays; Tile products; } Scale;
+typedef struct Scale {
+    const Tile *out;
+    int place;
+    bool decays;
+    Tile products;
+} Scale;
 
 /* Keeps u < p(l), times the running product. */
 static Val scale_scores(At *here, Val acc, void *user) {
@@ -239,9 +244,14 @@ static void scores_plain(Host *h, int v) {
     if (s.decays)
         s.products = running_products(h, a);
     Term term = {.a = x, .b = turned, .axis = f};
-    Gemm g = {.out = *out, .row_lo = cg_int64(cg, 0), .rows = h->count[out->row],
-              .cols = round_up_lanes(h, h->count[AXIS_U]), .term = &term, .terms = 1,
-              .finish = scale_scores, .user = &s};
+    Gemm g = {.out = *out,
+              .row_lo = cg_int64(cg, 0),
+              .rows = h->count[out->row],
+              .cols = round_up_lanes(h, h->count[AXIS_U]),
+              .term = &term,
+              .terms = 1,
+              .finish = scale_scores,
+              .user = &s};
     host_gemm(h, &g);
 }
 
@@ -252,10 +262,10 @@ typedef struct Blocks {
     Host *h;
     int *member, members;
     int y, a, feature;
-    Tile prefix;         /* row i: a[B] .. a[B+i-1], i = 0..16 */
-    Tile turned;         /* [feature, U]: y_u . a[u+1..B-1], u < B */
-    Tile scaled;         /* rows of x times the prefix */
-    Val B, end;          /* i64: the block's first update; where it ends */
+    Tile prefix; /* row i: a[B] .. a[B+i-1], i = 0..16 */
+    Tile turned; /* [feature, U]: y_u . a[u+1..B-1], u < B */
+    Tile scaled; /* rows of x times the prefix */
+    Val B, end;  /* i64: the block's first update; where it ends */
 } Blocks;
 
 static void prefix_columns(At *col, void *user) {
@@ -282,7 +292,11 @@ static Val row_at(Host *h, const Tile *out, int place, Val p) {
     return LLVMBuildSDiv(cg->b, l, cg_int64(cg, h->slots), ""); /* not negative: p >= 1 */
 }
 
-typedef struct Rows { Blocks *b; int v; Val l; } Rows;
+typedef struct Rows {
+    Blocks *b;
+    int v;
+    Val l;
+} Rows;
 
 static void scale_columns(At *col, void *user) {
     Rows *r = user;
@@ -418,8 +432,8 @@ static void join_columns(At *col, void *user) {
     for (int part = 0; part < BLOCK; part += h->lanes) {
         host_transpose_vectors(h, v + part);
         for (int i = 0; i < h->lanes; i++)
-            cg_store(cg, v[part + i],
-                     cg_gep8(cg, to, cg_int64(cg, 4 * (b->turned.ld * i + part))), 4);
+            cg_store(cg, v[part + i], cg_gep8(cg, to, cg_int64(cg, 4 * (b->turned.ld * i + part))),
+                     4);
     }
 }
 
@@ -457,8 +471,8 @@ static void scores_blocks(Blocks *b) {
     }
     b->prefix = plain_tile(h, AXIS_private, b->feature, BLOCK + 1);
     b->scaled = plain_tile(h, AXIS_none, b->feature, host_round(rows, BLOCK) + BLOCK);
-    b->turned = plain_tile(h, b->feature, AXIS_U,
-                           host_round(axis_size(h, b->feature), h->lanes) + BLOCK);
+    b->turned =
+        plain_tile(h, b->feature, AXIS_U, host_round(axis_size(h, b->feature), h->lanes) + BLOCK);
     Loop l = cg_for(cg, zero, N, BLOCK, false);
     b->B = l.i;
     b->end = host_min(h, cg_add(cg, b->B, block), N);

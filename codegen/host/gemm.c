@@ -59,7 +59,7 @@ typedef struct Micro {
     Host *h;
     const Gemm *g;
     int rows, vectors;
-    Val i, j;           /* i64: the block's first row and column */
+    Val i, j; /* i64: the block's first row and column */
     Var acc[64];
 } Micro;
 
@@ -230,7 +230,10 @@ static void contract_elements(Host *h, int v) {
 }
 
 /* Which contractions v is made of, with the signs they have in their sum. */
-typedef struct Parts { int count, value[64]; bool minus[64]; } Parts;
+typedef struct Parts {
+    int count, value[64];
+    bool minus[64];
+} Parts;
 
 static void find_parts(const Host *h, int root, int v, bool minus, Parts *p) {
     const Inst *i = inst_at(h->k, v);
@@ -249,7 +252,10 @@ static void find_parts(const Host *h, int root, int v, bool minus, Parts *p) {
     }
 }
 
-typedef struct Finish { int root; const Parts *parts; } Finish;
+typedef struct Finish {
+    int root;
+    const Parts *parts;
+} Finish;
 
 /* All parts are summed in the accumulator already: it stands for the first, the others are zeros
  * that vanish in the sum. */

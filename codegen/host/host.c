@@ -136,7 +136,11 @@ static void open_inputs(Host *h) {
 
 /* The state in scratch from or to a dense [K,V] matrix of the caller's; whole rows, last columns
  * masked. */
-typedef struct Move { Host *h; Val outside; bool in; } Move;
+typedef struct Move {
+    Host *h;
+    Val outside;
+    bool in;
+} Move;
 
 static void move_columns(At *at, void *user) {
     Move *m = user;
@@ -218,8 +222,9 @@ static void control_register(Cg *cg, const char *intrinsic, Var word) {
     cg_intrinsic(cg, intrinsic, NULL, 0, &word.p, 1);
 }
 
-/* Products of decays pass through denormals on their way to zero, and an x86 core may take a hundred
- * cycles over each. They count as zero while the function runs; the caller's mode comes back after. */
+/* Products of decays pass through denormals on their way to zero, and an x86 core may take a
+ * hundred cycles over each. They count as zero while the function runs; the caller's mode comes
+ * back after. */
 static Var flush_denormals(Cg *cg) {
     enum { FLUSH_TO_ZERO = 0x8000, DENORMALS_ARE_ZERO = 0x40 };
     string_attribute(cg, "denormal-fp-math", "preserve-sign,preserve-sign");

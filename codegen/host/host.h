@@ -21,56 +21,63 @@
 
 /* Where a value lies in scratch. */
 typedef struct Tile {
-    bool there;          /* has a place; other values are recomputed where they are used */
-    bool done;           /* its code has been emitted */
-    bool constant;       /* the same for every token: computed once a task */
-    bool history;        /* one more row in front: the last token of the chunk before */
-    int row, col;        /* axes; -1 = none. An axis alone on the lattice is the row */
-    int64_t offset, ld;  /* bytes into scratch; floats from row to row */
-    bool lower;          /* zero unless column < mul * row + add */
+    bool there;         /* has a place; other values are recomputed where they are used */
+    bool done;          /* its code has been emitted */
+    bool constant;      /* the same for every token: computed once a task */
+    bool history;       /* one more row in front: the last token of the chunk before */
+    int row, col;       /* axes; -1 = none. An axis alone on the lattice is the row */
+    int64_t offset, ld; /* bytes into scratch; floats from row to row */
+    bool lower;         /* zero unless column < mul * row + add */
     int64_t mul, add;
-    int anchor;          /* contract: the tile whose computation it is part of, or -1 */
+    int anchor; /* contract: the tile whose computation it is part of, or -1 */
 } Tile;
 
-typedef struct Clear { int64_t offset, bytes; } Clear;
-typedef struct Products { int decays; Tile tile; } Products; /* scalar decays: see decay.c */
+typedef struct Clear {
+    int64_t offset, bytes;
+} Clear;
+typedef struct Products {
+    int decays;
+    Tile tile;
+} Products; /* scalar decays: see decay.c */
 
 typedef struct Host {
     Cg *cg;
     const Kernel *k;
-    int lanes;           /* floats in a vector */
-    int mr, nv;          /* micro-kernel: rows, vectors */
+    int lanes;  /* floats in a vector */
+    int mr, nv; /* micro-kernel: rows, vectors */
     Ty vec;
-    int slots;           /* updates a token */
-    Tile *tile;          /* by value */
-    int *uses;           /* by value */
+    int slots;  /* updates a token */
+    Tile *tile; /* by value */
+    int *uses;  /* by value */
     int64_t scratch_bytes;
-    VEC(Clear) clear;    /* regions that are zero when a task starts */
+    VEC(Clear) clear; /* regions that are zero when a task starts */
 
-    Val scratch;         /* pointer */
-    Val head, heads;     /* i64 */
-    Val row0;            /* i64: the sequence's first token row in the tensors */
-    Val length;          /* i64: the sequence's tokens */
-    Val token0;          /* i64: the chunk's first token in the sequence */
-    Val count[AXIS_user];/* i64: rows in use on each axis */
+    Val scratch;              /* pointer */
+    Val head, heads;          /* i64 */
+    Val row0;                 /* i64: the sequence's first token row in the tensors */
+    Val length;               /* i64: the sequence's tokens */
+    Val token0;               /* i64: the chunk's first token in the sequence */
+    Val count[AXIS_user];     /* i64: rows in use on each axis */
     Val *in_base, *in_stride; /* per input: pointer at this head; bytes from token to token */
     Tile state;
     VEC(Products) products;
 } Host;
 
-enum { BLOCK = 16 };     /* rows of a block of the lattice; row padding */
+enum { BLOCK = 16 };                        /* rows of a block of the lattice; row padding */
 enum { AXIS_none = -1, AXIS_private = -2 }; /* private: rows of a helper matrix, on no axis */
 
 /* host.c --------------------------------------------------------------------------------------- */
 
-static inline int64_t axis_size(const Host *h, int axis) { return h->k->axis.at[axis].size; }
-int64_t host_alloc(Host *h, int64_t floats);          /* -> byte offset */
+static inline int64_t axis_size(const Host *h, int axis) {
+    return h->k->axis.at[axis].size;
+}
+int64_t host_alloc(Host *h, int64_t floats); /* -> byte offset */
 int64_t host_round(int64_t x, int64_t to);
-Val host_at(Host *h, int64_t offset);                  /* pointer into scratch */
+Val host_at(Host *h, int64_t offset);                         /* pointer into scratch */
 Val host_element(Host *h, Val base, Val index, int64_t size); /* base + index * size bytes */
-Val host_min(Host *h, Val a, Val b);                   /* signed i64 */
+Val host_min(Host *h, Val a, Val b);                          /* signed i64 */
 Val host_max(Host *h, Val a, Val b);
-Val host_splat(Host *h, Val x);                        /* scalar float -> vector; vectors pass */
+Val host_splat(Host *h, Val x); /* scalar float -> vector; vectors pass */
 Val host_zero(Host *h);
 /* out[rows x cols] = in, both matrices of floats in scratch, cols in whole vectors. */
 void host_copy(Host *h, Val out, int64_t ld_out, Val in, int64_t ld_in, Val rows, int64_t cols);
@@ -85,7 +92,7 @@ bool host_plan(Host *h, const char **why);
 /* Gives a tile its place: axes by the value's shape. */
 void host_place(Host *h, Tile *t, Shape shape);
 bool host_is_product(const Host *h, int v);
-int64_t host_capacity(const Host *h, int axis);        /* rows a tile on this axis can hold */
+int64_t host_capacity(const Host *h, int axis); /* rows a tile on this axis can hold */
 
 /* value.c -------------------------------------------------------------------------------------- */
 
@@ -126,11 +133,15 @@ void host_clear_history(Host *h);
 /* gemm.c --------------------------------------------------------------------------------------- */
 
 /* A matrix operand that need not be a value's tile. */
-typedef struct Term { Tile a, b; int axis; bool minus; } Term;
+typedef struct Term {
+    Tile a, b;
+    int axis;
+    bool minus;
+} Term;
 typedef struct Gemm {
     Tile out;
-    Val row_lo, rows;       /* i64: which rows of `out`, rounded up to micro-kernels */
-    Val cols;               /* i64: multiple of the vector length */
+    Val row_lo, rows; /* i64: which rows of `out`, rounded up to micro-kernels */
+    Val cols;         /* i64: multiple of the vector length */
     Term *term;
     int terms;
     Val (*finish)(At *at, Val acc, void *user); /* may be NULL */

@@ -55,15 +55,19 @@ static int64_t cost(const Host *h, int v) {
         return 1;
     int64_t sum = i->op == OP_in ? 2 : 1;
     switch ((int)i->op) {
-    case OP_div: case OP_sqrt: case OP_rsqrt:
-        sum = 6;
-        break;
-    case OP_exp: case OP_log: case OP_sigmoid: case OP_softplus: case OP_tanh: case OP_silu:
-    case OP_cos: case OP_sin: case OP_pow:
-        sum = 20;
-        break;
-    default:
-        break;
+    case OP_div:
+    case OP_sqrt:
+    case OP_rsqrt: sum = 6; break;
+    case OP_exp:
+    case OP_log:
+    case OP_sigmoid:
+    case OP_softplus:
+    case OP_tanh:
+    case OP_silu:
+    case OP_cos:
+    case OP_sin:
+    case OP_pow: sum = 20; break;
+    default: break;
     }
     for (int j = 0; j < i->nargs; j++)
         sum += cost(h, i->arg[j]);

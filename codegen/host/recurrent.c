@@ -44,9 +44,9 @@ typedef struct Panel {
     Host *h;
     const Sweep *sweep;
     int vectors;
-    Val mask;                      /* lanes that count in the last, partial vector; else NULL */
-    At col[MAX_PANEL];             /* no row */
-    Val side[MAX_SWEEP][MAX_PANEL];/* operand along V, or a scalar spread */
+    Val mask;                       /* lanes that count in the last, partial vector; else NULL */
+    At col[MAX_PANEL];              /* no row */
+    Val side[MAX_SWEEP][MAX_PANEL]; /* operand along V, or a scalar spread */
     Var sum[MAX_SWEEP][MAX_PANEL];
 } Panel;
 
@@ -166,8 +166,7 @@ static void run_sweep(Host *h, const Sweep *s) {
         for (int j = 0; j < i->nargs; j++)
             host_need(h, i->arg[j]);
         if (i->op == OP_read && !reads_keys(h, i))
-            host_fill_zero(h, host_at(h, h->tile[s->op[o]].offset),
-                           4 * h->tile[s->op[o]].ld);
+            host_fill_zero(h, host_at(h, h->tile[s->op[o]].offset), 4 * h->tile[s->op[o]].ld);
     }
     sweep_columns(h, s);
     for (int o = 0; o < s->count; o++)

@@ -14,7 +14,10 @@ static size_t memo_bytes(const Host *h) {
 }
 
 At host_at_row(Host *h, int row_axis, Val row) {
-    return (At){.h = h, .row_axis = row_axis, .col_axis = AXIS_none, .row = row,
+    return (At){.h = h,
+                .row_axis = row_axis,
+                .col_axis = AXIS_none,
+                .row = row,
                 .memo = NEW_ARRAY(h->cg->arena, Val, h->k->inst.count + 1)};
 }
 
@@ -148,12 +151,9 @@ static Val compute_pure(At *at, const Inst *i) {
 static Val compute(At *at, int v) {
     const Inst *i = inst_at(at->h->k, v);
     switch ((int)i->op) {
-    case OP_const:
-        return cg_float(at->h->cg, i->num);
-    case OP_in:
-        return load_input(at, i);
-    case OP_prev:
-        return host_load(at, &at->h->tile[i->arg[0]], -1);
+    case OP_const: return cg_float(at->h->cg, i->num);
+    case OP_in: return load_input(at, i);
+    case OP_prev: return host_load(at, &at->h->tile[i->arg[0]], -1);
     case OP_weave: {
         CHECK(at->h->slots == 1 && at->row_axis == i->axis);
         int axis = at->row_axis;
@@ -162,8 +162,7 @@ static Val compute(At *at, int v) {
         at->row_axis = axis;
         return x;
     }
-    default:
-        return compute_pure(at, i);
+    default: return compute_pure(at, i);
     }
 }
 
@@ -239,8 +238,8 @@ void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user
         Val lane[64];
         for (int i = 0; i < h->lanes; i++)
             lane[i] = LLVMConstInt(cg->i1, i < rest, false);
-        At c = host_at_col(at, axis, cg_int64(cg, whole),
-                           LLVMConstVector(lane, (unsigned)h->lanes));
+        At c =
+            host_at_col(at, axis, cg_int64(cg, whole), LLVMConstVector(lane, (unsigned)h->lanes));
         body(&c, user);
     }
 }
@@ -257,7 +256,11 @@ static bool reads_tensors(const Host *h, int v, int axis) {
     return false;
 }
 
-typedef struct Fill { const Tile *tile; int v; Val row, previous; } Fill;
+typedef struct Fill {
+    const Tile *tile;
+    int v;
+    Val row, previous;
+} Fill;
 
 static void store_column(At *at, void *user) {
     Fill *f = user;
@@ -287,8 +290,8 @@ static void store_row(At *at, const Tile *tile, int v, Val row) {
     for (int j = 0; own && i->op != OP_prev && j < i->nargs; j++)
         host_hoist(at, i->arg[j], tile->col);
     at->row_axis = axis;
-    bool exact = own ? reads_tensors(h, v, tile->col)
-                     : !h->tile[v].there && reads_tensors(h, v, tile->col);
+    bool exact =
+        own ? reads_tensors(h, v, tile->col) : !h->tile[v].there && reads_tensors(h, v, tile->col);
     host_columns(at, tile->col, exact, store_column, &f);
 }
 
@@ -320,7 +323,10 @@ static void fill_weave(Host *h, int v) {
 
 /* sums ----------------------------------------------------------------------------------------- */
 
-typedef struct Sum { int v; Var total; } Sum;
+typedef struct Sum {
+    int v;
+    Var total;
+} Sum;
 
 static void add_column(At *at, void *user) {
     Sum *s = user;
@@ -417,7 +423,11 @@ void host_roll_history(Host *h) {
     }
 }
 
-typedef struct Out { const Inst *inst; Val p; Elem elem; } Out;
+typedef struct Out {
+    const Inst *inst;
+    Val p;
+    Elem elem;
+} Out;
 
 static void store_output(At *at, void *user) {
     const Out *o = user;
@@ -433,8 +443,8 @@ void host_out(Host *h, const Inst *i) {
     const Port *port = &h->k->out.at[i->index];
     host_need(h, i->arg[0]);
     int64_t elements = shape_elements(h->k, port->shape);
-    Val base = LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, frame_out_ptr(h->k, i->index)), cg->ptr,
-                                 "");
+    Val base =
+        LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, frame_out_ptr(h->k, i->index)), cg->ptr, "");
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
     Val token = cg_add(cg, cg_add(cg, h->row0, h->token0), l.i);
     Val index = cg_add(cg, cg_mul(cg, token, h->heads), h->head);

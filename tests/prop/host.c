@@ -5,16 +5,20 @@
 #include "runtime/runtime.h"
 #include "tests/prop/recurrences.h"
 
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 #include <stdlib.h>
 
 enum { CASES = 120, REGIMES = 6, LENGTHS = 5 };
 
-typedef struct Code { HostCode *code; HostEntry *entry; void *scratch; } Code;
+typedef struct Code {
+    HostCode *code;
+    HostEntry *entry;
+    void *scratch;
+} Code;
 
 static void fail_case(const Kernel *k, uint64_t seed, const char *what) {
     Buf text;

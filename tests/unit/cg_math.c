@@ -3,11 +3,11 @@
  * One host module holds a function per operation and vector width, run over a grid of arguments,
  * special values included. For the GPU targets the same operations must select and print as PTX:
  * an unsupported intrinsic would end the process. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 
 #include "codegen/codegen.h"
 #include "runtime/runtime.h"
@@ -113,17 +113,21 @@ static double error_ulp(float got, double want) {
     return fabs(got - want) / ldexp(1.0, e - 24);
 }
 
-typedef struct Limit { Op op; double lo, hi, ulp; } Limit;
+typedef struct Limit {
+    Op op;
+    double lo, hi, ulp;
+} Limit;
 
 static const Limit unary_limit[] = {
-    {OP_neg, -10, 10, 0},        {OP_exp, -120, 120, 2},      {OP_log, 1e-6, 100, 3},
-    {OP_sqrt, 0, 1e6, 0.51},     {OP_rsqrt, 1e-6, 1e6, 1.6},  {OP_sigmoid, -110, 110, 3},
-    {OP_softplus, -110, 110, 3}, {OP_tanh, -12, 12, 3},       {OP_silu, -80, 110, 4},
-    {OP_relu, -10, 10, 0},       {OP_abs, -10, 10, 0},        {OP_cos, -1.5, 1.5, 2},
+    {OP_neg, -10, 10, 0},        {OP_exp, -120, 120, 2},     {OP_log, 1e-6, 100, 3},
+    {OP_sqrt, 0, 1e6, 0.51},     {OP_rsqrt, 1e-6, 1e6, 1.6}, {OP_sigmoid, -110, 110, 3},
+    {OP_softplus, -110, 110, 3}, {OP_tanh, -12, 12, 3},      {OP_silu, -80, 110, 4},
+    {OP_relu, -10, 10, 0},       {OP_abs, -10, 10, 0},       {OP_cos, -1.5, 1.5, 2},
     {OP_sin, -3, 3, 2},
 };
-static const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, INFINITY, -INFINITY, NAN, 1e-30f, -1e-30f,
-                                3e38f, -3e38f, 1000.0f, -1000.0f, 100.0f, -100.0f, 0.5f};
+static const float special[] = {0.0f,     -0.0f,  1.0f,    -1.0f, INFINITY, -INFINITY,
+                                NAN,      1e-30f, -1e-30f, 3e38f, -3e38f,   1000.0f,
+                                -1000.0f, 100.0f, -100.0f, 0.5f};
 _Static_assert(sizeof special / sizeof special[0] == LANES, "one vector of special values");
 
 static void call(HostCode *code, Op op, int lanes, const float *a, const float *b, float *out) {
@@ -367,9 +371,9 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_unary),        cmocka_unit_test(test_special_values),
-        cmocka_unit_test(test_large_angles), cmocka_unit_test(test_binary),
-        cmocka_unit_test(test_convert),      cmocka_unit_test(test_ptx),
+        cmocka_unit_test(test_unary),          cmocka_unit_test(test_special_values),
+        cmocka_unit_test(test_large_angles),   cmocka_unit_test(test_binary),
+        cmocka_unit_test(test_convert),        cmocka_unit_test(test_ptx),
         cmocka_unit_test(test_unknown_target),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -167,10 +167,14 @@ static void test_recurrent_only(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_specs_recurrent), cmocka_unit_test(test_specs_chunk),
-        cmocka_unit_test(test_dims),            cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_packed),          cmocka_unit_test(test_types),
-        cmocka_unit_test(test_gates),           cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_specs_recurrent),
+        cmocka_unit_test(test_specs_chunk),
+        cmocka_unit_test(test_dims),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_packed),
+        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_gates),
+        cmocka_unit_test(test_texts),
         cmocka_unit_test(test_recurrent_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -59,8 +59,8 @@ static void overwrite(Run *r, int64_t from, int64_t to, double value) {
  * share inputs with the last one. */
 static bool same_rows(const Run *r, const char *before, int64_t from, int64_t to, bool last) {
     const Case *c = r->c;
-    size_t head = (size_t)shape_elements(r->token, r->token->out.at[0].shape) *
-                  (size_t)elem_size(c->elem);
+    size_t head =
+        (size_t)shape_elements(r->token, r->token->out.at[0].shape) * (size_t)elem_size(c->elem);
     for (int64_t t = from; t < to; t++)
         for (int h = 0; h < (last ? c->H : c->H - 2); h++) {
             size_t at = ((size_t)t * (size_t)c->H + (size_t)h) * head;
@@ -129,9 +129,11 @@ static void test_three_axes(void **state) {
 static void test_cpu_names(void **state) {
     (void)state;
 #ifdef __x86_64__
-    static const struct { const char *cpu, *features, *vector; } name[] = {
-        {"znver4", NULL, "<16 x float>"},  {"haswell", "", "<8 x float>"},
-        {"x86-64", NULL, "<4 x float>"},   {"x86-64", "+avx2,+fma", "<8 x float>"},
+    static const struct {
+        const char *cpu, *features, *vector;
+    } name[] = {
+        {"znver4", NULL, "<16 x float>"},    {"haswell", "", "<8 x float>"},
+        {"x86-64", NULL, "<4 x float>"},     {"x86-64", "+avx2,+fma", "<8 x float>"},
         {"haswell", "-f16c", "<8 x float>"},
     };
     Case c = usual;
@@ -139,8 +141,12 @@ static void test_cpu_names(void **state) {
     Run r;
     open_run(&r, &c);
     for (size_t n = 0; n < sizeof name / sizeof name[0]; n++) {
-        const CgOptions opt = {.target = "host", .cpu = name[n].cpu, .features = name[n].features,
-                               .algo = ALGO_recurrent, .opt_level = 1, .want_llvm = true};
+        const CgOptions opt = {.target = "host",
+                               .cpu = name[n].cpu,
+                               .features = name[n].features,
+                               .algo = ALGO_recurrent,
+                               .opt_level = 1,
+                               .want_llvm = true};
         const char *why = NULL;
         CgModule *m = codegen_host(&r.spec->arena, r.token, &opt, &why);
         if (!m)
@@ -150,8 +156,8 @@ static void test_cpu_names(void **state) {
     char *many = test_malloc(8192);
     memset(many, '+', 8191);
     many[8191] = 0;
-    const CgOptions opt = {.target = "host", .cpu = "haswell", .features = many,
-                           .algo = ALGO_recurrent};
+    const CgOptions opt = {
+        .target = "host", .cpu = "haswell", .features = many, .algo = ALGO_recurrent};
     const char *why = NULL;
     assert_null(codegen_host(&r.spec->arena, r.token, &opt, &why));
     assert_string_equal(why, "too many CPU features");
@@ -194,9 +200,10 @@ static void test_out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_machines),         cmocka_unit_test(test_levels),
-        cmocka_unit_test(test_large),            cmocka_unit_test(test_exact_properties),
-        cmocka_unit_test(test_three_axes),       cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_machines),   cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_large),      cmocka_unit_test(test_exact_properties),
+        cmocka_unit_test(test_three_axes), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_cpu_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,7 +15,10 @@
 
 /* memory with an end --------------------------------------------------------------------------- */
 
-typedef struct Guarded { char *map, *at; size_t map_size, size; } Guarded;
+typedef struct Guarded {
+    char *map, *at;
+    size_t map_size, size;
+} Guarded;
 
 static inline Guarded guarded_new(size_t size) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (size + page - 1) / page * page;
@@ -29,7 +32,9 @@ static inline Guarded guarded_new(size_t size) {
     return g;
 }
 
-static inline void guarded_free(Guarded *g) { munmap(g->map, g->map_size); }
+static inline void guarded_free(Guarded *g) {
+    munmap(g->map, g->map_size);
+}
 
 /* elements ------------------------------------------------------------------------------------- */
 
@@ -37,15 +42,12 @@ static inline double element_get(const void *p, int64_t i, Elem e) {
     uint32_t bits;
     float f;
     switch ((int)e) {
-    case ELEM_f32:
-        memcpy(&f, (const char *)p + 4 * i, 4);
-        return f;
+    case ELEM_f32: memcpy(&f, (const char *)p + 4 * i, 4); return f;
     case ELEM_bf16:
         bits = (uint32_t)((const uint16_t *)p)[i] << 16;
         memcpy(&f, &bits, 4);
         return f;
-    default:
-        return (double)((const _Float16 *)p)[i];
+    default: return (double)((const _Float16 *)p)[i];
     }
 }
 
@@ -65,35 +67,37 @@ static inline void element_set(void *p, int64_t i, Elem e, double x) {
 /* one run -------------------------------------------------------------------------------------- */
 
 typedef struct Case {
-    const char *spec, *text;    /* a file of specs/, or text */
+    const char *spec, *text; /* a file of specs/, or text */
     int K, V;
     Algo algo;
     Elem elem;
-    int rows;                   /* of a chunk */
+    int rows; /* of a chunk */
     int H;
-    int N, T;                   /* dense: N sequences of T; packed: N lengths in `length` */
+    int N, T; /* dense: N sequences of T; packed: N lengths in `length` */
     const int *length;
     int cu_width;
-    bool start, final;          /* states given, wanted */
-    double gate;                /* log-decays; NaN: random in the declared range */
-    bool resets;                /* some log-decays are -1000 */
-    const char *cpu;            /* NULL = this machine's */
+    bool start, final; /* states given, wanted */
+    double gate;       /* log-decays; NaN: random in the declared range */
+    bool resets;       /* some log-decays are -1000 */
+    const char *cpu;   /* NULL = this machine's */
     int opt_level;
 } Case;
 
 typedef struct Run {
     const Case *c;
     Spec *spec;
-    Kernel *token;              /* the meaning */
+    Kernel *token; /* the meaning */
     HostCode *code;
     CgModule *module;
     Guarded in[MAX_PORTS], out[MAX_PORTS], s0, s, cu;
     int heads[MAX_PORTS];
-    int64_t tokens;             /* rows of the tensors */
+    int64_t tokens; /* rows of the tensors */
     uint64_t seed;
 } Run;
 
-static inline int64_t length_of(const Case *c, int n) { return c->length ? c->length[n] : c->T; }
+static inline int64_t length_of(const Case *c, int n) {
+    return c->length ? c->length[n] : c->T;
+}
 
 static inline int64_t first_of(const Case *c, int n) {
     int64_t t = 0;
@@ -124,8 +128,8 @@ static inline void compile(Run *r) {
         passes_run_after(k, "lattice", NULL, NULL);
         assert_int_equal(k->level, LEVEL_tile);
     }
-    const CgOptions opt = {.target = "host", .cpu = c->cpu, .algo = c->algo, .io = c->elem,
-                           .opt_level = c->opt_level};
+    const CgOptions opt = {
+        .target = "host", .cpu = c->cpu, .algo = c->algo, .io = c->elem, .opt_level = c->opt_level};
     const char *why = NULL;
     char text[256];
     r->module = codegen_host(&r->spec->arena, k, &opt, &why);
@@ -215,7 +219,9 @@ static inline void launch(Run *r) {
     guarded_free(&scratch);
 }
 
-typedef struct Error { double diff, ref, most; } Error;
+typedef struct Error {
+    double diff, ref, most;
+} Error;
 
 static inline void add_error(Error *e, double want, double got) {
     if (!isfinite(got))
@@ -312,16 +318,24 @@ static inline void run_case(const Case *c) {
 
 /* cases ---------------------------------------------------------------------------------------- */
 
-static const Case usual = {.K = 32, .V = 48, .rows = 64, .H = 2, .N = 1, .T = 150, .start = true,
-                           .final = true, .gate = NAN, .opt_level = 2};
+static const Case usual = {.K = 32,
+                           .V = 48,
+                           .rows = 64,
+                           .H = 2,
+                           .N = 1,
+                           .T = 150,
+                           .start = true,
+                           .final = true,
+                           .gate = NAN,
+                           .opt_level = 2};
 
 static inline bool wanted(const char *spec) {
     const char *only = getenv("GDR_SPEC");
     return !only || strcmp(only, spec) == 0;
 }
 
-static const char *const families[] = {"gdn2", "gated_deltanet", "gla", "deltanet",
-                                       "gated_deltaproduct", "rwkv7", "retnet"};
+static const char *const families[] = {
+    "gdn2", "gated_deltanet", "gla", "deltanet", "gated_deltaproduct", "rwkv7", "retnet"};
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
 #endif
