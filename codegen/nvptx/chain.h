@@ -51,6 +51,7 @@ typedef struct Chain {
     ValueAt at_v[2];               /* params with the V axis: at this lane's columns */
 
     /* the chunk being built */
+    Val empty_column;              /* wgmma: some V column has no state yet */
     Val start;                     /* i64 first token in the sequence */
     Val stage;                     /* i32 byte offset of its stage */
     Val state_scale[2], x_scale[2];/* f16: powers of two per V column, else NULL */
@@ -90,7 +91,8 @@ void chain_wgmma_read_state(Chain *c);
 void chain_wgmma_mix(Chain *c);
 void chain_wgmma_advance(Chain *c);
 Val chain_stage_pointer(Chain *c, int64_t offset);
-Val chain_record_scale(Chain *c);                     /* f16 with erase: what M and P are divided by */
+Val chain_record_scale(Chain *c);                     /* System.has_scale: what M and P lack */
+void chain_scale_rows(Chain *c, int family, Val *x);  /* a fragment times its rows' scales */
 void chain_decay(Chain *c, int n, Val d[2]);          /* of state columns 8n + 2t, +1; or NULLs */
 
 /* chain_out.c */

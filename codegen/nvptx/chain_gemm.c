@@ -4,9 +4,9 @@
  *     (M_f X)'   = X' M_f'     A: X in registers        B: M_f rows
  *     (P' X)'    = X' P        A: X in registers        B: P columns (ldmatrix, transposed)
  *
- * f16 operands: the state and X have no bound, so each V column is divided by the power of two below
- * its largest magnitude before it is rounded, and the product multiplied back in f32. What falls
- * under 2^-24 of a column's largest element is lost, far below its rounding error.
+ * The state and X have no bound, so each V column is divided by a power of two that puts its largest
+ * magnitude near f16's, and the product multiplied back in f32. Elements down to 2^-28 of the largest
+ * keep all of f16's bits, so how a token is rounded does not depend on the tokens after it.
  */
 #include "codegen/nvptx/chain.h"
 
@@ -23,6 +23,19 @@ static Val load_stage_f32(Chain *c, int64_t offset)
 Val chain_record_scale(Chain *c)
 {
     return load_stage_f32(c, c->s->ws_scale);
+}
+
+/* What the rows of W_f and M_f were divided by. */
+void chain_scale_rows(Chain *c, int family, Val *x)
+{
+    Cg *cg = c->cg;
+    const Family *f = &c->s->family[family];
+    for (int n = 0; f->scaled && n < c->s->rows / 8; n++) {
+        Val p = cg_gep8(cg, chain_stage_pointer(c, f->ws_rows + 32 * n), cg_shl(cg, c->t, 3));
+        Val two = cg_load(cg, LLVMVectorType(cg->f32, 2), p, 8);
+        for (int j = 0; j < 4; j++)
+            x[4 * n + j] = cg_fmul(cg, x[4 * n + j], cg_extract(cg, two, j % 2));
+    }
 }
 
 /* Address this lane gives to ldmatrix for 16-byte unit `unit` of row `row` in a workspace matrix. */
@@ -65,6 +78,9 @@ static Val larger(Cg *cg, Val a, Val b)
     return cg_intrinsic(cg, "llvm.maxnum", (Ty[]){cg->f32}, 1, arg, 2);
 }
 
+#define LARGEST_OPERAND 0x1p14
+#define LEAST_COLUMN 0x1p-100 /* smaller columns are scaled as this one */
+
 /* The scale of one V column from this lane's `count` elements x[0], x[stride], ... */
 static Val column_scale(Chain *c, const Val *x, int count)
 {
@@ -74,7 +90,8 @@ static Val column_scale(Chain *c, const Val *x, int count)
         most = larger(cg, most, magnitude(cg, x[i]));
     most = larger(cg, most, nv_shuffle_xor(cg, most, 1));
     most = larger(cg, most, nv_shuffle_xor(cg, most, 2));
-    return nv_power_below(cg, most);
+    most = larger(cg, most, cg_float(cg, LEAST_COLUMN));
+    return cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / LARGEST_OPERAND));
 }
 
 /* Elements of V column half h: x[4n + 2h + c]. */
@@ -88,33 +105,26 @@ static int gather_half(const Val *x, int count, int h, Val *out)
 }
 
 /* Fragment of `count` accumulators -> A operands (count/2 registers), divided by the columns'
- * scales, which go to scale[2] (NULL for bf16). */
+ * scales, which go to scale[2]. */
 static void to_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2])
 {
     Cg *cg = c->cg;
-    Val inverse[2] = {NULL, NULL}, half[128];
+    Val inverse[2], half[128];
     for (int h = 0; h < 2; h++) {
-        scale[h] = NULL;
-        if (c->s->operand != ELEM_f16)
-            continue;
         int n = gather_half(x, count, h, half);
         scale[h] = column_scale(c, half, n);
         inverse[h] = nv_power_inverse(cg, scale[h]);
     }
     for (int i = 0; i < count; i += 2) {
         int h = i / 2 % 2;
-        Val lo = x[i], hi = x[i + 1];
-        if (inverse[h]) {
-            lo = cg_fmul(cg, lo, inverse[h]);
-            hi = cg_fmul(cg, hi, inverse[h]);
-        }
-        operand[i / 2] = nv_pack(cg, c->s->operand, lo, hi);
+        operand[i / 2] = nv_pack(cg, c->s->operand, cg_fmul(cg, x[i], inverse[h]),
+                                 cg_fmul(cg, x[i + 1], inverse[h]));
     }
 }
 
 static void scale_fragment(Chain *c, Val *x, int count, const Val scale[2])
 {
-    for (int i = 0; scale[0] && i < count; i++)
+    for (int i = 0; i < count; i++)
         x[i] = cg_fmul(c->cg, x[i], scale[i / 2 % 2]);
 }
 
@@ -144,6 +154,7 @@ void chain_read_state(Chain *c)
             }
     for (int f = 0; f < s->families; f++) {
         scale_fragment(c, acc[f], rows, c->state_scale);
+        chain_scale_rows(c, f, acc[f]);
         chain_set(c, s->family[f].read, acc[f]);
     }
 }
@@ -153,11 +164,9 @@ static void prepare_x(Chain *c)
 {
     Cg *cg = c->cg;
     to_operand(c, chain_get(c, c->s->X), chain_fragment(c), c->x_operand, c->x_scale);
-    if (c->s->operand == ELEM_f16 && c->s->erase) {
-        Val scale = chain_record_scale(c);
-        for (int h = 0; h < 2; h++)
-            c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);
-    }
+    Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
+    for (int h = 0; scale && h < 2; h++)
+        c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);
 }
 
 void chain_mix(Chain *c)
@@ -181,6 +190,7 @@ void chain_mix(Chain *c)
                 nv_mma(cg, s->operand, &acc[4 * n + 4], &c->x_operand[4 * step], b + 2);
             }
         scale_fragment(c, acc, chain_fragment(c), c->x_scale);
+        chain_scale_rows(c, f, acc);
         chain_set(c, s->family[f].mixed, acc);
     }
 }

@@ -9,10 +9,13 @@
  * power of two per V column that changes only when the column leaves the range in which f16 is good,
  * and X is divided by the same unit on its way to an operand: products add up without another scale.
  * The unit is right as long as
- *     no element of S / unit or X / unit is 2 or more          (bit 14 of an f16 is set iff it is)
+ *     no element of S / unit is 2 or more                      (bit 14 of an f16 is set iff it is)
  *     some element of S / unit is 2^-11 or more, or S is 0     (bits 12-14 are not all clear)
- * and both can be seen in the OR of a column's packed elements. At the upper end sums have 2^15 of
- * room; at the lower, f16's spacing of 2^-24 is a quarter of the rounding of the column's largest.
+ *     no element of X / unit is 2^15 or more
+ * At the upper end sums have room; at the lower, f16's spacing of 2^-24 is a quarter of the rounding
+ * of the column's largest. The first two are about the past alone. X, which holds the chunk's later
+ * tokens too, moves the unit only when it must: when it does not fit, and when there is no state yet
+ * and X is so small that the unit would cost bits.
  */
 #include "codegen/nvptx/chain.h"
 
@@ -20,11 +23,12 @@ enum { TOO_LARGE = 0x40004000, LARGE_ENOUGH = 0x70007000 };
 
 /* A new unit puts the largest element in [2^-4, 2^-3). */
 #define UNITS_OF_LARGEST 16.0
+/* X without a state: a largest element below this is moved up, to just below 2^14. */
+#define X_LEAST 0x1p-10
+#define UNITS_OF_LARGEST_X 0x1p-13
 /* Columns below 2^-104 count as zero: their unit stays, so that nothing looks for a better one. */
 #define UNIT_LEAST 0x1p-80
 #define UNIT_MOST 0x1p120
-
-static bool scaled(const Chain *c) { return c->s->operand == ELEM_f16; }
 
 static int state_elements(const Chain *c) { return c->s->kp / 2; }
 
@@ -141,11 +145,16 @@ static Val column_most(Chain *c, const Val *x, int count, int h)
     return larger(cg, most, nv_shuffle_xor(cg, most, 2));
 }
 
-static Val unit_for(Cg *cg, Val most)
+static Val unit_for(Cg *cg, Val most, double units)
 {
-    Val unit = larger(cg, nv_power_below(cg, most), cg_float(cg, UNIT_LEAST / UNITS_OF_LARGEST));
-    unit = smaller(cg, unit, cg_float(cg, UNIT_MOST / UNITS_OF_LARGEST));
-    return cg_fmul(cg, unit, cg_float(cg, UNITS_OF_LARGEST));
+    Val unit = larger(cg, nv_power_below(cg, most), cg_float(cg, UNIT_LEAST / units));
+    unit = smaller(cg, unit, cg_float(cg, UNIT_MOST / units));
+    return cg_fmul(cg, unit, cg_float(cg, units));
+}
+
+static Val is_zero(Cg *cg, Val x)
+{
+    return LLVMBuildFCmp(cg->b, LLVMRealOEQ, x, cg_float(cg, 0), "");
 }
 
 static Val not_zero(Cg *cg, Val x)
@@ -163,11 +172,12 @@ static Val has_bits(Cg *cg, Val x, int bits)
     return not_zero(cg, cg_and(cg, x, cg_int(cg, bits)));
 }
 
-/* i1, the same in the whole warp: some column of the state's operand is out of range. */
+/* i1, the same in the whole warp: some column of the state's operand is out of range. Sets
+ * empty_column: some column's operand is all zeros. */
 static Val out_of_range(Chain *c, const Val *operand, int count)
 {
     Cg *cg = c->cg;
-    Val fine = cg_int(cg, 0x11111111), all[2];
+    Val fine = cg_int(cg, 0x11111111), all[2], some = cg_int(cg, 0x11111111);
     for (int h = 0; h < 2; h++) {
         all[h] = reduce(cg, cg_or, operand, h, 2, count);
         Val least = LLVMBuildFCmp(cg->b, LLVMRealOLE, cg_get(cg, c->unit[h]),
@@ -176,7 +186,11 @@ static Val out_of_range(Chain *c, const Val *operand, int count)
         Val lanes = nv_ballot(cg, good);     /* bit 4g + t: lane t of column g sees one */
         lanes = cg_or(cg, lanes, cg_shr(cg, lanes, 1));
         fine = cg_and(cg, fine, cg_or(cg, lanes, cg_shr(cg, lanes, 2)));
+        lanes = nv_ballot(cg, not_zero(cg, all[h]));
+        lanes = cg_or(cg, lanes, cg_shr(cg, lanes, 1));
+        some = cg_and(cg, some, cg_or(cg, lanes, cg_shr(cg, lanes, 2)));
     }
+    c->empty_column = cg_cmp(cg, LLVMIntNE, some, cg_int(cg, 0x11111111));
     Val large = any_lane(cg, has_bits(cg, cg_or(cg, all[0], all[1]), TOO_LARGE));
     return LLVMBuildOr(cg->b, large, cg_cmp(cg, LLVMIntNE, fine, cg_int(cg, 0x11111111)), "");
 }
@@ -209,15 +223,15 @@ static void state_operand(Chain *c, Val *operand)
     Var kept[64];
     get_state(c, x);
     pack(c, x, count, one, operand);
-    if (!scaled(c))
-        return;
     for (int i = 0; i < count / 2; i++)
         kept[i] = cg_var(cg, cg->i32, operand[i]);
     If seldom = cg_if(cg, out_of_range(c, operand, count / 2));
     Val old[2], inverse[2];
     for (int h = 0; h < 2; h++) {
         old[h] = cg_get(cg, c->unit[h]);
-        Val unit = unit_for(cg, cg_fmul(cg, column_most(c, x, count, h), old[h]));
+        Val most = column_most(c, x, count, h);
+        Val unit = unit_for(cg, cg_fmul(cg, most, old[h]), UNITS_OF_LARGEST);
+        unit = cg_select(cg, is_zero(cg, most), old[h], unit);
         inverse[h] = nv_power_inverse(cg, unit);
         cg_set(cg, c->unit[h], unit);
     }
@@ -264,11 +278,12 @@ void chain_wgmma_read_state(Chain *c)
 /* A product that is done, as a value. */
 static void set_product(Chain *c, int f, int v)
 {
-    Val x[MAX_FRAGMENT], unit[2] = {NULL, NULL};
-    for (int h = 0; scaled(c) && h < 2; h++)
+    Val x[MAX_FRAGMENT], unit[2];
+    for (int h = 0; h < 2; h++)
         unit[h] = cg_get(c->cg, c->unit[h]);
     memcpy(x, c->product[f], sizeof x);
     scale_columns(c, x, chain_fragment(c), unit);
+    chain_scale_rows(c, f, x);
     chain_set(c, v, x);
 }
 
@@ -278,27 +293,52 @@ static void x_factor(Chain *c, Val factor[2])
     Cg *cg = c->cg;
     for (int h = 0; h < 2; h++) {
         factor[h] = nv_power_inverse(cg, cg_get(cg, c->unit[h]));
-        if (c->s->erase)
+        if (c->s->has_scale)
             factor[h] = cg_fmul(cg, factor[h], chain_record_scale(c));
     }
 }
 
-/* Columns whose X is too large for their unit get another; state and products follow. */
-static void enlarge_units(Chain *c, const Val *x)
+/* i1 the same in the warp: some element of X's operand is 2^15 or more. */
+static Val too_large(Chain *c)
+{
+    Cg *cg = c->cg;
+    Ty pair = LLVMVectorType(cg->f16, 2);
+    Val x[MAX_FRAGMENT / 2], no_sign = cg_int(cg, 0x7fff7fff);
+    int count = chain_fragment(c) / 2;
+    for (int i = 0; i < count; i++)
+        x[i] = cg_and(cg, c->x_operand[i], no_sign);
+    for (; count > 1; count /= 2)
+        for (int i = 0; i < count / 2; i++) {
+            Val arg[2] = {LLVMBuildBitCast(cg->b, x[2 * i], pair, ""),
+                          LLVMBuildBitCast(cg->b, x[2 * i + 1], pair, "")};
+            Val m = cg_intrinsic(cg, "llvm.maxnum", &pair, 1, arg, 2);
+            x[i] = LLVMBuildBitCast(cg->b, m, cg->i32, "");
+        }
+    /* 2^15 is 0x7800; adding 0x0800 carries into the cleared sign. */
+    return any_lane(cg, has_bits(cg, cg_add(cg, x[0], cg_int(cg, 0x08000800)), 0x80008000));
+}
+
+/* Columns whose X does not fit their unit, or has no state beside it and is too small for it, get
+ * another; state and products follow. */
+static void fit_units(Chain *c, const Val *x)
 {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val ratio[2], state[128];
+    get_state(c, state);
     for (int h = 0; h < 2; h++) {
         Val most = column_most(c, x, chain_fragment(c), h), old = cg_get(cg, c->unit[h]);
-        if (s->erase)
+        if (s->has_scale)
             most = cg_fmul(cg, most, chain_record_scale(c));
-        Val large = LLVMBuildFCmp(cg->b, LLVMRealOGE, most, cg_fmul(cg, old, cg_float(cg, 2)), "");
-        Val unit = cg_select(cg, large, unit_for(cg, most), old);
+        Val none = is_zero(cg, column_most(c, state, state_elements(c), h));
+        Val small = LLVMBuildFCmp(cg->b, LLVMRealOLT, most, cg_fmul(cg, old, cg_float(cg, X_LEAST)), "");
+        small = cg_and(cg, small, LLVMBuildNot(cg->b, is_zero(cg, most), ""));
+        Val large = LLVMBuildFCmp(cg->b, LLVMRealOGE, most, cg_fmul(cg, old, cg_float(cg, 0x1p15)), "");
+        Val wrong = cg_or(cg, large, cg_and(cg, none, small));
+        Val unit = cg_select(cg, wrong, unit_for(cg, most, UNITS_OF_LARGEST_X), old);
         ratio[h] = cg_fmul(cg, old, nv_power_inverse(cg, unit));
         cg_set(cg, c->unit[h], unit);
     }
-    get_state(c, state);
     scale_columns(c, state, state_elements(c), ratio);
     set_state(c, state);
     for (int f = s->erase; f < s->families; f++)
@@ -312,27 +352,23 @@ static void x_operand(Chain *c)
     Cg *cg = c->cg;
     const System *s = c->s;
     int count = chain_fragment(c);
-    Val factor[2] = {NULL, NULL}, bits;
+    Val factor[2];
     const Val *x = chain_get(c, s->X);
     Var kept[MAX_FRAGMENT / 2], product[MAX_FAMILIES][MAX_FRAGMENT];
-    if (scaled(c))
-        x_factor(c, factor);
+    x_factor(c, factor);
     pack(c, x, count, factor, c->x_operand);
     for (int f = s->erase; f < s->families; f++) {
         nv_wgmma_wait(cg, 0, c->product[f], count);
         if (c->total[f] < 0)
             set_product(c, f, s->family[f].read);
     }
-    if (!scaled(c))
-        return;
     for (int i = 0; i < count / 2; i++)
         kept[i] = cg_var(cg, cg->i32, c->x_operand[i]);
     for (int f = s->erase; f < s->families; f++)
         for (int i = 0; i < count; i++)
             product[f][i] = cg_var(cg, cg->f32, c->product[f][i]);
-    bits = reduce(cg, cg_or, c->x_operand, 0, 1, count / 2);
-    If seldom = cg_if(cg, any_lane(cg, has_bits(cg, bits, TOO_LARGE)));
-    enlarge_units(c, x);
+    If seldom = cg_if(cg, cg_or(cg, too_large(c), c->empty_column));
+    fit_units(c, x);
     x_factor(c, factor);
     pack(c, x, count, factor, c->x_operand);
     set_all(c, kept, c->x_operand, count / 2);

@@ -88,8 +88,7 @@ int factor_matrix_base(const Factor *f, int family)
     const System *s = f->s;
     if (family == 0)
         return f->sh_t;
-    int bytes = s->operand == ELEM_f16 ? factor_pair_stride(s) * 2 : factor_g_stride(s) * 4;
-    return f->sh_q + (family - 1) * s->rows * bytes;
+    return f->sh_q + (family - 1) * s->rows * factor_pair_stride(s) * 2;
 }
 
 static void plan_shared(Factor *f)
@@ -101,17 +100,25 @@ static void plan_shared(Factor *f)
     f->sh_total = at;
     at += s->a_key ? s->warps * s->kp * 4 : 0;
     f->sh_total_pair = at;
-    at += s->a_key && s->operand == ELEM_f16 ? (s->warps + 1) * s->kp * 2 : 0;
+    at += s->a_key ? (s->warps + 1) * s->kp * 2 : 0;
     f->sh_scale = at;
     at += MAX_WARPS * 4;
     f->sh_row = at;
     at += s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0;
+    f->sh_keys = at;
+    at += s->p_scaled ? s->rows * 4 : 0;
     f->sh_stage = at;
     at += factor_stage_bytes(f);
     f->sh_left = f->sh_t = at;
     f->sh_q = f->sh_t + s->rows * factor_g_stride(s) * 4;
-    f->sh_a = factor_matrix_base(f, s->families);
-    int scores = f->sh_a - at + (s->operand == ELEM_f16 ? s->rows * factor_pair_stride(s) * 2 : 0);
+    int pairs = s->rows * factor_pair_stride(s) * 2;
+    f->sh_a[0] = factor_matrix_base(f, s->families);
+    f->sh_a[1] = f->sh_a[0] + pairs;
+    int scores = f->sh_a[1] - at;
+    if (at - f->sh_stage >= pairs) /* the copies are over by then */
+        f->sh_a[1] = f->sh_stage;
+    else
+        scores += pairs;
     f->sh_bytes = at + (stash > scores || !s->erase ? stash : scores);
 }
 
@@ -173,11 +180,14 @@ static bool build_body(Factor *f, const char **why)
     factor_copy_ahead(f, cg_int(cg, 0));
     if (!factor_reduce(f, why))
         return false;
+    factor_scale_rows(f);
     (s->a_key ? factor_rows_pass : factor_scalar_rows_pass)(f);
     nv_barrier(cg);
     (s->a_key ? factor_off_diagonal : factor_scalar_blocks)(f);
     nv_barrier(cg);
     (s->a_key ? factor_tail : factor_scalar_tail)(f);
+    if (!s->erase)
+        factor_key_scale(f);
     factor_store_scores(f);
     nv_barrier(cg);
     if (s->erase)

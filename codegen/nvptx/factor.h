@@ -11,16 +11,20 @@
  * for one or more families x, with Lam a product of decays over whole positions.
  *
  * Workspace: one record per (slot, factor head), at (slot * HF + head) * ws_bytes; all matrices are
- * on the lattice, in the operand type (2 bytes), placed by nv_place so that the chain copies a record
- * to shared memory as it lies and multiplies it there; each begins at a multiple of 1024 bytes:
+ * on the lattice, in f16, placed by nv_place so that the chain copies a record to shared memory as it
+ * lies and multiplies it there; each begins at a multiple of 1024 bytes:
  *     W_f   [rows][kp]   row family f carried to the chunk's start (E, Q)      f < families
  *     M_f   [rows][rows] per out family, divided by scale                    f >= erase
  *     P     [rows][kp], divided by scale
  *     D     [kp] f32 (key decay), or one f32 (scalar decay); not written without decay
- *     scale f32, a power of two: what keeps M and P in f16's range when A is large; f16 only
+ *     scale f32, a power of two
+ *     rows  [rows] f32 per family that is scaled: powers of two that W_f and M_f are divided by
  *
- * Operand type. f16 when the declared ranges bound keys and rows (3 more bits than bf16, at the same
- * speed), else bf16. What no range bounds (state, X) is scaled by powers of two per V row.
+ * Numbers. Matrix operands are f16: 3 more bits than bf16 at the same speed, but a range of 2^-14 to
+ * 2^16. Rows and keys that their declared ranges bound (normalised ones) fit as they are; others are
+ * divided by the power of two below their largest element, row by row, so that no token's rounding
+ * depends on another token. scale keeps M and P in range when A, or the keys, are large. The chain
+ * keeps the state and X in units of its own.
  */
 #ifndef GDR_CODEGEN_NVPTX_FACTOR_H
 #define GDR_CODEGEN_NVPTX_FACTOR_H
@@ -40,13 +44,17 @@ typedef struct Family {
     int mixed;        /* out read: contract(M_f, X), a chain value */
     bool inclusive;
     int position;     /* out read: lattice position within the token; erase: -1 (every one) */
-    int64_t ws_w, ws_m;
+    bool scaled;      /* no declared range bounds its rows: divided by powers of two */
+    int64_t ws_w, ws_m, ws_rows;
 } Family;
 
 typedef struct System {
     int a;            /* decays on the lattice, or -1 */
     bool a_key;       /* per key channel (else scalar) */
     int p;            /* updates' keys: a weave [U,K] */
+    bool p_scaled;    /* as Family.scaled */
+    bool has_scale;   /* the record's scale may differ from 1 */
+    double scores;    /* bound of a score's magnitude after scaling */
     bool erase;       /* family[0] is the erase family */
     Family family[MAX_FAMILIES];
     int families;
@@ -57,7 +65,7 @@ typedef struct System {
     int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */
     int K, kp;        /* key channels; padded to a multiple of 32 */
     int V;
-    Elem operand;     /* 2-byte type of matrix operands */
+    Elem operand;     /* of matrix products: f16 */
 } System;
 
 /* Place, in 16-byte units, of unit `unit` (8 elements) of row `row` of a workspace matrix. Columns lie
@@ -85,7 +93,9 @@ typedef struct Factor {
     Val stored_row[MAX_FAMILIES][2]; /* the row that W_f and M_f keep it in */
     Val row_live[2];          /* i1: the row's token exists */
     ValueAt at[2];
-    Var largest;              /* f16: this lane's largest |A| */
+    Val row_scale[MAX_FAMILIES][2], row_shrink[MAX_FAMILIES][2]; /* scaled families: s and 1/s */
+    Val shrink;               /* 1 / the record's scale */
+    Val key_shrink[2];        /* p_scaled: 1 over the keys' scales, which are in sh_keys */
     Val **loaded[2];          /* accesses of an input that are at hand, by value number, or NULL */
     int staged[MAX_STAGED_INPUTS], nstaged; /* inputs whose next slab is copied ahead of use */
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
@@ -95,10 +105,11 @@ typedef struct Factor {
     int sh_total;             /* [warps][kp] f32: product of a 16-row block's decays */
     int sh_total_pair;        /* [warps + 1][kp] the same in f16, the last row 1 */
     int sh_t;                 /* f32 [rows][g stride]: T, then A; from here on shared with sh_left */
-    int sh_q;                 /* scores of out families: f16 [rows][pair stride] or f32 */
-    int sh_a;                 /* f16: A / scale [rows][pair stride] */
+    int sh_q;                 /* scores of out families: f16 [rows][pair stride] */
+    int sh_a[2];              /* A / scale as the sum of two f16 [rows][pair stride] */
     int sh_stage;             /* [staged][half][access][threads] 16-byte lane-private copies */
-    int sh_scale;             /* [warps] f32 largest |A| */
+    int sh_keys;              /* p_scaled: [rows] f32 the keys' scales */
+    int sh_scale;             /* [warps] f32 largest elements */
     int sh_row;               /* scalar decay: see factor_scalar.c */
     int sh_bytes;
     /* scores of this warp's rows, f32, by distance of the block of updates */
@@ -131,12 +142,14 @@ void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4]);
 void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]);
 /* factor_solve.c */
 void factor_tail(Factor *f);           /* Kt in shared memory; D to the workspace */
+void factor_key_scale(Factor *f);      /* the record's scale where nothing is erased */
 void factor_store_scores(Factor *f);   /* accumulators -> sh_t, sh_q, or M_f */
 void factor_solve(Factor *f);          /* A in place of T; A / scale */
 void factor_products(Factor *f);       /* M_f, P to the workspace */
 
 /* factor_input.c: reading the rows' inputs. */
 bool factor_reduce(Factor *f, const char **why);   /* row sums, finished before the rows pass */
+void factor_scale_rows(Factor *f);                 /* scales of rows and keys that need them */
 void factor_plan_stage(Factor *f);                 /* which inputs are copied ahead */
 int factor_stage_bytes(const Factor *f);
 void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inputs */
@@ -144,6 +157,10 @@ void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inp
 void factor_enter_slab(Factor *f, Val slab);
 bool factor_lookup(ValueAt *at, int v, Val *out);
 Val factor_no_sum(ValueAt *at, int v, int axis, Val partial);
+
+/* This lane's 8 channels of the present slab: rows of family i, keys, divided by their scales. */
+void factor_family_row(Factor *f, int i, int h, Val out[8]);
+void factor_keys(Factor *f, int h, Val out[8]);
 
 /* Lattice elements of value v (a weave, or a [C,K] value placed at `position`) for half h, this
  * lane's 8 channels of the slab that at[h].base_k points to; `fill` where there is no row. */

@@ -154,11 +154,14 @@ static int slabs_ahead(int slabs)
     return n;
 }
 
-typedef struct Reduction {
+typedef struct Reduction Reduction;
+struct Reduction {
     bool *wanted;             /* sums of this depth */
     bool *input;              /* inputs they read */
     Var *part[2];
-} Reduction;
+    Var most[MAX_FAMILIES + 1][2]; /* largest magnitude of scaled rows; the last of the keys */
+    void (*add)(Factor *f, Reduction *r, int h);
+};
 
 static void add_parts(Factor *f, Reduction *r, int h)
 {
@@ -195,18 +198,34 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead)
             set_slab(f, h, cg_add(cg, first, cg_int(cg, i)));
             for (int v = 0; v < count; v++)
                 f->loaded[h][v] = words[i][h][v];
-            add_parts(f, r, h);
+            r->add(f, r, h);
         }
     for (int h = 0; h < 2; h++)
         memset(f->loaded[h], 0, (size_t)count * sizeof *f->loaded[h]);
+}
+
+static void reduce_all_slabs(Factor *f, Reduction *r)
+{
+    Cg *cg = f->cg;
+    int slabs = f->s->kp / SLAB, ahead = slabs_ahead(slabs);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), ahead, false);
+    reduce_slabs(f, r, slab.i, ahead);
+    cg_end_for(cg, &slab);
+}
+
+/* Inputs among the used values that are worth loading ahead. */
+static void mark_inputs(Factor *f, const bool *used, bool *input)
+{
+    for (int v = 0; v < f->k->inst.count; v++)
+        input[v] = used[v] && is_key_input(f->k, v) && value_accesses(&f->at[0], v) <= 2;
 }
 
 static void reduce_depth(Factor *f, const bool *needed, int depth)
 {
     Cg *cg = f->cg;
     const Kernel *k = f->k;
-    int count = k->inst.count, slabs = f->s->kp / SLAB, ahead = slabs_ahead(slabs);
-    Reduction r = {.wanted = NEW_ARRAY(cg->arena, bool, count)};
+    int count = k->inst.count;
+    Reduction r = {.wanted = NEW_ARRAY(cg->arena, bool, count), .add = add_parts};
     bool *used = NEW_ARRAY(cg->arena, bool, count);
     r.input = NEW_ARRAY(cg->arena, bool, count);
     r.part[0] = NEW_ARRAY(cg->arena, Var, count);
@@ -219,11 +238,8 @@ static void reduce_depth(Factor *f, const bool *needed, int depth)
         for (int h = 0; h < 2; h++)
             r.part[h][v] = cg_var(cg, cg->f32, cg_float(cg, 0));
     }
-    for (int v = 0; v < count; v++)
-        r.input[v] = used[v] && is_key_input(k, v) && value_accesses(&f->at[0], v) <= 2;
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), ahead, false);
-    reduce_slabs(f, &r, slab.i, ahead);
-    cg_end_for(cg, &slab);
+    mark_inputs(f, used, r.input);
+    reduce_all_slabs(f, &r);
     for (int h = 0; h < 2; h++)
         for (int v = 0; v < count; v++) {
             if (!r.wanted[v])
@@ -254,4 +270,102 @@ bool factor_reduce(Factor *f, const char **why)
     for (int depth = 1; depth <= deepest; depth++)
         reduce_depth(f, needed, depth);
     return true;
+}
+
+/* row scales ----------------------------------------------------------------------------------- */
+
+static void see_row(Factor *f, Var most, int v, int position, int h)
+{
+    Cg *cg = f->cg;
+    Val x[8], m = cg_get(cg, most);
+    factor_row(f, v, position, h, 0, x);
+    for (int e = 0; e < 8; e++)
+        m = nv_larger(cg, m, nv_magnitude(cg, x[e]));
+    cg_set(cg, most, m);
+}
+
+static void see_rows(Factor *f, Reduction *r, int h)
+{
+    const System *s = f->s;
+    for (int i = 0; i < s->families; i++)
+        if (s->family[i].scaled)
+            see_row(f, r->most[i][h], s->family[i].x, s->family[i].position, h);
+    if (s->p_scaled)
+        see_row(f, r->most[MAX_FAMILIES][h], s->p, -1, h);
+}
+
+/* Stored once a row. */
+static void store_row_scale(Factor *f, Val scale, Val p)
+{
+    Cg *cg = f->cg;
+    If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->t, cg_int(cg, 0)));
+    cg_store(cg, scale, p, 4);
+    cg_end_if(cg, &one);
+}
+
+/* The power of two below a row's largest element, the same in the four lanes of the row. */
+static Val row_scale(Factor *f, Var most)
+{
+    Cg *cg = f->cg;
+    Val x = cg_get(cg, most);
+    x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 1));
+    x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 2));
+    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, 0x1p-60)));
+}
+
+void factor_scale_rows(Factor *f)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    bool any = s->p_scaled, *used = NEW_ARRAY(cg->arena, bool, f->k->inst.count);
+    for (int i = 0; i < s->families; i++) {
+        any = any || s->family[i].scaled;
+        if (s->family[i].scaled)
+            value_mark(f->k, s->family[i].x, used);
+    }
+    if (!any)
+        return;
+    if (s->p_scaled)
+        value_mark(f->k, s->p, used);
+    Reduction r = {.input = NEW_ARRAY(cg->arena, bool, f->k->inst.count), .add = see_rows};
+    mark_inputs(f, used, r.input);
+    for (int i = 0; i <= MAX_FAMILIES; i++)
+        for (int h = 0; h < 2; h++)
+            r.most[i][h] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    reduce_all_slabs(f, &r);
+    for (int h = 0; h < 2; h++) {
+        for (int i = 0; i < s->families; i++) {
+            if (!s->family[i].scaled)
+                continue;
+            f->row_scale[i][h] = row_scale(f, r.most[i][h]);
+            f->row_shrink[i][h] = nv_power_inverse(cg, f->row_scale[i][h]);
+            Val byte = cg_add(cg, cg_shl(cg, f->stored_row[i][h], 2),
+                              cg_int(cg, (int)s->family[i].ws_rows));
+            store_row_scale(f, f->row_scale[i][h], cg_gep8(cg, f->record, byte));
+        }
+        if (!s->p_scaled)
+            continue;
+        Val scale = row_scale(f, r.most[MAX_FAMILIES][h]);
+        f->key_shrink[h] = nv_power_inverse(cg, scale);
+        store_row_scale(f, scale, factor_shared_f32(f, f->sh_keys, f->row[h]));
+    }
+}
+
+static void shrink8(Cg *cg, Val x[8], Val shrink)
+{
+    for (int e = 0; shrink && e < 8; e++)
+        x[e] = cg_fmul(cg, x[e], shrink);
+}
+
+void factor_family_row(Factor *f, int i, int h, Val out[8])
+{
+    const Family *fam = &f->s->family[i];
+    factor_row(f, fam->x, fam->position, h, 0, out);
+    shrink8(f->cg, out, f->row_shrink[i][h]);
+}
+
+void factor_keys(Factor *f, int h, Val out[8])
+{
+    factor_row(f, f->s->p, -1, h, 0, out);
+    shrink8(f->cg, out, f->key_shrink[h]);
 }

@@ -67,11 +67,11 @@ void factor_scalar_rows_pass(Factor *f)
     factor_enter_slab(f, slab.i);
     for (int h = 0; h < 2; h++) {
         Val x[8], packed[4];
-        factor_row(f, s->p, -1, h, 0, x);
+        factor_keys(f, h, x);
         factor_pack(cg, s->operand, packed, x);
         factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
         for (int i = 0; i < s->families; i++) {
-            factor_row(f, s->family[i].x, s->family[i].position, h, 0, x);
+            factor_family_row(f, i, h, x);
             factor_pack(cg, s->operand, packed, x);
             factor_store_unit(cg, factor_stash_unit(f, i, h, slab.i), packed);
         }
@@ -95,17 +95,9 @@ static Val carried_decay(Factor *f, const Family *fam, int h)
 static void store_scaled(Factor *f, Val p, Val pair[4], Val scale)
 {
     Cg *cg = f->cg;
-    Elem e = f->s->operand;
-    Val both = scale && e == ELEM_f16 ? nv_pack(cg, e, scale, scale) : NULL;
-    for (int j = 0; scale && j < 4; j++) {
-        Val x[2];
-        if (both) {
-            pair[j] = nv_mul_pair(cg, e, pair[j], both);
-            continue;
-        }
-        nv_unpack(cg, e, pair[j], x);
-        pair[j] = nv_pack(cg, e, cg_fmul(cg, x[0], scale), cg_fmul(cg, x[1], scale));
-    }
+    Val both = scale ? nv_pack(cg, f->s->operand, scale, scale) : NULL;
+    for (int j = 0; both && j < 4; j++)
+        pair[j] = nv_mul_pair(cg, f->s->operand, pair[j], both);
     factor_store_unit(cg, p, pair);
 }
 

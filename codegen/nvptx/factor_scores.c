@@ -11,13 +11,13 @@
  * Rows that see their own position (inclusive) are turned into exclusive ones by multiplying with
  * their own decay; what they see at their own position is undecayed and added as a dot product.
  *
- * Decays are products in f32. Where rows are f16 a row times its factor is a packed product of two
- * f16 numbers (their rounding does not accumulate); bf16 is too coarse for that and multiplies in f32.
+ * Decays are products in f32; a row times its factor is a packed product of two f16 numbers, whose
+ * rounding does not accumulate.
  */
 #include "codegen/nvptx/factor.h"
 
-/* The 8 channels a lane holds of a row, as f32 and as operand pairs. */
-typedef struct Run { Val f[8], pair[4]; } Run;
+/* The 8 channels a lane holds of a row, as operand pairs. */
+typedef struct Run { Val pair[4]; } Run;
 
 Val factor_shared_f32(Factor *f, int base, Val index)
 {
@@ -36,41 +36,26 @@ static void mul8(Cg *cg, Val out[8], const Val a[8], const Val b[8])
         out[e] = cg_fmul(cg, a[e], b[e]);
 }
 
-static bool packed_products(const Factor *f)
+static Run make_run(Factor *f, const Val x[8])
 {
-    return f->s->operand == ELEM_f16;
+    Run r;
+    factor_pack(f->cg, f->s->operand, r.pair, x);
+    return r;
 }
 
-/* A factor of 8 channels, in the form that scale() wants. */
-static void make_factor(Factor *f, Run *r, const Val x[8])
-{
-    memcpy(r->f, x, sizeof r->f);
-    if (packed_products(f))
-        factor_pack(f->cg, f->s->operand, r->pair, x);
-}
-
-/* out = row times factor, as operand pairs. */
+/* out = row times factor. */
 static void scale(Factor *f, const Run *row, const Run *factor, Val out[4])
 {
-    Cg *cg = f->cg;
-    if (packed_products(f)) {
-        for (int j = 0; j < 4; j++)
-            out[j] = nv_mul_pair(cg, f->s->operand, row->pair[j], factor->pair[j]);
-        return;
-    }
-    Val x[8];
-    mul8(cg, x, row->f, factor->f);
-    factor_pack(cg, f->s->operand, out, x);
+    for (int j = 0; j < 4; j++)
+        out[j] = nv_mul_pair(f->cg, f->s->operand, row->pair[j], factor->pair[j]);
 }
 
-/* Factor where `c` holds, 0 elsewhere. */
-static Run keep_where(Factor *f, Val c, const Run *factor)
+/* Run where `c` holds, 0 elsewhere. */
+static Run keep_where(Factor *f, Val c, const Run *run)
 {
-    Run r = *factor;
-    for (int e = 0; e < 8 && !packed_products(f); e++)
-        r.f[e] = cg_select(f->cg, c, factor->f[e], cg_float(f->cg, 0));
-    for (int j = 0; j < 4 && packed_products(f); j++)
-        r.pair[j] = cg_select(f->cg, c, factor->pair[j], cg_int(f->cg, 0));
+    Run r;
+    for (int j = 0; j < 4; j++)
+        r.pair[j] = cg_select(f->cg, c, run->pair[j], cg_int(f->cg, 0));
     return r;
 }
 
@@ -154,7 +139,7 @@ enum { LEVELS = 3 }; /* m = 2, 4, 8 */
 typedef struct Rows {
     Run x[MAX_FAMILIES][2];  /* left rows, exclusive, times the decays of the pair before them */
     Run p[2];                /* keys, times the decays of the pair after them */
-    Run F[LEVELS];           /* a pair's factor at each level; F[0] is 1 */
+    Run F[LEVELS];           /* a pair's factor at each level but the first, where it is 1 */
     Run prefix, suffix;      /* of the pair in its 16-row block */
     Val total[8];            /* of the 16-row block */
 } Rows;
@@ -220,10 +205,10 @@ static void walk(Factor *f, const Val pair[8], Rows *r)
         Val near = cg_select(cg, same_bit(f, 2, 0), other[0][e], one);
         F[2][e] = cg_fmul(cg, near, cg_select(cg, same_bit(f, 2, 1), other[1][e], one));
     }
-    make_factor(f, &r->F[1], F[1]);
-    make_factor(f, &r->F[2], F[2]);
-    make_factor(f, &r->prefix, prefix);
-    make_factor(f, &r->suffix, suffix);
+    r->F[1] = make_run(f, F[1]);
+    r->F[2] = make_run(f, F[2]);
+    r->prefix = make_run(f, prefix);
+    r->suffix = make_run(f, suffix);
 }
 
 /* Evaluate this slab's rows, keys and decays; the pair's own scores are added on the way. */
@@ -231,15 +216,15 @@ static void load_rows(Factor *f, Diagonal *d, Rows *r)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val own[2][8], pair[8], p[2][8], x[8], one[8];
+    Val own[2][8], pair[8], p[2][8], x[8];
     for (int h = 0; h < 2; h++) {
         factor_row(f, s->a, -1, h, 1, own[h]);
-        factor_row(f, s->p, -1, h, 0, p[h]);
+        factor_keys(f, h, p[h]);
     }
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++) {
             const Family *fam = &s->family[i];
-            factor_row(f, fam->x, fam->position, h, 0, x);
+            factor_family_row(f, i, h, x);
             if (fam->inclusive) {
                 add_dot(cg, d->own[i][h], x, p[h]);
                 mul8(cg, x, x, own[h]);
@@ -248,37 +233,40 @@ static void load_rows(Factor *f, Diagonal *d, Rows *r)
                 add_dot(cg, d->below[i], x, p[0]);
                 mul8(cg, x, x, own[0]);
             }
-            memcpy(r->x[i][h].f, x, sizeof x);
-            factor_pack(cg, s->operand, r->x[i][h].pair, x);
+            r->x[i][h] = make_run(f, x);
         }
     mul8(cg, p[0], p[0], own[1]);
-    for (int h = 0; h < 2; h++) {
-        memcpy(r->p[h].f, p[h], sizeof p[h]);
-        factor_pack(cg, s->operand, r->p[h].pair, p[h]);
-    }
+    r->p[0] = make_run(f, p[0]);
+    r->p[1] = make_run(f, p[1]);
     mul8(cg, pair, own[0], own[1]);
     walk(f, pair, r);
-    for (int e = 0; e < 8; e++)
-        one[e] = cg_float(cg, 1);
-    make_factor(f, &r->F[0], one);
+}
+
+/* A row as an operand of a level: times its factor (NULL = 1), 0 where `c` does not hold, which the
+ * factor has already. */
+static void place_run(Factor *f, const Run *row, Val c, const Run *factor, Val out[4])
+{
+    if (factor) {
+        scale(f, row, factor, out);
+        return;
+    }
+    Run kept = keep_where(f, c, row);
+    memcpy(out, kept.pair, sizeof kept.pair);
 }
 
 static void multiply_level(Factor *f, Diagonal *d, int level, Rows *r)
 {
     Val hi = pair_bit(f, level), lo = LLVMBuildNot(f->cg->b, hi, "");
-    Run up = keep_where(f, hi, &r->F[level]), down = keep_where(f, lo, &r->F[level]);
     Val left[MAX_FAMILIES][2][4], key[2][4];
+    Run up = {{NULL}}, down = {{NULL}};
+    if (level > 0) {
+        up = keep_where(f, hi, &r->F[level]);
+        down = keep_where(f, lo, &r->F[level]);
+    }
     for (int h = 0; h < 2; h++) {
-        for (int i = 0; i < f->s->families; i++) {
-            if (level > 0 || !packed_products(f))
-                scale(f, &r->x[i][h], &up, left[i][h]);
-            for (int j = 0; j < 4 && level == 0 && packed_products(f); j++)
-                left[i][h][j] = cg_select(f->cg, hi, r->x[i][h].pair[j], cg_int(f->cg, 0));
-        }
-        if (level > 0 || !packed_products(f))
-            scale(f, &r->p[h], &down, key[h]);
-        for (int j = 0; j < 4 && level == 0 && packed_products(f); j++)
-            key[h][j] = cg_select(f->cg, hi, cg_int(f->cg, 0), r->p[h].pair[j]);
+        for (int i = 0; i < f->s->families; i++)
+            place_run(f, &r->x[i][h], hi, level > 0 ? &up : NULL, left[i][h]);
+        place_run(f, &r->p[h], lo, level > 0 ? &down : NULL, key[h]);
     }
     factor_multiply(f, d->level[level], left, key);
 }
@@ -306,10 +294,8 @@ static void stash_rows(Factor *f, Rows *r, Val slab)
         Val p = factor_shared_f32(f, f->sh_total, cg_add(cg, index, cg_int(cg, 4 * q)));
         cg_store(cg, v, p, 16);
     }
-    if (packed_products(f)) {
-        factor_pack(cg, s->operand, packed, r->total);
-        factor_store_unit(cg, total_unit(f, f->warp, unit), packed);
-    }
+    factor_pack(cg, s->operand, packed, r->total);
+    factor_store_unit(cg, total_unit(f, f->warp, unit), packed);
     cg_end_if(cg, &first);
 }
 
@@ -359,14 +345,12 @@ void factor_rows_pass(Factor *f)
     const System *s = f->s;
     Diagonal d;
     diagonal_begin(f, &d);
-    if (packed_products(f)) {
-        Val ones[4];
-        for (int j = 0; j < 4; j++)
-            ones[j] = nv_pack(cg, s->operand, cg_float(cg, 1), cg_float(cg, 1));
-        Loop unit = cg_for(cg, nv_tid(cg), cg_int(cg, s->kp / 8), 32 * s->warps, false);
-        factor_store_unit(cg, total_unit(f, cg_int(cg, s->warps), unit.i), ones);
-        cg_end_for(cg, &unit);
-    }
+    Val ones[4];
+    for (int j = 0; j < 4; j++)
+        ones[j] = nv_pack(cg, s->operand, cg_float(cg, 1), cg_float(cg, 1));
+    Loop unit = cg_for(cg, nv_tid(cg), cg_int(cg, s->kp / 8), 32 * s->warps, false);
+    factor_store_unit(cg, total_unit(f, cg_int(cg, s->warps), unit.i), ones);
+    cg_end_for(cg, &unit);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     factor_enter_slab(f, slab.i);
     Rows r;
@@ -403,38 +387,18 @@ static void load_total_f32(Factor *f, Val block, Val unit, Val total[8])
     }
 }
 
-static void scale_pairs_f32(Factor *f, Val pair[4], const Val by[8])
-{
-    Cg *cg = f->cg;
-    for (int j = 0; j < 4; j++) {
-        Val x[2];
-        nv_unpack(cg, f->s->operand, pair[j], x);
-        pair[j] = nv_pack(cg, f->s->operand, cg_fmul(cg, x[0], by[2 * j]),
-                          cg_fmul(cg, x[1], by[2 * j + 1]));
-    }
-}
-
 /* Multiply a lane's rows by the decays of block `block` where it exists. */
 static void pass_block(Factor *f, Val exists, Val block, Val slab, Val (*left)[2][4])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), pair[4], total[8];
-    if (packed_products(f)) {
-        Val which = cg_select(cg, exists, block, cg_int(cg, s->warps));
-        factor_load_unit(cg, total_unit(f, which, unit), pair);
-    } else {
-        load_total_f32(f, cg_select(cg, exists, block, cg_int(cg, 0)), unit, total);
-        for (int e = 0; e < 8; e++)
-            total[e] = cg_select(cg, exists, total[e], cg_float(cg, 1));
-    }
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), pair[4];
+    Val which = cg_select(cg, exists, block, cg_int(cg, s->warps));
+    factor_load_unit(cg, total_unit(f, which, unit), pair);
     for (int i = 0; i < s->families; i++)
-        for (int h = 0; h < 2; h++) {
-            for (int j = 0; j < 4 && packed_products(f); j++)
+        for (int h = 0; h < 2; h++)
+            for (int j = 0; j < 4; j++)
                 left[i][h][j] = nv_mul_pair(cg, s->operand, left[i][h][j], pair[j]);
-            if (!packed_products(f))
-                scale_pairs_f32(f, left[i][h], total);
-        }
 }
 
 static void blocks_slab(Factor *f, Val slab)
@@ -498,15 +462,12 @@ void factor_tail(Factor *f)
     cg_end_for(cg, &block);
     for (int e = 0; e < 8; e++)
         total[e] = cg_get(cg, after[e]);
-    if (packed_products(f))
-        factor_pack(cg, s->operand, packed, total);
+    factor_pack(cg, s->operand, packed, total);
     for (int h = 0; h < 2; h++) {
         Val p = factor_key_unit(f, f->row[h], unit);
         factor_load_unit(cg, p, pair);
-        for (int j = 0; j < 4 && packed_products(f); j++)
+        for (int j = 0; j < 4; j++)
             pair[j] = nv_mul_pair(cg, s->operand, pair[j], packed[j]);
-        if (!packed_products(f))
-            scale_pairs_f32(f, pair, total);
         factor_store_unit(cg, p, pair);
     }
     cg_end_for(cg, &slab);

@@ -1,11 +1,13 @@
 /* The factor kernel after the scores: the inverse A of the unit lower triangular system I + T, and
  * the two products that leave the serial chain only two GEMMs (M = Aq A, P = A' Kt).
  *
- * The inverse is made in place of T, in f32 rounded to tf32 where it is stored: 16x16 blocks on the
- * diagonal by forward substitution, then pairs, then halves by block products. A's entries can reach
- * 1e6 for erase gates up to 2 (I - k (b.k)' is not a contraction), beyond f16, while bf16's 8 bits
- * lose what cancels between neighbouring rows for correlated keys. So with f16 operands M and P are
- * made from A / scale, scale a power of two; with bf16 operands they are made in tf32.
+ * T and A are f32 in shared memory, A made in place of T: 16x16 blocks on the diagonal by forward
+ * substitution, then pairs, then halves by block products. For nearby keys A's rows cancel against
+ * each other, so A keeps more than an operand's 11 bits: block products take both factors as sums of
+ * two tf32 numbers, M takes A so, and P takes A / scale as a sum of two f16 numbers. A's entries reach
+ * 135 for erase gates up to 1 and 1e6 up to 2 (I - k (b.k)' is not a contraction): scale, a power of
+ * two, keeps what is made from A in f16's range. While A is moderate scale is 1 and no token's
+ * rounding depends on a later token.
  */
 #include "codegen/nvptx/factor.h"
 
@@ -25,13 +27,6 @@ static Val pair_element(Factor *f, int base, Val row, Val column)
     return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 1));
 }
 
-static bool in_f16(const Factor *f) { return f->s->operand == ELEM_f16; }
-
-static int matrix_base(const Factor *f, int family)
-{
-    return factor_matrix_base(f, family);
-}
-
 static void store_words(Cg *cg, Val p, const Val *word, int count)
 {
     Val v = LLVMGetUndef(LLVMVectorType(cg->i32, (unsigned)count));
@@ -42,21 +37,41 @@ static void store_words(Cg *cg, Val p, const Val *word, int count)
 
 /* scores --------------------------------------------------------------------------------------- */
 
-/* Four neighbouring scores of row half h, from `column` on. */
-static void put_scores(Factor *f, int family, int h, Val column, const Val x[4])
+static Val words_of(Cg *cg, Val f32) { return LLVMBuildBitCast(cg->b, f32, cg->i32, ""); }
+
+/* Scales of the keys of four neighbouring updates. */
+static void key_scales(Factor *f, Val column, Val scale[4])
+{
+    Cg *cg = f->cg;
+    Val v = cg_load(cg, LLVMVectorType(cg->f32, 4), factor_shared_f32(f, f->sh_keys, column), 16);
+    for (int j = 0; j < 4; j++)
+        scale[j] = cg_extract(cg, v, j);
+}
+
+/* Four neighbouring scores of row half h, from `column` on: T as it is; scores of out families for
+ * M = Aq A divided by the rows' and keys' scales; M itself where nothing is erased. */
+static void put_scores(Factor *f, int family, int h, Val column, Val x[4])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val word[4];
-    if (s->erase && (family == 0 || !in_f16(f))) {
-        for (int j = 0; j < 4; j++)
-            word[j] = nv_tf32(cg, x[j]);
-        store_words(cg, element(f, matrix_base(f, family), f->row[h], column), word, 4);
+    Val word[4], key[4] = {NULL};
+    bool is_t = s->erase && family == 0;
+    if (s->p_scaled && (is_t || !s->erase))
+        key_scales(f, column, key);
+    for (int j = 0; j < 4; j++) {
+        if (key[j])
+            x[j] = cg_fmul(cg, x[j], is_t ? key[j] : cg_fmul(cg, key[j], f->shrink));
+        if (is_t && s->family[0].scaled)
+            x[j] = cg_fmul(cg, x[j], f->row_scale[0][h]);
+        word[j] = words_of(cg, x[j]);
+    }
+    if (is_t) {
+        store_words(cg, element(f, f->sh_t, f->row[h], column), word, 4);
         return;
     }
     for (int j = 0; j < 2; j++)
         word[j] = nv_pack(cg, s->operand, x[2 * j], x[2 * j + 1]);
-    Val p = s->erase ? pair_element(f, matrix_base(f, family), f->row[h], column)
+    Val p = s->erase ? pair_element(f, factor_matrix_base(f, family), f->row[h], column)
                      : factor_ws_pair(f, s->family[family].ws_m, s->rows,
                                       f->stored_row[family][h], column);
     store_words(cg, p, word, 2);
@@ -82,24 +97,35 @@ void factor_store_scores(Factor *f)
 
 /* inverse -------------------------------------------------------------------------------------- */
 
-/* acc[n] += X(xr, xc) Y(yr, yc), 16x16 blocks of two f32 matrices holding tf32 numbers. */
-static void multiply16(Factor *f, Val acc[2][4], int x, Val xr, Val xc, int y, Val yr, Val yc)
+/* x = high + low, both tf32. */
+static void split_tf32(Cg *cg, Val x, Val *high, Val *low)
+{
+    *high = nv_tf32(cg, x);
+    Val h = LLVMBuildBitCast(cg->b, *high, cg->f32, "");
+    *low = words_of(cg, cg_fsub(cg, x, h)); /* its bits past tf32's are not read */
+}
+
+/* acc[n] += X(xr, xc) Y(yr, yc), 16x16 blocks of sh_t, to about 21 bits. */
+static void multiply16(Factor *f, Val acc[2][4], Val xr, Val xc, Val yr, Val yc)
 {
     Cg *cg = f->cg;
     for (int step = 0; step < 2; step++) {
-        Val a[4], b[2];
+        Val a[2][4], b[2][2];
         for (int i = 0; i < 4; i++) {
             Val r = cg_add(cg, cg_add(cg, xr, f->g), cg_int(cg, i % 2 ? 8 : 0));
             Val c = cg_add(cg, cg_add(cg, xc, f->t), cg_int(cg, 8 * step + (i / 2 ? 4 : 0)));
-            a[i] = cg_load(cg, cg->i32, element(f, x, r, c), 4);
+            split_tf32(cg, cg_load(cg, cg->f32, element(f, f->sh_t, r, c), 4), &a[0][i], &a[1][i]);
         }
         for (int n = 0; n < 2; n++) {
             for (int i = 0; i < 2; i++) {
                 Val r = cg_add(cg, cg_add(cg, yr, f->t), cg_int(cg, 8 * step + 4 * i));
                 Val c = cg_add(cg, cg_add(cg, yc, f->g), cg_int(cg, 8 * n));
-                b[i] = cg_load(cg, cg->i32, element(f, y, r, c), 4);
+                Val y = cg_load(cg, cg->f32, element(f, f->sh_t, r, c), 4);
+                split_tf32(cg, y, &b[0][i], &b[1][i]);
             }
-            nv_mma_tf32(cg, acc[n], a, b);
+            nv_mma_tf32(cg, acc[n], a[1], b[0]);
+            nv_mma_tf32(cg, acc[n], a[0], b[1]);
+            nv_mma_tf32(cg, acc[n], a[0], b[0]);
         }
     }
 }
@@ -109,13 +135,6 @@ static void zero16(Cg *cg, Val acc[2][4])
     for (int n = 0; n < 2; n++)
         for (int i = 0; i < 4; i++)
             acc[n][i] = cg_float(cg, 0);
-}
-
-static void see(Factor *f, Val x)
-{
-    Cg *cg = f->cg;
-    if (in_f16(f))
-        cg_set(cg, f->largest, nv_larger(cg, cg_get(cg, f->largest), nv_magnitude(cg, x)));
 }
 
 /* Store a 16x16 accumulator block; a block of A is negated on the way. */
@@ -129,9 +148,7 @@ static void store16(Factor *f, Val row, Val column, Val acc[2][4], bool of_a)
             for (int j = 0; j < 2; j++) {
                 Val x = acc[n][2 * h + j];
                 x = of_a ? LLVMBuildFNeg(cg->b, x, "") : x;
-                if (of_a)
-                    see(f, x);
-                word[j] = nv_tf32(cg, x);
+                word[j] = words_of(cg, x);
             }
             store_words(cg, element(f, f->sh_t, r, c), word, 2);
         }
@@ -155,13 +172,12 @@ static void invert_diagonal(Factor *f)
             sum[u % 2] = cg_fma(cg, t, a[u], sum[u % 2]);
         }
         a[r] = cg_fadd(cg, sum[0], sum[1]);
-        see(f, a[r]);
     }
     nv_warp_sync(cg);
     Val upper = cg_cmp(cg, LLVMIntUGE, f->lane, cg_int(cg, 16));
     Val first = cg_add(cg, base, cg_shl(cg, cg_shr(cg, f->lane, 4), 3));
     for (int r = 0; r < 8; r++)
-        cg_store(cg, nv_tf32(cg, cg_select(cg, upper, a[r + 8], a[r])),
+        cg_store(cg, cg_select(cg, upper, a[r + 8], a[r]),
                  element(f, f->sh_t, cg_add(cg, first, cg_int(cg, r)), cg_add(cg, base, column)), 4);
     Val zero[2][4];
     zero16(cg, zero);
@@ -177,12 +193,12 @@ static void merge_pairs(Factor *f)
     Val i = cg_shl(cg, f->warp, 4), j = cg_sub(cg, i, cg_int(cg, 16)), acc[2][4];
     If odd = cg_if(cg, cg_cmp(cg, LLVMIntEQ, cg_and(cg, f->warp, cg_int(cg, 1)), cg_int(cg, 1)));
     zero16(cg, acc);
-    multiply16(f, acc, f->sh_t, i, j, f->sh_t, j, j);
+    multiply16(f, acc, i, j, j, j);
     nv_warp_sync(cg);
     store16(f, i, j, acc, false);
     nv_warp_sync(cg);
     zero16(cg, acc);
-    multiply16(f, acc, f->sh_t, i, i, f->sh_t, i, j);
+    multiply16(f, acc, i, i, i, j);
     nv_warp_sync(cg);
     store16(f, i, j, acc, true);
     cg_end_if(cg, &odd);
@@ -197,47 +213,103 @@ static void merge_halves(Factor *f)
     Val j = cg_shl(cg, cg_and(cg, f->warp, cg_int(cg, 1)), 4), acc[2][4];
     zero16(cg, acc);
     for (int m = 0; m < 32; m += 16)
-        multiply16(f, acc, f->sh_t, i, cg_int(cg, m), f->sh_t, cg_int(cg, m), j);
+        multiply16(f, acc, i, cg_int(cg, m), cg_int(cg, m), j);
     nv_barrier(cg);
     store16(f, i, j, acc, false);
     nv_barrier(cg);
     zero16(cg, acc);
     for (int n = 32; n < 64; n += 16)
-        multiply16(f, acc, f->sh_t, i, cg_int(cg, n), f->sh_t, cg_int(cg, n), j);
+        multiply16(f, acc, i, cg_int(cg, n), cg_int(cg, n), j);
     nv_barrier(cg);
     store16(f, i, j, acc, true);
 }
 
-/* scale = the power of two at or below the largest |A|, at least 1; A / scale as f16. Each thread
- * turns half a row. */
-static void scale_inverse(Factor *f)
+/* The largest of every thread's x. */
+static Val block_largest(Factor *f, Val x)
 {
     Cg *cg = f->cg;
-    const System *s = f->s;
-    Val x = cg_get(cg, f->largest);
     for (int m = 1; m < 32; m *= 2)
         x = nv_larger(cg, x, nv_shuffle_xor(cg, x, m));
     cg_store(cg, x, factor_shared_f32(f, f->sh_scale, f->warp), 4);
     nv_barrier(cg);
-    for (int w = 0; w < s->warps; w++)
+    for (int w = 0; w < f->s->warps; w++)
         x = nv_larger(cg, x, cg_load(cg, cg->f32, factor_shared_f32(f, f->sh_scale, cg_int(cg, w)), 4));
-    Val scale = nv_power_below(cg, x), shrink = nv_power_inverse(cg, scale);
+    return x;
+}
+
+/* scale for a largest element `most` of A (times the keys' scales): as much of it as sums of products
+ * with scores have no room for. */
+static void choose_scale(Factor *f, Val most)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    double room = 65504 / (s->rows * s->scores), unit = 1;
+    while (unit * 2 <= room && unit < 64)
+        unit *= 2;
+    Val scale = cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / unit));
+    if (!s->p_scaled)
+        scale = nv_larger(cg, scale, cg_float(cg, 1));
+    f->shrink = nv_power_inverse(cg, scale);
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, nv_tid(cg), cg_int(cg, 0)));
     cg_store(cg, scale, cg_gep8(cg, f->record, cg_int(cg, (int)s->ws_scale)), 4);
     cg_end_if(cg, &one);
-    Val row = cg_shr(cg, nv_tid(cg), 1), half = cg_and(cg, nv_tid(cg), cg_int(cg, 1));
-    int run = s->rows >= 32 ? 16 : 8; /* columns by turns: the two halves' reads share no bank */
-    for (int c = 0; c < s->rows / 2; c += 8) {
-        Val column = cg_add(cg, cg_mul(cg, half, cg_int(cg, run)), cg_int(cg, c / run * 2 * run + c % run));
-        Val a[8], word[4];
-        for (int q = 0; q < 2; q++) {
-            Val p = element(f, f->sh_t, row, cg_add(cg, column, cg_int(cg, 4 * q)));
-            Val v = cg_load(cg, LLVMVectorType(cg->f32, 4), p, 16);
-            for (int j = 0; j < 4; j++)
-                a[4 * q + j] = cg_fmul(cg, cg_extract(cg, v, j), shrink);
+}
+
+/* Nothing erased: the keys' scales alone. */
+void factor_key_scale(Factor *f)
+{
+    Cg *cg = f->cg;
+    if (!f->s->p_scaled)
+        return;
+    Val mine = factor_shared_f32(f, f->sh_keys, f->row[0]), most = cg_load(cg, cg->f32, mine, 4);
+    mine = factor_shared_f32(f, f->sh_keys, f->row[1]);
+    most = nv_larger(cg, most, cg_load(cg, cg->f32, mine, 4));
+    choose_scale(f, block_largest(f, most));
+}
+
+/* Columns of A that a thread turns: half a row, by turns so that the halves' reads share no bank. */
+static Val scaled_column(Factor *f, int c)
+{
+    Cg *cg = f->cg;
+    int run = f->s->rows >= 32 ? 16 : 8;
+    Val half = cg_and(cg, nv_tid(cg), cg_int(cg, 1));
+    return cg_add(cg, cg_mul(cg, half, cg_int(cg, run)), cg_int(cg, c / run * 2 * run + c % run));
+}
+
+/* A times the keys' scales over `scale`: f32 in place, and as the sum of two f16. */
+static void scale_inverse(Factor *f)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Val row = cg_shr(cg, nv_tid(cg), 1), a[32], most = cg_float(cg, 0), key = NULL;
+    if (s->p_scaled)
+        key = cg_load(cg, cg->f32, factor_shared_f32(f, f->sh_keys, row), 4);
+    for (int c = 0; c < s->rows / 2; c += 4) {
+        Val p = element(f, f->sh_t, row, scaled_column(f, c));
+        Val v = cg_load(cg, LLVMVectorType(cg->f32, 4), p, 16);
+        for (int j = 0; j < 4; j++) {
+            a[c + j] = cg_extract(cg, v, j);
+            a[c + j] = key ? cg_fmul(cg, a[c + j], key) : a[c + j];
+            most = nv_larger(cg, most, nv_magnitude(cg, a[c + j]));
         }
-        factor_pack(cg, s->operand, word, a);
-        store_words(cg, pair_element(f, f->sh_a, row, column), word, 4);
+    }
+    choose_scale(f, block_largest(f, most));
+    for (int c = 0; c < s->rows / 2; c += 8) {
+        Val column = scaled_column(f, c), word[8], pair[2][4], x[8], back[2];
+        for (int j = 0; j < 8; j++) {
+            x[j] = cg_fmul(cg, a[c + j], f->shrink);
+            word[j] = words_of(cg, x[j]);
+        }
+        for (int j = 0; j < 4; j++) {
+            pair[0][j] = nv_pack(cg, s->operand, x[2 * j], x[2 * j + 1]);
+            nv_unpack(cg, s->operand, pair[0][j], back);
+            pair[1][j] = nv_pack(cg, s->operand, cg_fsub(cg, x[2 * j], back[0]),
+                                 cg_fsub(cg, x[2 * j + 1], back[1]));
+        }
+        for (int part = 0; part < 2; part++)
+            store_words(cg, pair_element(f, f->sh_a[part], row, column), pair[part], 4);
+        store_words(cg, element(f, f->sh_t, row, column), word, 4);
+        store_words(cg, element(f, f->sh_t, row, cg_add(cg, column, cg_int(cg, 4))), word + 4, 4);
     }
     nv_barrier(cg);
 }
@@ -245,7 +317,6 @@ static void scale_inverse(Factor *f)
 void factor_solve(Factor *f)
 {
     Cg *cg = f->cg;
-    f->largest = cg_var(cg, cg->f32, cg_float(cg, 1));
     invert_diagonal(f);
     if (f->s->warps >= 2) {
         nv_barrier(cg);
@@ -256,17 +327,41 @@ void factor_solve(Factor *f)
         merge_halves(f);
     }
     nv_barrier(cg);
-    if (in_f16(f))
-        scale_inverse(f);
+    scale_inverse(f);
 }
 
-/* products, f16 -------------------------------------------------------------------------------- */
+/* products ------------------------------------------------------------------------------------- */
 
 static Val lane_row(Factor *f) { return cg_and(f->cg, f->lane, cg_int(f->cg, 15)); }
 static Val lane_half(Factor *f) { return cg_shl(f->cg, cg_shr(f->cg, f->lane, 4), 3); }
 
+/* acc[n] += Aq(row, m) A(m, j), 16x16 blocks. Aq is f16, exact in tf32: the pairs that ldmatrix
+ * gives a lane serve as its two columns of a k-step of 8, if A's rows are taken in the same order. */
+static void mix16(Factor *f, Val acc[2][4], const Val q[4], int m, int j)
+{
+    Cg *cg = f->cg;
+    for (int step = 0; step < 2; step++) {
+        Val a[4], two[2], high[2], low[2];
+        for (int h = 0; h < 2; h++) {
+            nv_unpack(cg, f->s->operand, q[2 * step + h], two);
+            a[h] = words_of(cg, two[0]);
+            a[2 + h] = words_of(cg, two[1]);
+        }
+        for (int n = 0; n < 2; n++) {
+            for (int i = 0; i < 2; i++) {
+                Val r = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, 16 * m + 8 * step + i));
+                Val c = cg_add(cg, f->g, cg_int(cg, 16 * j + 8 * n));
+                Val x = cg_load(cg, cg->f32, element(f, f->sh_t, r, c), 4);
+                split_tf32(cg, x, &high[i], &low[i]);
+            }
+            nv_mma_tf32(cg, acc[n], a, low);
+            nv_mma_tf32(cg, acc[n], a, high);
+        }
+    }
+}
+
 /* M_f of warp w's block row: block columns j <= w, the others zero. */
-static void mix_f16(Factor *f, int family, Val (*acc)[2][4])
+static void mix(Factor *f, int family, Val (*acc)[2][4])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
@@ -278,20 +373,16 @@ static void mix_f16(Factor *f, int family, Val (*acc)[2][4])
                 held[j][n][i] = cg_var(cg, cg->f32, cg_float(cg, 0));
     for (int m = 0; m < s->warps; m++) {
         If reached = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, m)));
-        Val a[4], b[4], column = cg_add(cg, cg_int(cg, 16 * m), lane_half(f));
-        nv_ldmatrix4(cg, pair_element(f, matrix_base(f, family), row, column), false, a);
+        Val q[4], column = cg_add(cg, cg_int(cg, 16 * m), lane_half(f)), c[2][4];
+        nv_ldmatrix4(cg, pair_element(f, factor_matrix_base(f, family), row, column), false, q);
         for (int j = 0; j <= m; j++) {
-            Val at = pair_element(f, f->sh_a, cg_add(cg, cg_int(cg, 16 * m), lane_row(f)),
-                                  cg_add(cg, cg_int(cg, 16 * j), lane_half(f)));
-            nv_ldmatrix4(cg, at, true, b);
-            for (int n = 0; n < 2; n++) {
-                Val c[4];
+            for (int n = 0; n < 2; n++)
                 for (int i = 0; i < 4; i++)
-                    c[i] = cg_get(cg, held[j][n][i]);
-                nv_mma(cg, s->operand, c, a, b + 2 * n);
+                    c[n][i] = cg_get(cg, held[j][n][i]);
+            mix16(f, c, q, m, j);
+            for (int n = 0; n < 2; n++)
                 for (int i = 0; i < 4; i++)
-                    cg_set(cg, held[j][n][i], c[i]);
-            }
+                    cg_set(cg, held[j][n][i], c[n][i]);
         }
         cg_end_if(cg, &reached);
     }
@@ -302,19 +393,19 @@ static void mix_f16(Factor *f, int family, Val (*acc)[2][4])
 }
 
 /* A' operand for rows 16i.. and updates 16j..: A lies by update, so the matrices are turned. */
-static void turned_inverse_f16(Factor *f, int i, int j, Val a[4])
+static void turned_inverse(Factor *f, int part, int i, int j, Val a[4])
 {
     Cg *cg = f->cg;
     Val matrix = cg_shr(cg, f->lane, 3);
     Val update = cg_add(cg, cg_and(cg, f->lane, cg_int(cg, 7)),
                         cg_shl(cg, cg_shr(cg, matrix, 1), 3));
     Val row = cg_shl(cg, cg_and(cg, matrix, cg_int(cg, 1)), 3);
-    Val p = pair_element(f, f->sh_a, cg_add(cg, update, cg_int(cg, 16 * j)),
+    Val p = pair_element(f, f->sh_a[part], cg_add(cg, update, cg_int(cg, 16 * j)),
                          cg_add(cg, row, cg_int(cg, 16 * i)));
     nv_ldmatrix4(cg, p, true, a);
 }
 
-static void writes_f16(Factor *f, Val group, Val (*acc)[4][4])
+static void writes(Factor *f, Val group, Val (*acc)[4][4])
 {
     Cg *cg = f->cg;
     for (int j = 0; j < f->s->warps; j++) {
@@ -325,59 +416,13 @@ static void writes_f16(Factor *f, Val group, Val (*acc)[4][4])
             Val row = cg_add(cg, cg_int(cg, 16 * j), lane_row(f));
             nv_ldmatrix4(cg, factor_key_unit(f, row, unit), true, b[n]);
         }
-        for (int i = 0; i <= j; i++) {
-            turned_inverse_f16(f, i, j, a);
-            for (int n = 0; n < 4; n++)
-                nv_mma(cg, f->s->operand, acc[i][n], a, b[n / 2] + 2 * (n % 2));
-        }
-    }
-}
-
-/* products, tf32 ------------------------------------------------------------------------------- */
-
-static void mix_tf32(Factor *f, int family, Val (*acc)[2][4])
-{
-    Cg *cg = f->cg;
-    const System *s = f->s;
-    Val row = cg_shl(cg, f->warp, 4);
-    for (int m = 0; m < s->warps; m++) { /* blocks of Aq right of the diagonal were not written */
-        Val reached = cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, m)), part[MAX_WARPS][2][4];
-        for (int j = 0; j <= m; j++) {
-            zero16(cg, part[j]);
-            multiply16(f, part[j], matrix_base(f, family), row, cg_int(cg, 16 * m), f->sh_t,
-                       cg_int(cg, 16 * m), cg_int(cg, 16 * j));
-            for (int n = 0; n < 2; n++)
-                for (int i = 0; i < 4; i++)
-                    acc[j][n][i] = cg_select(cg, reached, cg_fadd(cg, acc[j][n][i], part[j][n][i]),
-                                             acc[j][n][i]);
-        }
-    }
-}
-
-static void writes_tf32(Factor *f, Val group, Val (*acc)[4][4])
-{
-    Cg *cg = f->cg;
-    for (int j = 0; j < f->s->warps; j++)
-        for (int step = 0; step < 2; step++) {
-            Val b[4][2], a[4];
-            for (int n = 0; n < 4; n++)
-                for (int i = 0; i < 2; i++) { /* bf16 is exact in tf32 */
-                    Val row = cg_add(cg, f->t, cg_int(cg, 16 * j + 8 * step + 4 * i));
-                    Val unit = cg_add(cg, cg_shl(cg, group, 2), cg_int(cg, n));
-                    Val p = cg_gep8(cg, factor_key_unit(f, row, unit), cg_shl(cg, f->g, 1));
-                    Val x = cg_to_f32(cg, cg_load(cg, cg_elem_type(cg, f->s->operand), p, 2));
-                    b[n][i] = LLVMBuildBitCast(cg->b, x, cg->i32, "");
-                }
-            for (int i = 0; i <= j; i++) {
-                for (int q = 0; q < 4; q++) {
-                    Val update = cg_add(cg, f->t, cg_int(cg, 16 * j + 8 * step + (q / 2 ? 4 : 0)));
-                    Val row = cg_add(cg, f->g, cg_int(cg, 16 * i + (q % 2 ? 8 : 0)));
-                    a[q] = cg_load(cg, cg->i32, element(f, f->sh_t, update, row), 4);
-                }
+        for (int i = 0; i <= j; i++)
+            for (int part = 1; part >= 0; part--) {
+                turned_inverse(f, part, i, j, a);
                 for (int n = 0; n < 4; n++)
-                    nv_mma_tf32(cg, acc[i][n], a, b[n]);
+                    nv_mma(cg, f->s->operand, acc[i][n], a, b[n / 2] + 2 * (n % 2));
             }
-        }
+    }
 }
 
 /* products to the workspace -------------------------------------------------------------------- */
@@ -397,7 +442,7 @@ static void store_mix(Factor *f, int family)
     Val acc[MAX_WARPS][2][4];
     for (int j = 0; j < s->warps; j++)
         zero16(cg, acc[j]);
-    (in_f16(f) ? mix_f16 : mix_tf32)(f, family, acc);
+    mix(f, family, acc);
     for (int j = 0; j < s->warps; j++)
         for (int n = 0; n < 2; n++)
             for (int h = 0; h < 2; h++) {
@@ -433,7 +478,7 @@ static void store_writes(Factor *f)
         for (int n = 0; n < 4; n++)
             for (int c = 0; c < 4; c++)
                 acc[i][n][c] = cg_float(cg, 0);
-    (in_f16(f) ? writes_f16 : writes_tf32)(f, group.i, acc);
+    writes(f, group.i, acc);
     for (int i = 0; i < s->warps; i++)
         for (int n = 0; n < 4; n++)
             for (int h = 0; h < 2; h++) {
@@ -451,11 +496,19 @@ static void copy_writes(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
+    Val by[2];
+    for (int h = 0; s->p_scaled && h < 2; h++) {
+        by[h] = cg_load(cg, cg->f32, factor_shared_f32(f, f->sh_keys, f->row[h]), 4);
+        by[h] = cg_fmul(cg, by[h], f->shrink);
+        by[h] = nv_pack(cg, s->operand, by[h], by[h]);
+    }
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     for (int h = 0; h < 2; h++) {
         Val pair[4];
         factor_load_unit(cg, factor_key_unit(f, f->row[h], unit), pair);
+        for (int j = 0; s->p_scaled && j < 4; j++)
+            pair[j] = nv_mul_pair(cg, s->operand, pair[j], by[h]);
         factor_store_unit(cg, factor_ws_unit(f, s->ws_p, s->kp, f->row[h], unit), pair);
     }
     cg_end_for(cg, &slab);

@@ -11,10 +11,8 @@
 #include <math.h>
 #include <stdio.h>
 
-/* Magnitudes that f16 (largest 65504) holds with room for sums of 64 products: of rows and keys,
- * and of scores. */
+/* Magnitude up to which rows and keys go through f16 as they are. */
 #define F16_ROW_BOUND 8.0
-#define F16_SCORE_BOUND 256.0
 
 static const char *fail(const char **why, const char *text)
 {
@@ -159,15 +157,19 @@ static double magnitude(const Kernel *k, int v)
     return fmax(fabs(r.lo), fabs(r.hi));
 }
 
-static Elem choose_operand(const Kernel *k, const System *s)
+static void choose_scales(const Kernel *k, System *s)
 {
-    double key = magnitude(k, s->p);
-    bool bounded = key <= F16_ROW_BOUND;
+    double key = magnitude(k, s->p), row = 0;
+    s->operand = ELEM_f16;
+    s->p_scaled = !(key <= F16_ROW_BOUND);
+    key = s->p_scaled ? 2 : key;
     for (int f = 0; f < s->families; f++) {
-        double row = magnitude(k, s->family[f].x);
-        bounded = bounded && row <= F16_ROW_BOUND && row * key * s->K <= F16_SCORE_BOUND;
+        double x = magnitude(k, s->family[f].x);
+        s->family[f].scaled = !(x <= F16_ROW_BOUND);
+        row = fmax(row, s->family[f].scaled ? 2 : x);
     }
-    return bounded ? ELEM_f16 : ELEM_bf16;
+    s->scores = row * key * s->K;
+    s->has_scale = s->erase || s->p_scaled;
 }
 
 int nv_block_columns(int columns)
@@ -204,7 +206,12 @@ static void place(System *s)
     s->ws_p = take(&at, wide);
     s->ws_d = at;
     s->ws_scale = at + (s->a_key ? s->kp * 4 : 16);
-    s->ws_bytes = (s->ws_scale + 16 + 127) / 128 * 128;
+    at = s->ws_scale + 16;
+    for (int f = 0; f < s->families; f++) {
+        s->family[f].ws_rows = at;
+        at += s->family[f].scaled ? s->rows * 4 : 0;
+    }
+    s->ws_bytes = (at + 127) / 128 * 128;
 }
 
 static bool has_sum(const Kernel *k, int v)
@@ -242,7 +249,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
     s->next = inst_at(k, next)->arg[0];
     if (!find_families(k, s, why) || !find_keys(k, s, why))
         return false;
-    s->operand = choose_operand(k, s);
+    choose_scales(k, s);
     place(s);
     return true;
 }
