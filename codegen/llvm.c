@@ -101,9 +101,8 @@ static bool make_machine(Cg *cg, const char **why) {
     int n = cg->opt->opt_level;
     if (n < 0 || n > 3)
         n = n < 0 ? 0 : 3;
-    cg->tm = LLVMCreateTargetMachine(target, cg->triple, cg->cpu, cg->features,
-                                     level[n], gpu ? LLVMRelocDefault : LLVMRelocPIC,
-                                     LLVMCodeModelDefault);
+    cg->tm = LLVMCreateTargetMachine(target, cg->triple, cg->cpu, cg->features, level[n],
+                                     gpu ? LLVMRelocDefault : LLVMRelocPIC, LLVMCodeModelDefault);
     if (!cg->tm)
         *why = "LLVM cannot make code for this target";
     return cg->tm != NULL;
