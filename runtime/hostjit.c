@@ -19,7 +19,6 @@ static pthread_once_t target_registered = PTHREAD_ONCE_INIT;
 static void register_target(void) {
     LLVMInitializeNativeTarget();
     LLVMInitializeNativeAsmPrinter();
-    LLVMInitializeNativeAsmParser();
 }
 
 /* True when there is an error; consumes it. */
