@@ -2,6 +2,8 @@
  * properties that hold bit for bit, limits, and memory that runs out. */
 #include "tests/unit/host_run.h"
 
+#include <pthread.h>
+
 /* Other vector lengths, and code for machines without fma or half-precision instructions. */
 static void test_machines(void **state) {
     (void)state;
@@ -168,6 +170,27 @@ static void test_cpu_names(void **state) {
 #endif
 }
 
+/* Compilers, loaders and kernels share nothing: several threads may do it all at once. */
+static void *compile_and_run(void *user) {
+    for (int n = 0; n < 3; n++)
+        run_case(user);
+    return NULL;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    enum { THREADS = 4 };
+    pthread_t thread[THREADS];
+    Case c[THREADS];
+    for (int n = 0; n < THREADS; n++) {
+        c[n] = usual;
+        c[n].spec = families[n], c[n].algo = n % 2 ? ALGO_recurrent : ALGO_chunk;
+        assert_int_equal(pthread_create(&thread[n], NULL, compile_and_run, &c[n]), 0);
+    }
+    for (int n = 0; n < THREADS; n++)
+        assert_int_equal(pthread_join(thread[n], NULL), 0);
+}
+
 /* Memory that runs out anywhere unwinds to the caller. */
 static void test_out_of_memory(void **state) {
     (void)state;
@@ -203,7 +226,7 @@ int main(void) {
         cmocka_unit_test(test_machines),   cmocka_unit_test(test_levels),
         cmocka_unit_test(test_large),      cmocka_unit_test(test_exact_properties),
         cmocka_unit_test(test_three_axes), cmocka_unit_test(test_out_of_memory),
-        cmocka_unit_test(test_cpu_names),
+        cmocka_unit_test(test_cpu_names),  cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
