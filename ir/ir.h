@@ -1,8 +1,9 @@
 /* ir: one kernel in memory, at three levels, with one text form that parses back.
  *
- *   kernel.c  building, rewriting, shapes     print.c   kernel -> text
- *   verify.c  what is legal at each level     parse.c   text -> kernel
- *   eval.c    the fp64 meaning of every operation: the oracle of every pass
+ *   kernel.c  building, rewriting             print.c   kernel -> text
+ *   shape.c   what an operation takes, gives  parse.c   text -> kernel
+ *   verify.c  what is legal at each level     range.c   bounds of values
+ *   eval.c, eval_lattice.c   the fp64 meaning of every operation: the oracle of every pass
  *
  * A kernel is a straight line of instructions in SSA form: instruction number = value number.
  *
@@ -20,6 +21,12 @@
  *             decays between update p(l)-1 and the read are already multiplied into the row.
  * tile        The same values, each given to a role (factor, chain) and a place to live in, with
  *             operand types chosen: what the code generators walk.
+ *
+ * A gradient kernel (chunk or tile level, with `conext`) goes over a sequence twice: forwards, for the
+ * state at every chunk's start (`state`, `next`) and what prev and cumsum remember; then backwards
+ * over the chunks, with the state's cotangent (`costate` at the chunk's end, `conext` at its start).
+ * Its outputs are gradients; those of params are sums over all chunks. Cotangents of the rows of a
+ * padded chunk's missing tokens mean nothing: sums over C, `scores_y` and `carry_a` leave them out.
  */
 #ifndef GDR_IR_H
 #define GDR_IR_H
@@ -56,7 +63,8 @@ typedef struct Shape { int8_t rank; int8_t axis[3]; } Shape; /* in the order C|R
 
 typedef enum { ELEM_f32, ELEM_bf16, ELEM_f16, ELEM_f64 } Elem;
 
-/* An input, a parameter (per head, constant over time, always f32) or an output. */
+/* An input, a parameter (per head, constant over time, always f32) or an output. An output may be a
+ * param too: the gradient of one, the sum over all chunks of what `out` gives. */
 typedef struct Port {
     const char *name;
     Shape shape;         /* of one token and head, as declared: [], [K], [V], [n], [n,K], [n,V] */
@@ -67,21 +75,22 @@ typedef struct Port {
 } Port;
 
 /* Where a tile-level value is computed and kept. */
-typedef enum { ROLE_none, ROLE_factor, ROLE_chain } Role;
+typedef enum { ROLE_none, ROLE_factor, ROLE_chain, ROLE_reverse, ROLE_grad } Role;
 
 typedef struct Inst {
     Op op;
     Role role;           /* tile level */
-    bool keep;           /* tile level: crosses from factor to chain through the workspace */
+    bool keep;           /* tile level: later roles take it from the workspace */
     Elem elem;           /* tile level: type in the workspace and as a matrix operand */
     Shape shape;
     int nargs;
     int *arg;            /* value numbers; an optional absent operand is -1 */
     double num;          /* const; weave: what rows past the last token hold (1 decays, 0 else) */
-    int index;           /* in, out: port number; rename: old axis */
-    int row;             /* in: row of the first axis, or -1 */
-    int axis;            /* sum, contract, weave, rename */
-    int place;           /* scores, carry on axis C: updates of the token that the read sees */
+    int index;           /* in, out: port number; rename: old axis; ops in _a: 1 = of the logarithm */
+    int row;             /* in: row of the first axis, or -1; out to a port [n,...]: the row */
+    int axis;            /* sum, contract, weave, rename, slot */
+    int place;           /* scores, carry and theirs on axis C: updates of the token that the read
+                            sees; slot: which */
     Span span;           /* where in the spec it comes from */
 } Inst;
 
@@ -133,6 +142,8 @@ Shape shape_lattice(Shape s);          /* its axes among C, R, U */
 Shape shape_features(Shape s);         /* the others */
 int64_t shape_elements(const Kernel *k, Shape s);
 
+/* shape.c -------------------------------------------------------------------------------------- */
+
 /* What an operation takes and gives, for the kernel's level: NULL and the result's shape in *out, or
  * why the operands are not legal. Values of operations without one have no axes.
  *   in      port shape without the row's axis; at chunk and tile level per-token inputs gain C, so
@@ -144,7 +155,12 @@ int64_t shape_elements(const Kernel *k, Shape s);
  *   weave   operands on C or (constant) without; gives axis + the operands' K or V axis; onto R also
  *           operands [C,U], giving [R,U]
  *   solve   [R,U] (equation, unknown) gives [R,U], read as A[unknown U, equation R]
- *   out     exactly the port's axes, plus C at chunk and tile level unless constant
+ *   slot    as weave, backwards: [R|U,K] gives [C,K], [R,U] over R gives [C,U]
+ *   scores_x  G on [C|R,U], y and a on U; gives G's left axis and their feature axis. scores_y: x on
+ *           that left axis, gives U. scores_a, carry_a (w as x of carry), tail_a, total_a: a's shape
+ *   out     the port's axes, plus C at chunk and tile level unless constant; no C to a param. In a
+ *           gradient kernel the value is repeated along axes that it lacks, and is one row of a port
+ *           whose first axis is none of K, V
  * The decays `a` of scores, carry and tail may be left out or -1: no decay. */
 const char *inst_shape(const Kernel *k, const Inst *in, Shape *out);
 
@@ -165,6 +181,9 @@ int emit_copy(Kernel *k, const Inst *model, const int *arg);
 static inline const Inst *inst_at(const Kernel *k, int v) { return &k->inst.at[v]; }
 bool op_commutes(Op op);
 bool op_gives_value(Op op); /* false: decay, update, out, next */
+bool kernel_is_gradient(const Kernel *k); /* has `conext` */
+/* By value: whether it depends on what comes later in the sequence (costate, after, cumsum_back). */
+bool *values_from_later(const Kernel *k);
 /* True when v is the same for every token: elementwise and sums of constants and params only. */
 bool value_is_constant(const Kernel *k, int v);
 /* Marks every value that `v` needs, v included. `mark` has k->inst.count entries. */
@@ -208,6 +227,7 @@ typedef struct EvalArgs {
     const double *const *in;
     double *const *out;
     double *state;
+    double *costate; /* gradient kernels: of the final state, replaced by that of the initial one */
 } EvalArgs;
 void kernel_eval(const Kernel *k, Arena *scratch, const EvalArgs *args);
 /* One elementwise operation; b is ignored by unary ones. */

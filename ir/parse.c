@@ -2,15 +2,15 @@
  *
  *   file   = "kernel" name level "{" newline { line newline } "}"
  *   line   = "axis" name "=" size { "," name "=" size }         the first five are C, R, U, K, V
- *          | ("in" | "param" | "out") name ":" elem shape [range]
+ *          | ("in" | "param" | "out" | "out" "param") name ":" elem shape [range]
  *          | "state" name
  *          | "facts" { word | word "=" word }
  *          | [role] ["keep"] [elem] [%value "="] op fields [":" shape]
  *   range  = "<=" number | ">=" number | "in" "[" number "," number "]"
  *   shape  = "[" [axis { "," axis }] "]"                        axis = name | "@" number
- *   fields = "const" number | "in" port ["row" number] | "out" port "=" %value
- *          | op operands ["over" axis | "onto" axis ["fill" number] | "from" axis "to" axis]
- *            ["place" number]                                   operand = %value | "none"
+ *   fields = "const" number | "in" port ["row" number] | "out" port ["row" number] "=" %value
+ *          | op operands ["over" axis | "onto" axis ["fill" number] | "from" axis ["to" axis]]
+ *            ["place" number] ["log"]                           operand = %value | "none"
  *
  * Values may have any name after %; a value without a shape gets the inferred one. Comments run from
  * `;` or `#` to the end of the line. After an error the rest of the line is skipped. Whether the
@@ -406,13 +406,20 @@ static bool port_name(Parser *p, Inst *in, bool output) {
     return true;
 }
 
+static bool place(Parser *p, Inst *in) {
+    return !take_word(p, "place") || integer(p, SIZE_MAX_AXIS, &in->place);
+}
+
 static bool fields(Parser *p, Inst *in) {
     switch (in->op) {
     case OP_const: return number(p, &in->num);
     case OP_in:
         in->row = -1;
         return port_name(p, in, false) && (!take_word(p, "row") || integer(p, SIZE_MAX_AXIS, &in->row));
-    case OP_out: return port_name(p, in, true) && expect(p, '=') && operands(p, in);
+    case OP_out:
+        return port_name(p, in, true) &&
+               (!take_word(p, "row") || integer(p, SIZE_MAX_AXIS, &in->row)) && expect(p, '=') &&
+               operands(p, in);
     case OP_sum: case OP_contract:
         return operands(p, in) && expect_word(p, "over") && axis(p, &in->axis);
     case OP_weave:
@@ -421,15 +428,25 @@ static bool fields(Parser *p, Inst *in) {
     case OP_rename:
         return operands(p, in) && expect_word(p, "from") && axis(p, &in->index) &&
                expect_word(p, "to") && axis(p, &in->axis);
-    case OP_scores: case OP_carry:
-        return operands(p, in) &&
-               (!take_word(p, "place") || integer(p, SIZE_MAX_AXIS, &in->place));
+    case OP_slot:
+        return operands(p, in) && expect_word(p, "from") && axis(p, &in->axis) &&
+               expect_word(p, "place") && integer(p, SIZE_MAX_AXIS, &in->place);
+    case OP_scores: case OP_carry: case OP_scores_x: case OP_scores_y:
+        return operands(p, in) && place(p, in);
+    case OP_scores_a: case OP_carry_a: case OP_tail_a: case OP_total_a:
+        if (!operands(p, in) || !place(p, in))
+            return false;
+        in->index = take_word(p, "log");
+        return true;
     default: return operands(p, in);
     }
 }
 
 static void prefix(Parser *p, Inst *in) {
-    in->role = take_word(p, "factor") ? ROLE_factor : take_word(p, "chain") ? ROLE_chain : ROLE_none;
+    in->role = ROLE_none;
+    for (int r = ROLE_factor; r <= ROLE_grad && !in->role; r++)
+        if (take_word(p, role_name((Role)r)))
+            in->role = (Role)r;
     in->keep = take_word(p, "keep");
     int e = one_of(p, elem_of, ELEM_f64 + 1);
     in->elem = e < 0 ? ELEM_f32 : (Elem)e;
@@ -498,13 +515,17 @@ static bool line(Parser *p) {
     if (take_word(p, "facts"))
         return facts_line(p);
     if (at_word(p, "out")) {
-        /* `out o : ...` declares, `out o = %v` is an operation: the third token tells. */
+        /* `out [param] o : ...` declares, `out o [row n] = %v` is an operation. */
         Parser ahead = *p;
         next_token(&ahead);
+        bool is_param = at_word(&ahead, "param");
         next_token(&ahead);
-        if (ahead.tok == TOK_punct && ahead.punct == ':') {
+        is_param = is_param && ahead.tok == TOK_name && !at_word(&ahead, "row");
+        if (is_param || (ahead.tok == TOK_punct && ahead.punct == ':')) {
             next_token(p);
-            return port_line(p, true, false);
+            if (is_param)
+                next_token(p);
+            return port_line(p, true, is_param);
         }
     }
     return inst_line(p);

@@ -22,7 +22,7 @@ int elem_size(Elem e) {
 }
 
 const char *role_name(Role r) {
-    static const char *const name[] = {"none", "factor", "chain"};
+    static const char *const name[] = {"none", "factor", "chain", "reverse", "grad"};
     return name[r];
 }
 
@@ -104,7 +104,7 @@ static void print_header(const Kernel *k, Buf *out) {
     for (int i = 0; i < k->in.count; i++)
         print_port(k, k->in.at[i].is_param ? "param" : "in", &k->in.at[i], out);
     for (int i = 0; i < k->out.count; i++)
-        print_port(k, "out", &k->out.at[i], out);
+        print_port(k, k->out.at[i].is_param ? "out param" : "out", &k->out.at[i], out);
     if (k->state_name)
         buf_printf(out, "  state %s\n", k->state_name);
     print_facts(&k->facts, out);
@@ -130,9 +130,17 @@ static void print_fields(const Kernel *k, const Inst *in, Buf *out) {
         print_axis(k, in->index, out);
         buf_puts(out, " to ");
         break;
-    case OP_scores: case OP_carry:
+    case OP_slot:
+        buf_puts(out, " from ");
+        print_axis(k, in->axis, out);
+        buf_printf(out, " place %d", in->place);
+        return;
+    case OP_scores: case OP_carry: case OP_scores_x: case OP_scores_y: case OP_scores_a:
+    case OP_carry_a: case OP_tail_a: case OP_total_a:
         if (in->place)
             buf_printf(out, " place %d", in->place);
+        if (in->index)
+            buf_puts(out, " log");
         return;
     default: return;
     }
@@ -165,7 +173,12 @@ static void print_inst(const Kernel *k, int v, Buf *out) {
         if (in->row >= 0)
             buf_printf(out, " row %d", in->row);
         break;
-    case OP_out: buf_printf(out, " %s =", k->out.at[in->index].name); break;
+    case OP_out:
+        buf_printf(out, " %s", k->out.at[in->index].name);
+        if (in->row > 0)
+            buf_printf(out, " row %d", in->row);
+        buf_puts(out, " =");
+        break;
     default: break;
     }
     print_args(in, out);

@@ -114,7 +114,8 @@ static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
         double n = k->axis.at[i->axis].size;
         return (Range){times(a.lo, n), times(a.hi, n)};
     }
-    case OP_prev: return (Range){fmin(a.lo, 0), fmax(a.hi, 0)};
+    case OP_less: return (Range){0, 1};
+    case OP_prev: case OP_after: return (Range){fmin(a.lo, 0), fmax(a.hi, 0)};
     case OP_pow:
     case OP_cumsum:
     case OP_decay:
@@ -131,6 +132,16 @@ static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
     case OP_rename:
     case OP_state:
     case OP_next:
+    case OP_cumsum_back:
+    case OP_slot:
+    case OP_scores_x:
+    case OP_scores_y:
+    case OP_scores_a:
+    case OP_carry_a:
+    case OP_tail_a:
+    case OP_total_a:
+    case OP_costate:
+    case OP_conext:
     case OP_count: break;
     }
     return everything;

@@ -4,12 +4,14 @@
  *                before their use; operations are legal at the level; shapes are the inferred ones,
  *                over C, R, U, K, V; every output is given once
  *   chunk, tile  R = U = C * slots; a weave has one operand per slot; a place counts the updates of
- *                one token; the state read implies one next state
+ *                one token; the state read implies one next state; in gradient kernels that and what
+ *                prev and cumsum remember do not depend on what comes later in the sequence
  *   tile         roles, below; at other levels no role, keep or element type
  *
- * Roles. `factor` values never depend on the state nor on chain values. Values without a role are
- * recomputed where they are needed, so they must be cheap (value_is_cheap). What the chain takes
- * from the factor role is kept, or cheap and made of such values. */
+ * Roles. A value depends on no later role than its own, in the order factor, chain, reverse, grad (the
+ * last two in gradient kernels); `factor` values not on the state either. Values without a role are
+ * recomputed where they are needed, so they must be cheap (value_is_cheap). What a role takes from
+ * an earlier one is kept, or cheap and made of such values. */
 #include "ir/ir.h"
 
 #include <string.h>
@@ -40,7 +42,7 @@ static bool complain(Verifier *f, int v, const char *what) {
 
 bool value_is_cheap(const Inst *in) {
     OpClass c = op_info[in->op].class;
-    return in->op == OP_weave || in->op == OP_rename ||
+    return in->op == OP_weave || in->op == OP_rename || in->op == OP_slot ||
            (c != CLASS_CHUNK && c != CLASS_STATE);
 }
 
@@ -95,11 +97,18 @@ static bool check_chunk_fields(Verifier *f, int v) {
     const Inst *in = inst_at(k, v);
     if (in->op == OP_weave && in->nargs != slots_of(k))
         return complain(f, v, "one operand per update of a token");
-    if (in->op == OP_scores || in->op == OP_carry) {
-        bool on_rows = shape_has(in->shape, AXIS_R);
-        if (in->place < 0 || in->place > (on_rows ? 0 : slots_of(k)))
-            return complain(f, v, "a place that is not there");
-    }
+    int most = 0;
+    if (in->op == OP_slot)
+        most = slots_of(k) - 1;
+    else if (in->op == OP_scores || in->op == OP_carry)
+        most = shape_has(in->shape, AXIS_R) ? 0 : slots_of(k);
+    else if (in->nargs > 0 && in->arg[0] >= 0) /* cotangents of these: the first operand has the rows */
+        most = shape_has(inst_at(k, in->arg[0])->shape, AXIS_R) ? 0 : slots_of(k);
+    bool places = in->op == OP_slot || in->op == OP_scores || in->op == OP_carry ||
+                  in->op == OP_scores_x || in->op == OP_scores_y || in->op == OP_scores_a ||
+                  in->op == OP_carry_a;
+    if (places && (in->place < 0 || in->place > most))
+        return complain(f, v, "a place that is not there");
     return true;
 }
 
@@ -129,20 +138,51 @@ static bool check_inst(Verifier *f, int v) {
     return k->level == LEVEL_recurrence || check_chunk_fields(f, v);
 }
 
+/* How often an output is to be given: once, or once a row. */
+static int rows_of_output(const Kernel *k, int port) {
+    Shape s = k->out.at[port].shape;
+    return s.rank && s.axis[0] >= AXIS_user ? k->axis.at[s.axis[0]].size : 1;
+}
+
+static bool check_out(Verifier *f, int v, bool gradient, int *given) {
+    const Inst *in = inst_at(f->k, v);
+    const Port *p = &f->k->out.at[in->index];
+    if (!gradient && (p->is_param || rows_of_output(f->k, in->index) > 1))
+        return complain(f, v, "only a gradient kernel gives params and rows");
+    Shape a = shape_without(inst_at(f->k, in->arg[0])->shape, AXIS_C);
+    if (!gradient && !shape_equal(a, p->shape))
+        return complain(f, v, "the operand's axes are not the output's");
+    for (int before = 0; before < v; before++) {
+        const Inst *other = inst_at(f->k, before);
+        if (other->op == OP_out && other->index == in->index &&
+            (rows_of_output(f->k, in->index) == 1 || other->row == in->row))
+            return complain(f, v, "the output is given twice");
+    }
+    given[in->index]++;
+    return true;
+}
+
 static bool check_effects(Verifier *f) {
     const Kernel *k = f->k;
-    int *given = NEW_ARRAY(k->arena, int, k->out.count + 1), next = 0, uses = 0;
+    int *given = NEW_ARRAY(k->arena, int, k->out.count + 1), next = 0, uses = 0, conext = 0;
+    bool gradient = kernel_is_gradient(k), *later = values_from_later(k);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *in = inst_at(k, v);
-        if (in->op == OP_out && given[in->index]++)
-            return complain(f, v, "the output is given twice");
+        if (in->op == OP_out && !check_out(f, v, gradient, given))
+            return false;
         if (in->op == OP_next && next++)
             return complain(f, v, "a second next state");
+        if (in->op == OP_conext && conext++)
+            return complain(f, v, "a second next costate");
+        if (later[v] && (in->op == OP_next || in->op == OP_prev || in->op == OP_cumsum))
+            return complain(f, v, "depends on what comes later in the sequence");
+        if (!gradient && (in->op == OP_costate || in->op == OP_after || in->op == OP_cumsum_back))
+            return complain(f, v, "belongs to a gradient kernel");
         uses += in->op == OP_state || in->op == OP_next || in->op == OP_decay ||
-                in->op == OP_read || in->op == OP_update;
+                in->op == OP_read || in->op == OP_update || in->op == OP_conext;
     }
     for (int i = 0; i < k->out.count; i++)
-        if (!given[i])
+        if (given[i] < rows_of_output(k, i))
             return say(f, "output %s is not given", k->out.at[i].name);
     if (uses && !k->state_name)
         return say(f, "the state is used but not declared");
@@ -151,42 +191,56 @@ static bool check_effects(Verifier *f) {
 
 /* roles ---------------------------------------------------------------------------------------- */
 
-/* `late`: depends on the state or on a chain value. */
-static bool check_role(Verifier *f, int v, bool *late) {
+/* `late`: the last role that the value depends on, through values without one. */
+static bool check_role(Verifier *f, int v, Role *late) {
     const Inst *in = inst_at(f->k, v);
-    late[v] = in->op == OP_state || in->role == ROLE_chain;
-    for (int i = 0; i < in->nargs; i++)
-        late[v] |= in->arg[i] >= 0 && late[in->arg[i]];
-    if ((unsigned)in->role > ROLE_chain || (unsigned)in->elem > ELEM_f64)
+    if ((unsigned)in->role > ROLE_grad || (unsigned)in->elem > ELEM_f64)
         return complain(f, v, "unknown role or element type");
-    if (in->role == ROLE_factor && late[v])
+    late[v] = in->role;
+    if (in->op == OP_state || in->op == OP_costate)
+        late[v] = in->op == OP_state ? ROLE_chain : ROLE_reverse;
+    for (int i = 0; i < in->nargs; i++)
+        if (in->arg[i] >= 0 && late[in->arg[i]] > late[v])
+            late[v] = late[in->arg[i]];
+    if (in->role == ROLE_factor && late[v] > ROLE_factor)
         return complain(f, v, "a factor value depends on the state or the chain");
+    if (in->role != ROLE_none && late[v] > in->role)
+        return complain(f, v, "depends on a later role");
     if (in->role == ROLE_none && !value_is_cheap(in))
         return complain(f, v, "needs a role");
     if ((in->op == OP_state || in->op == OP_next) && in->role != ROLE_chain)
         return complain(f, v, "belongs to the chain");
-    if (in->keep && (in->role != ROLE_factor || !op_gives_value(in->op)))
-        return complain(f, v, "only factor values are kept");
+    if ((in->op == OP_costate || in->op == OP_conext) && in->role != ROLE_reverse)
+        return complain(f, v, "belongs to the reverse chain");
+    bool forward = !kernel_is_gradient(f->k);
+    if (in->keep && (in->role == ROLE_none || in->role == ROLE_grad || !op_gives_value(in->op) ||
+                     (forward && in->role != ROLE_factor)))
+        return complain(f, v, forward ? "only factor values are kept"
+                                      : "only values that a later role can use are kept");
     return true;
 }
 
-/* Marks what the chain evaluates: its own values, and down through cheap ones that are not kept. */
+/* Marks what each role evaluates: its own values, and down through cheap ones that are not kept. */
 static bool check_roles(Verifier *f) {
     const Kernel *k = f->k;
-    bool *late = NEW_ARRAY(k->arena, bool, k->inst.count + 1);
-    bool *in_chain = NEW_ARRAY(k->arena, bool, k->inst.count + 1);
+    Role *late = NEW_ARRAY(k->arena, Role, k->inst.count + 1);
     for (int v = 0; v < k->inst.count; v++)
         if (!check_role(f, v, late))
             return false;
-    for (int v = k->inst.count - 1; v >= 0; v--) {
-        const Inst *in = inst_at(k, v);
-        if (in->role != ROLE_chain && !in_chain[v])
-            continue;
-        if (in->role == ROLE_factor && !value_is_cheap(in))
-            return complain(f, v, "the chain needs it but it is not kept");
-        for (int i = 0; i < in->nargs; i++)
-            if (in->arg[i] >= 0 && !inst_at(k, in->arg[i])->keep)
-                in_chain[in->arg[i]] = true;
+    for (Role r = ROLE_chain; r <= ROLE_grad; r++) {
+        bool *here = NEW_ARRAY(k->arena, bool, k->inst.count + 1);
+        for (int v = k->inst.count - 1; v >= 0; v--) {
+            const Inst *in = inst_at(k, v);
+            if (in->role != r && !here[v])
+                continue;
+            if (in->role != r && in->role != ROLE_none && !value_is_cheap(in))
+                return complain(f, v, r == ROLE_chain ? "the chain needs it but it is not kept"
+                                                      : "a later role needs it but it is not kept");
+            for (int i = 0; i < in->nargs; i++)
+                if (in->arg[i] >= 0 && !(inst_at(k, in->arg[i])->keep &&
+                                         inst_at(k, in->arg[i])->role != r))
+                    here[in->arg[i]] = true;
+        }
     }
     return true;
 }

@@ -45,6 +45,14 @@ void kernel_simplify(Kernel *k);
  * `normal`; sets the axes C, R and U. */
 void kernel_set_chunk(Kernel *k, int rows);
 
+/* adjoint.c ------------------------------------------------------------------------------------ */
+
+/* The gradient kernel (ir.h) of a forward kernel after `collapse`, at chunk level; `peel` and `roles`
+ * come next: passes_run_after(k, "collapse", ...). Bit o of `outs`: the gradient of output o is given,
+ * as input d<out>; without it, it is zero. Bit i of `ins`: the gradient of input i is wanted, as
+ * output d<in>. At most 64 of each. The state's gradients are EvalArgs.costate. */
+Kernel *kernel_adjoint(const Kernel *forward, uint64_t outs, uint64_t ins);
+
 /* token.c -------------------------------------------------------------------------------------- */
 
 /* A recurrence kernel in normal form as lists. Numbers are values of that kernel; -1 = absent. */
@@ -69,7 +77,7 @@ typedef struct Token {
 } Token;
 /* False when the kernel is not in the form that `normal` gives. */
 bool token_read(const Kernel *k, Token *t);
-/* By value: whether it depends on the state. */
+/* By value: whether it depends on the state or its cotangent. */
 bool *value_touches_state(const Kernel *k);
 
 /* expr.c --------------------------------------------------------------------------------------- */

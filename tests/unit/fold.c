@@ -230,7 +230,7 @@ static Run run_new(World *w, const Kernel *k, uint64_t seed) {
         r.out[i] = NEW_ARRAY(&w->arena, double, 3 * TOKENS);
     for (int i = 0; i < 6; i++)
         r.state[i] = rng_unit(&g);
-    EvalArgs args = {TOKENS, (const double *const *)r.in, r.out, r.state};
+    EvalArgs args = {.T = TOKENS, .in = (const double *const *)r.in, .out = r.out, .state = r.state};
     kernel_eval(k, &w->arena, &args);
     return r;
 }

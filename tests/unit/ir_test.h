@@ -177,11 +177,21 @@ static inline void random_ports(World *w, Rng *r, Kernel *k) {
                          .shape = shape_of(1, (int[]){i ? AXIS_K : AXIS_V}), .elem = ELEM_bf16}));
 }
 
+static inline bool of_gradients(Op op) {
+    return op == OP_costate || op == OP_conext || op == OP_after || op == OP_cumsum_back;
+}
+
+static inline bool has_place(Op op) {
+    return op == OP_scores || op == OP_carry || op == OP_scores_x || op == OP_scores_y ||
+           op == OP_scores_a || op == OP_carry_a;
+}
+
 /* One random proposal; fields that the operation does not have stay 0. */
 static inline Inst random_inst(Rng *r, Kernel *k, int slots) {
     Inst in = {.op = (Op)rng_below(r, OP_count)};
     int n = op_info[in.op].nargs;
-    in.nargs = n >= 0 ? n : in.op == OP_weave ? slots : in.op == OP_scores ? 3 : 2;
+    in.nargs = n >= 0 ? n : in.op == OP_weave ? slots : op_info[in.op].class == CLASS_CHUNK &&
+                in.op != OP_carry && in.op != OP_tail ? 3 : 2;
     in.arg = NEW_ARRAY(k->arena, int, in.nargs + 1);
     for (int i = 0; i < in.nargs; i++) {
         in.arg[i] = rng_below(r, k->inst.count ? k->inst.count : 1);
@@ -196,7 +206,12 @@ static inline Inst random_inst(Rng *r, Kernel *k, int slots) {
         in.index = rng_below(r, k->in.count);
         in.row = k->in.at[in.index].shape.rank == 2 ? rng_below(r, 3) : -1;
     }
-    if (in.op == OP_sum || in.op == OP_contract || in.op == OP_weave || in.op == OP_rename)
+    if (in.op == OP_slot)
+        in.place = rng_below(r, slots);
+    if (in.op == OP_scores_a || in.op == OP_carry_a || in.op == OP_tail_a || in.op == OP_total_a)
+        in.index = rng_below(r, 2);
+    if (in.op == OP_sum || in.op == OP_contract || in.op == OP_weave || in.op == OP_rename ||
+        in.op == OP_slot)
         in.axis = rng_below(r, AXIS_user);
     if (in.op == OP_rename)
         in.index = rng_below(r, AXIS_user);
@@ -210,25 +225,31 @@ static inline int try_emit(Kernel *k, Inst in) {
 }
 
 /* Effects that a kernel may have only once are given at its end. */
-static inline void random_body(Rng *r, Kernel *k, int wanted, int slots) {
+static inline void random_body(Rng *r, Kernel *k, int wanted, int slots, bool gradient) {
     int place = 0;
     for (int tries = 0; k->inst.count < wanted && tries < 200 * wanted; tries++) {
         Inst in = random_inst(r, k, slots);
-        if (in.op == OP_out || in.op == OP_next)
+        if (in.op == OP_out || in.op == OP_next || in.op == OP_conext ||
+            (!gradient && of_gradients(in.op)))
+            continue;
+        if ((in.op == OP_prev || in.op == OP_cumsum) && k->inst.count &&
+            values_from_later(k)[in.arg[0]])
             continue;
         int v = try_emit(k, in);
-        bool left = v >= 0 && (in.op == OP_scores || in.op == OP_carry);
-        if (left && shape_has(inst_at(k, v)->shape, AXIS_C) && (place = rng_below(r, slots + 1)))
+        bool left = v >= 0 && has_place(in.op), row = in.op == OP_scores || in.op == OP_carry;
+        if (left && shape_has(inst_at(k, row ? v : in.arg[0])->shape, AXIS_C) &&
+            (place = rng_below(r, slots + 1)))
             k->inst.at[v].place = place;
     }
 }
 
-static inline void random_end(Rng *r, Kernel *k) {
+static inline void random_end(Rng *r, Kernel *k, bool gradient) {
     bool given[2] = {false, false};
     int n = k->inst.count, state = -1, q, v;
     for (int tries = 0; tries < 40; tries++) {
         int port = rng_below(r, 2), a = rng_below(r, n);
-        if (!given[port])
+        bool whole = shape_equal(shape_without(inst_at(k, a)->shape, AXIS_C), k->out.at[port].shape);
+        if (!given[port] && (whole || gradient))
             given[port] = try_emit(k, (Inst){.op = OP_out, .nargs = 1, .arg = &a,
                                              .index = port}) >= 0;
     }
@@ -241,14 +262,18 @@ static inline void random_end(Rng *r, Kernel *k) {
     if (k->level == LEVEL_recurrence)
         return;
     for (int i = 0; i < n; i++)
-        if (shape_equal(inst_at(k, i)->shape, shape_of(2, (int[]){AXIS_K, AXIS_V})))
+        if (shape_equal(inst_at(k, i)->shape, shape_of(2, (int[]){AXIS_K, AXIS_V})) &&
+            !values_from_later(k)[i])
             state = i;
     if (state < 0)
         state = emit(k, (Inst){.op = OP_state});
     emit1(k, OP_next, state, (Span){0, 0});
+    if (gradient)
+        emit1(k, OP_conext, state, (Span){0, 0});
 }
 
-/* A legal kernel of about `wanted` instructions at recurrence or chunk level. */
+/* A legal kernel of about `wanted` instructions at recurrence or chunk level, there also one of
+ * gradients. */
 static inline Kernel *random_kernel(World *w, Rng *r, Level level, int wanted) {
     Kernel *k = kernel_new(&w->arena, &w->names, intern_z(&w->names, "random"));
     int slots = 1 + rng_below(r, 2), tokens = 1 + rng_below(r, 4);
@@ -261,8 +286,9 @@ static inline Kernel *random_kernel(World *w, Rng *r, Level level, int wanted) {
         k->axis.at[AXIS_R].size = k->axis.at[AXIS_U].size = tokens * slots;
     }
     random_ports(w, r, k);
-    random_body(r, k, wanted, slots);
-    random_end(r, k);
+    bool gradient = level == LEVEL_chunk && rng_below(r, 2);
+    random_body(r, k, wanted, slots, gradient);
+    random_end(r, k, gradient);
     const char *why = kernel_verify(k);
     if (why)
         fail_msg("%s\n%s", why, printed(w, k));

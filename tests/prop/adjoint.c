@@ -1,0 +1,230 @@
+/* The gradient of a kernel, derived by kernel_adjoint, against numbers: for recurrences built by hand
+ * and for random ones, over lengths around the chunk and over gates from 0 to resets, the gradient times
+ * a random direction equals the derivative of the forward kernel along it; every later pass keeps what
+ * the gradient kernel means; its text parses back. GDR_SEED=n replays the random case printed as seed
+ * n. */
+#include "frontend/frontend.h"
+#include "tests/prop/recurrences.h"
+
+#include <setjmp.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+enum { RANDOM_CASES = 200, REGIMES = 6 };
+
+typedef struct Case {
+    Arena *arena;
+    const Kernel *forward; /* recurrence */
+    Data at;               /* inputs, initial state */
+    double **direction;    /* by input; the state last */
+    double **upstream;     /* by output; the final state last */
+    uint64_t outs;         /* outputs with an upstream gradient */
+    uint64_t seed;
+    int64_t T;
+} Case;
+
+static int64_t in_size(const Kernel *k, int i, int64_t T) {
+    return shape_elements(k, k->in.at[i].shape) * (k->in.at[i].is_param ? 1 : T);
+}
+
+static int64_t state_size(const Kernel *k) {
+    return (int64_t)k->axis.at[AXIS_K].size * k->axis.at[AXIS_V].size;
+}
+
+static double *normal_numbers(Arena *a, Rng *r, int64_t n) {
+    double *x = NEW_ARRAY(a, double, n + 1);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = rng_normal(r);
+    return x;
+}
+
+static Case case_new(Arena *a, const Kernel *forward, uint64_t seed, int64_t T, int regime) {
+    Rng r = {seed ^ 0xadd};
+    Case c = {.arena = a, .forward = forward, .seed = seed, .T = T};
+    c.at = data_fill(a, forward, &r, T, regime);
+    c.direction = NEW_ARRAY(a, double *, forward->in.count + 1);
+    c.upstream = NEW_ARRAY(a, double *, forward->out.count + 1);
+    for (int i = 0; i < forward->in.count; i++)
+        c.direction[i] = normal_numbers(a, &r, in_size(forward, i, T));
+    for (int o = 0; o < forward->out.count; o++)
+        c.upstream[o] = normal_numbers(a, &r, c.at.out_size[o]);
+    c.direction[forward->in.count] = normal_numbers(a, &r, state_size(forward));
+    c.upstream[forward->out.count] = normal_numbers(a, &r, state_size(forward));
+    c.outs = forward->out.count > 1 && rng_below(&r, 2) ? rng_next(&r) : ~0ull;
+    return c;
+}
+
+/* The sum of upstream gradients times outputs and final state, at inputs moved by h. */
+static double moved(const Case *c, double h) {
+    const Kernel *k = c->forward;
+    const double **in = NEW_ARRAY(c->arena, const double *, k->in.count + 1);
+    for (int i = 0; i < k->in.count; i++) {
+        int64_t n = in_size(k, i, c->T);
+        double *x = NEW_ARRAY(c->arena, double, n + 1);
+        for (int64_t j = 0; j < n; j++)
+            x[j] = c->at.args.in[i][j] + h * c->direction[i][j];
+        in[i] = x;
+    }
+    EvalArgs args = c->at.args;
+    args.in = in;
+    for (int64_t j = 0; j < state_size(k); j++)
+        args.state[j] = c->at.state0[j] + h * c->direction[k->in.count][j];
+    kernel_eval(k, c->arena, &args);
+    double sum = 0;
+    for (int o = 0; o < k->out.count; o++)
+        for (int64_t j = 0; j < c->at.out_size[o] && c->outs >> o & 1; j++)
+            sum += c->upstream[o][j] * args.out[o][j];
+    for (int64_t j = 0; j < state_size(k); j++)
+        sum += c->upstream[k->out.count][j] * args.state[j];
+    return sum;
+}
+
+/* Gradients by the gradient kernel: all outputs in order, then the initial state's. */
+static double *gradients(const Case *c, const Kernel *grad, int64_t *count) {
+    const Kernel *k = c->forward;
+    const double **in = NEW_ARRAY(c->arena, const double *, grad->in.count + 1);
+    int next = 0;
+    for (int i = 0; i < k->in.count; i++)
+        in[next++] = c->at.args.in[i];
+    for (int o = 0; o < k->out.count; o++)
+        if (c->outs >> o & 1)
+            in[next++] = c->upstream[o];
+    assert_int_equal(next, grad->in.count);
+    int64_t total = state_size(k), at = 0;
+    for (int i = 0; i < k->in.count; i++)
+        total += in_size(k, i, c->T);
+    double *all = NEW_ARRAY(c->arena, double, total + 1);
+    double **out = NEW_ARRAY(c->arena, double *, k->in.count + 1);
+    for (int i = 0; i < k->in.count; at += in_size(k, i++, c->T))
+        out[i] = all + at;
+    EvalArgs args = {.T = c->T, .in = in, .out = out, .costate = all + at};
+    args.state = NEW_ARRAY(c->arena, double, state_size(k));
+    memcpy(args.state, c->at.state0, (size_t)state_size(k) * sizeof(double));
+    memcpy(all + at, c->upstream[k->out.count], (size_t)state_size(k) * sizeof(double));
+    kernel_eval(grad, c->arena, &args);
+    *count = total;
+    return all;
+}
+
+static void fail_case(const Case *c, const Kernel *k, const char *pass, const char *what) {
+    Buf text;
+    buf_init(&text, c->arena);
+    kernel_print(k, &text);
+    fail_msg("after %s: %s (GDR_SEED=%llu T=%lld)\n%s", pass, what, (unsigned long long)c->seed,
+             (long long)c->T, text.text);
+}
+
+static void check_direction(const Case *c, const Kernel *grad, const double *g) {
+    const Kernel *k = c->forward;
+    const double h = 1e-4;
+    double want = (8 * (moved(c, h) - moved(c, -h)) - (moved(c, 2 * h) - moved(c, -2 * h))) / (12 * h);
+    double got = 0, scale = fabs(moved(c, 0));
+    for (int i = 0; i <= k->in.count; i++) {
+        int64_t n = i < k->in.count ? in_size(k, i, c->T) : state_size(k);
+        for (int64_t j = 0; j < n; j++, g++) {
+            got += *g * c->direction[i][j];
+            scale += fabs(*g * c->direction[i][j]);
+        }
+    }
+    char what[96];
+    snprintf(what, sizeof what, "derivative %.12g, by differences %.12g", got, want);
+    if (!(fabs(want - got) <= 1e-7 * scale))
+        fail_case(c, grad, "adjoint", what);
+}
+
+static void check_pass(const Case *c, const Kernel *grad, const char *pass, const double *want) {
+    int64_t n;
+    const double *got = gradients(c, grad, &n);
+    double scale = 1e-12, worst = 0;
+    for (int64_t i = 0; i < n; i++) {
+        scale = fmax(scale, fabs(want[i]));
+        worst = fmax(worst, fabs(want[i] - got[i]));
+    }
+    if (!(worst <= 1e-9 * scale))
+        fail_case(c, grad, pass, "another gradient");
+}
+
+static void check_text(const Case *c, const Kernel *grad, Interner *names, const char *pass) {
+    Buf text, again;
+    Diag d;
+    buf_init(&text, c->arena);
+    buf_init(&again, c->arena);
+    kernel_print(grad, &text);
+    const Source *source = source_from_text(c->arena, "grad.gir", text.text, text.len);
+    diag_init(&d, c->arena, source);
+    Kernel *k = kernel_parse(c->arena, names, source, &d);
+    if (!k || kernel_verify(k))
+        fail_case(c, grad, pass, k ? kernel_verify(k) : "does not parse back");
+    kernel_print(k, &again);
+    assert_string_equal(text.text, again.text);
+}
+
+static void check_kernel(Arena *a, Interner *names, const Kernel *original, uint64_t seed, int rows) {
+    Kernel *forward = kernel_clone(original);
+    pass_fold(forward);
+    pass_normal(forward);
+    if (!forward->facts.chunkable)
+        return;
+    kernel_set_chunk(forward, rows);
+    passes_run_after(forward, "normal", "collapse", NULL);
+    int64_t C = forward->axis.at[AXIS_C].size;
+    const int64_t T[] = {0, 1, C - 1, C, C + 1, 3 * C + 5};
+    for (int t = 0; t < 6; t++) {
+        int64_t n;
+        Case c = case_new(a, original, seed, T[t], (int)(seed % REGIMES));
+        Kernel *grad = kernel_adjoint(forward, c.outs, ~0ull);
+        const char *why = kernel_verify(grad);
+        if (why)
+            fail_case(&c, grad, "adjoint", why);
+        const double *want = gradients(&c, grad, &n);
+        check_direction(&c, grad, want);
+        for (int p = pass_find("collapse"); p < pass_count; p++) {
+            pass_info[p].run(grad);
+            if ((why = kernel_verify(grad)))
+                fail_case(&c, grad, pass_info[p].name, why);
+            check_pass(&c, grad, pass_info[p].name, want);
+            check_text(&c, grad, names, pass_info[p].name);
+        }
+    }
+}
+
+static void test_named(void **state) {
+    (void)state;
+    for (int which = 0;; which++) {
+        Arena a;
+        Interner names;
+        arena_init(&a, NULL);
+        intern_init(&names, &a);
+        Kernel *k = named_kernel(&a, &names, which, 4, 3);
+        for (uint64_t regime = 0; k && regime < REGIMES; regime++)
+            for (int rows = 1; rows <= 16; rows *= 4)
+                check_kernel(&a, &names, k, regime, rows);
+        arena_free(&a);
+        if (!k)
+            return;
+    }
+}
+
+static void test_random(void **state) {
+    (void)state;
+    const char *replay = getenv("GDR_SEED");
+    uint64_t only = replay ? strtoull(replay, NULL, 10) : 0;
+    for (uint64_t seed = only ? only : 1; seed <= (only ? only : RANDOM_CASES); seed++) {
+        Arena a;
+        Interner names;
+        Rng r = {seed};
+        arena_init(&a, NULL);
+        intern_init(&names, &a);
+        Kernel *k = random_kernel(&a, &names, &r);
+        check_kernel(&a, &names, k, seed, 1 + rng_below(&r, 12));
+        arena_free(&a);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_named),
+        cmocka_unit_test(test_random),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
