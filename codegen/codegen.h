@@ -6,8 +6,8 @@
  *   math.c     elementwise operations on float or <n x float>, per target
  *   llvm.c     contexts, target machines, optimisation, emission of PTX, assembly, objects
  *   target.c   the table of targets
- *   host*.c    CPU: chunk and recurrent algorithms
- *   nvptx*.c   NVIDIA: factor, chain and recurrent kernels
+ *   host/      CPU: chunk and recurrent algorithms
+ *   nvptx/     NVIDIA: factor, chain and recurrent kernels
  */
 #ifndef GDR_CODEGEN_H
 #define GDR_CODEGEN_H
