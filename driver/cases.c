@@ -34,6 +34,19 @@ static Case packed(gdr_dtype type, int K, int V)
                    .length = { 0, 1, 63, 0, 64, 65, 2, 130, 0 }, .spare = 3 };
 }
 
+/* Each size once, in turn in each type. */
+static void short_sizes(List *l)
+{
+    static const struct { int K, V; } size[] = {
+        { 32, 32 }, { 96, 96 }, { 100, 100 }, { 64, 128 }, { 128, 64 }, { 256, 256 },
+    };
+    static const gdr_dtype type[] = { GDR_F32, GDR_BF16, GDR_F16 };
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+        push(l, (Case){ .type = type[i % 3], .K = size[i].K, .V = size[i].V, .B = 1, .T = 140,
+                        .H = 2, .S0 = i % 2 == 0 });
+    push(l, (Case){ .type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = 1030, .H = 2 });
+}
+
 static void short_list(List *l)
 {
     static const int64_t length[] = { 1, 2, 15, 16, 17, 63, 64, 65, 127 };
@@ -72,6 +85,7 @@ static void short_list(List *l)
                     .key_heads = 2, .S0 = true });
     push(l, (Case){ .type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = 300, .H = 2,
                     .gate = GATE_resets, .keys = KEYS_close9 });
+    short_sizes(l);
     push(l, (Case){ .type = GDR_F16, .K = 60, .V = 32, .B = 1, .T = 130, .H = 2, .S0 = true });
     push(l, (Case){ .type = GDR_F16, .K = 32, .V = 100, .B = 1, .T = 130, .H = 2,
                     .gate = GATE_mixed });
