@@ -27,7 +27,7 @@ enum {
     FRAME_T,          /* tokens per sequence (dense) or in all (packed) */
     FRAME_N,          /* sequences */
     FRAME_H,          /* heads of the outputs and states: the widest input's */
-    FRAME_HF,         /* heads of the factor role: the widest of the inputs it reads */
+    FRAME_HF,         /* heads of the factor role: least common multiple of those of the inputs it reads */
     FRAME_CU,         /* device pointer to cu_seqlens, or 0 */
     FRAME_CU_WIDTH,   /* 4 or 8 */
     FRAME_S0,         /* initial states, or 0 for zero */
