@@ -346,6 +346,12 @@ static Val power(Cg *cg, Val a, Val b) {
     return power_general(cg, a, b);
 }
 
+static Val less(Cg *cg, Val a, Val b) {
+    Val below = compare(cg, LLVMRealOLT, a, b), unknown = compare(cg, LLVMRealUNO, a, b);
+    Val y = cg_select(cg, below, number(cg, a, 1.0), number(cg, a, 0.0));
+    return cg_select(cg, unknown, number(cg, a, NAN), y);
+}
+
 /* interface ------------------------------------------------------------------------------------ */
 
 static Val reciprocal_root(Cg *cg, Val a) {
@@ -373,6 +379,7 @@ static Val pointwise(Cg *cg, Op op, Val a, Val b) {
     case OP_tanh: return hyperbolic_tangent(cg, a);
     case OP_silu: return cg_fmul(cg, a, sigmoid(cg, a));
     case OP_relu: return relu(cg, a);
+    case OP_less: return less(cg, a, b);
     case OP_abs: return unary(cg, "llvm.fabs", a);
     case OP_cos: return sine(cg, a, 1);
     case OP_sin: return sine(cg, a, 0);

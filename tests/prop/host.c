@@ -5,12 +5,13 @@
 #include "runtime/runtime.h"
 #include "tests/prop/recurrences.h"
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+
+#include <cmocka.h>
 
 enum { CASES = 120, REGIMES = 6, LENGTHS = 5 };
 

@@ -3,11 +3,12 @@
  * One host module holds a function per operation and vector width, run over a grid of arguments,
  * special values included. For the GPU targets the same operations must select and print as PTX:
  * an unsupported intrinsic would end the process. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include "codegen/codegen.h"
 #include "runtime/runtime.h"
@@ -45,6 +46,7 @@ static double reference(Op op, double a, double b) {
     case OP_tanh: return tanh(a);
     case OP_silu: return a * sigmoid_ref(a);
     case OP_relu: return a < 0 ? 0 : a;
+    case OP_less: return isnan(a) || isnan(b) ? NAN : a < b;
     case OP_abs: return fabs(a);
     case OP_cos: return cos(a);
     case OP_sin: return sin(a);
@@ -195,7 +197,7 @@ static void test_large_angles(void **state) {
 }
 
 static void test_binary(void **state) {
-    static const Op op[] = {OP_add, OP_sub, OP_mul, OP_div, OP_min, OP_max, OP_pow};
+    static const Op op[] = {OP_add, OP_sub, OP_mul, OP_div, OP_min, OP_max, OP_less, OP_pow};
     for (size_t n = 0; n < sizeof op / sizeof op[0]; n++) {
         for (int shift = 0; shift < LANES; shift++) {
             float b[LANES];
