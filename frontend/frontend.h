@@ -5,6 +5,7 @@
  *   bind.c              sizes, constants, ranges
  *   lower.c, algebra.c  syntax tree -> ordered list of decays, reads, updates, outs (ir.h)
  *   reference.c         the fp64 meaning of a spec, token by token, from the syntax tree alone
+ *   reference_grad.c, tape.c  its gradient, likewise
  *
  * The order of calls: spec_parse, spec_check, then spec_lower or reference_run as often as wanted.
  */
@@ -203,5 +204,24 @@ Kernel *spec_lower(Arena *arena, Interner *names, SpecFile *f, const char *varia
  * tree. Arrays as in EvalArgs. False with a message when the dims cannot be bound. */
 bool reference_run(Arena *scratch, const SpecFile *f, const char *variant, const SpecBind *dims,
                    const EvalArgs *args, Diag *d);
+
+/* reference_grad.c ----------------------------------------------------------------------------- */
+
+/* One sequence and one head. Arrays as in EvalArgs; `state` is the initial one (NULL: zero) and is not
+ * changed. dout[o] is the gradient of output o, NULL for zero. din[i] receives that of input or param
+ * i, of params summed over the tokens; NULL where it is not wanted. dstate is the gradient of the final
+ * state, replaced by that of the initial one; NULL: zero, not given back. */
+typedef struct ReferenceGrad {
+    int64_t T;
+    const double *const *in;
+    const double *const *dout;
+    double *const *din;
+    const double *state;
+    double *dstate;
+} ReferenceGrad;
+
+/* Reverse mode through the recurrence itself. False with a message when the dims cannot be bound. */
+bool reference_gradient(Arena *scratch, const SpecFile *f, const char *variant, const SpecBind *dims,
+                        const ReferenceGrad *args, Diag *d);
 
 #endif
