@@ -368,6 +368,24 @@ static void place_next(Host *h) {
     }
 }
 
+/* Operations that only gradient kernels have. */
+static bool of_gradients(Op op) {
+    switch ((int)op) {
+    case OP_after:
+    case OP_cumsum_back:
+    case OP_slot:
+    case OP_scores_x:
+    case OP_scores_y:
+    case OP_scores_a:
+    case OP_carry_a:
+    case OP_tail_a:
+    case OP_total_a:
+    case OP_costate:
+    case OP_conext: return true;
+    default: return false;
+    }
+}
+
 bool host_plan(Host *h, const char **why) {
     const Kernel *k = h->k;
     h->tile = NEW_ARRAY(h->cg->arena, Tile, k->inst.count);
@@ -376,6 +394,10 @@ bool host_plan(Host *h, const char **why) {
         const Inst *i = inst_at(k, v);
         if (i->shape.rank > 2) {
             *why = "a value with three axes (a matrix for every token) has no host code";
+            return false;
+        }
+        if (of_gradients(i->op)) {
+            *why = "gradient kernels have no host code";
             return false;
         }
         if (i->op == OP_sum && i->axis <= AXIS_U) {

@@ -108,24 +108,34 @@ static void test_exact_properties(void **state) {
 
 /* limits and memory ---------------------------------------------------------------------------- */
 
-static void test_three_axes(void **state) {
-    (void)state;
+/* Code for a kernel with one input of this shape must be refused with these words. */
+static void check_refused(Shape shape, Inst inst, const char *words) {
     Arena a;
     Interner names;
     arena_init(&a, NULL);
     intern_init(&names, &a);
-    Kernel *k = kernel_new(&a, &names, "three");
+    Kernel *k = kernel_new(&a, &names, "refused");
     k->axis.at[AXIS_C].size = k->axis.at[AXIS_R].size = k->axis.at[AXIS_U].size = 16;
     k->axis.at[AXIS_K].size = k->axis.at[AXIS_V].size = 8;
-    Shape matrix = shape_of(2, (int[]){AXIS_K, AXIS_V});
-    VEC_PUSH(&a, &k->in, ((Port){.name = intern_z(&names, "m"), .shape = matrix}));
+    VEC_PUSH(&a, &k->in, ((Port){.name = intern_z(&names, "m"), .shape = shape}));
     k->level = LEVEL_tile;
-    emit_sum(k, emit_in(k, 0, -1, (Span){0, 0}), AXIS_K, (Span){0, 0});
+    int arg = emit_in(k, 0, -1, (Span){0, 0});
+    inst.nargs = 1;
+    inst.arg = &arg;
+    emit(k, inst);
     const CgOptions opt = {.target = "host", .algo = ALGO_chunk};
     const char *why = NULL;
     assert_null(codegen_host(&a, k, &opt, &why));
-    assert_non_null(strstr(why, "three axes"));
+    assert_non_null(strstr(why, words));
     arena_free(&a);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    Shape key = shape_of(1, (int[]){AXIS_K}), matrix = shape_of(2, (int[]){AXIS_K, AXIS_V});
+    check_refused(matrix, (Inst){.op = OP_sum, .axis = AXIS_K}, "three axes");
+    check_refused(key, (Inst){.op = OP_sum, .axis = AXIS_C}, "sum over tokens");
+    check_refused(key, (Inst){.op = OP_after}, "gradient");
 }
 
 static void test_cpu_names(void **state) {
@@ -223,10 +233,10 @@ static void test_out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_machines),   cmocka_unit_test(test_levels),
-        cmocka_unit_test(test_large),      cmocka_unit_test(test_exact_properties),
-        cmocka_unit_test(test_three_axes), cmocka_unit_test(test_out_of_memory),
-        cmocka_unit_test(test_cpu_names),  cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_machines),  cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_large),     cmocka_unit_test(test_exact_properties),
+        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_cpu_names), cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
