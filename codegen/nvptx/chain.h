@@ -92,7 +92,8 @@ void chain_wgmma_mix(Chain *c);
 void chain_wgmma_advance(Chain *c);
 Val chain_stage_pointer(Chain *c, int64_t offset);
 Val chain_record_scale(Chain *c);                     /* System.has_scale: what M and P lack */
-void chain_scale_rows(Chain *c, int family, Val *x);  /* a fragment times its rows' scales */
+void chain_scale_rows(Chain *c, int family, Val *x);  /* a fragment times what W_f and M_f lack */
+const Val *chain_x(Chain *c);                         /* X times what M's and P's columns lack */
 void chain_decay(Chain *c, int n, Val d[2]);          /* of state columns 8n + 2t, +1; or NULLs */
 
 /* chain_out.c */

@@ -25,17 +25,33 @@ Val chain_record_scale(Chain *c)
     return load_stage_f32(c, c->s->ws_scale);
 }
 
-/* What the rows of W_f and M_f were divided by. */
-void chain_scale_rows(Chain *c, int family, Val *x)
+/* x times one f32 a lattice row, at `offset` of the record. */
+static void scale_by_rows(Chain *c, int64_t offset, Val *x)
 {
     Cg *cg = c->cg;
-    const Family *f = &c->s->family[family];
-    for (int n = 0; f->scaled && n < c->s->rows / 8; n++) {
-        Val p = cg_gep8(cg, chain_stage_pointer(c, f->ws_rows + 32 * n), cg_shl(cg, c->t, 3));
+    for (int n = 0; n < c->s->rows / 8; n++) {
+        Val p = cg_gep8(cg, chain_stage_pointer(c, offset + 32 * n), cg_shl(cg, c->t, 3));
         Val two = cg_load(cg, LLVMVectorType(cg->f32, 2), p, 8);
         for (int j = 0; j < 4; j++)
             x[4 * n + j] = cg_fmul(cg, x[4 * n + j], cg_extract(cg, two, j % 2));
     }
+}
+
+void chain_scale_rows(Chain *c, int family, Val *x)
+{
+    if (c->s->family[family].scaled)
+        scale_by_rows(c, c->s->family[family].ws_rows, x);
+}
+
+const Val *chain_x(Chain *c)
+{
+    const Val *x = chain_get(c, c->s->X);
+    if (!c->s->p_scaled || c->s->erase)
+        return x;
+    Val *scaled = NEW_ARRAY(c->cg->arena, Val, chain_fragment(c));
+    memcpy(scaled, x, (size_t)chain_fragment(c) * sizeof *x);
+    scale_by_rows(c, c->s->ws_keys, scaled);
+    return scaled;
 }
 
 /* Address this lane gives to ldmatrix for 16-byte unit `unit` of row `row` in a workspace matrix. */
@@ -163,7 +179,7 @@ void chain_read_state(Chain *c)
 static void prepare_x(Chain *c)
 {
     Cg *cg = c->cg;
-    to_operand(c, chain_get(c, c->s->X), chain_fragment(c), c->x_operand, c->x_scale);
+    to_operand(c, chain_x(c), chain_fragment(c), c->x_operand, c->x_scale);
     Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
     for (int h = 0; scale && h < 2; h++)
         c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);

@@ -353,7 +353,7 @@ static void x_operand(Chain *c)
     const System *s = c->s;
     int count = chain_fragment(c);
     Val factor[2];
-    const Val *x = chain_get(c, s->X);
+    const Val *x = chain_x(c);
     Var kept[MAX_FRAGMENT / 2], product[MAX_FAMILIES][MAX_FRAGMENT];
     x_factor(c, factor);
     pack(c, x, count, factor, c->x_operand);

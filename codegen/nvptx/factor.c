@@ -91,10 +91,13 @@ int factor_matrix_base(const Factor *f, int family)
     return f->sh_q + (family - 1) * s->rows * factor_pair_stride(s) * 2;
 }
 
+static int larger_of(int a, int b) { return a > b ? a : b; }
+
 static void plan_shared(Factor *f)
 {
     const System *s = f->s;
-    int at = 0, stash = s->families * 2 * (s->kp / SLAB) * 32 * s->warps * 16;
+    int at = 0, threads = 32 * s->warps;
+    int stash = (s->families - factor_first_stash(s)) * 2 * (s->kp / SLAB) * threads * 16;
     f->sh_p = at;
     at += s->rows * s->kp * 2;
     f->sh_total = at;
@@ -107,19 +110,24 @@ static void plan_shared(Factor *f)
     at += s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0;
     f->sh_keys = at;
     at += s->p_scaled ? s->rows * 4 : 0;
-    f->sh_stage = at;
-    at += factor_stage_bytes(f);
     f->sh_left = f->sh_t = at;
-    f->sh_q = f->sh_t + s->rows * factor_g_stride(s) * 4;
+    f->sh_stage = at + stash;
     int pairs = s->rows * factor_pair_stride(s) * 2;
-    f->sh_a[0] = factor_matrix_base(f, s->families);
-    f->sh_a[1] = f->sh_a[0] + pairs;
-    int scores = f->sh_a[1] - at;
-    if (at - f->sh_stage >= pairs) /* the copies are over by then */
-        f->sh_a[1] = f->sh_stage;
-    else
-        scores += pairs;
-    f->sh_bytes = at + (stash > scores || !s->erase ? stash : scores);
+    f->sh_a[0] = f->sh_t;
+    f->sh_a[1] = f->sh_t + pairs;
+    f->sh_q = f->sh_t + larger_of(2 * pairs, s->rows * factor_g_stride(s) * 4);
+    int scores = s->erase ? factor_matrix_base(f, s->families) - at : 0;
+    f->sh_bytes = at + larger_of(stash + factor_stage_bytes(f), scores);
+}
+
+/* Blocks an SM is to hold. Vector decay wants its registers; scalar decay makes do with 128. */
+static int blocks_per_sm(const Factor *f)
+{
+    int threads = 32 * f->s->warps, registers = f->s->a_key ? 168 : 128;
+    int by_registers = 65536 / (threads * registers);
+    int by_memory = f->cg->target->smem_limit / (f->sh_bytes + 1024);
+    int blocks = by_memory < by_registers ? by_memory : by_registers;
+    return blocks > 0 ? blocks : 1;
 }
 
 /* Out rows are kept on their token's last lattice row: a rotation within the token (rows of no token
@@ -186,8 +194,6 @@ static bool build_body(Factor *f, const char **why)
     (s->a_key ? factor_off_diagonal : factor_scalar_blocks)(f);
     nv_barrier(cg);
     (s->a_key ? factor_tail : factor_scalar_tail)(f);
-    if (!s->erase)
-        factor_key_scale(f);
     factor_store_scores(f);
     nv_barrier(cg);
     if (s->erase)
@@ -214,9 +220,8 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
     snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_factor", cg->opt->prefix ? cg->opt->prefix : "",
              cg->k->name);
-    int threads = 32 * s.warps, fit = 232448 / (f->sh_bytes + 1024);
-    int by_registers = 65536 / (threads * 168);
-    nv_kernel_open(cg, symbol, threads, fit < by_registers ? fit : by_registers);
+    int threads = 32 * s.warps;
+    nv_kernel_open(cg, symbol, threads, blocks_per_sm(f));
 
     Val tid = nv_tid(cg), heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_HF));
     f->lane = cg_and(cg, tid, cg_int(cg, 31));

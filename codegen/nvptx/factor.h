@@ -18,12 +18,16 @@
  *     P     [rows][kp], divided by scale
  *     D     [kp] f32 (key decay), or one f32 (scalar decay); not written without decay
  *     scale f32, a power of two
- *     rows  [rows] f32 per family that is scaled: powers of two that W_f and M_f are divided by
+ *     rows  [rows] f32 per family that is scaled: what W_f's and M_f's rows lack
+ *     keys  [rows] f32, nothing erased and keys scaled: what M's and P's columns are divided by, which
+ *           the chain makes good in X
  *
  * Numbers. Matrix operands are f16: 3 more bits than bf16 at the same speed, but a range of 2^-14 to
  * 2^16. Rows and keys that their declared ranges bound (normalised ones) fit as they are; others are
  * divided by the power of two below their largest element, row by row, so that no token's rounding
- * depends on another token. scale keeps M and P in range when A, or the keys, are large. The chain
+ * depends on another token. Where a token erases exactly what it wrote (b = 2 reflects), an error in
+ * x . p is an error in the norm of I - p x', which grows from token to token: with f32 inputs each
+ * erase row gets the factor that makes the product of the rounded rows exact. scale keeps M and P in range when A, or the keys, are large. The chain
  * keeps the state and X in units of its own.
  */
 #ifndef GDR_CODEGEN_NVPTX_FACTOR_H
@@ -44,7 +48,9 @@ typedef struct Family {
     int mixed;        /* out read: contract(M_f, X), a chain value */
     bool inclusive;
     int position;     /* out read: lattice position within the token; erase: -1 (every one) */
-    bool scaled;      /* no declared range bounds its rows: divided by powers of two */
+    bool unbounded;   /* no declared range bounds its rows: divided by powers of two */
+    bool corrected;   /* erase, f32 inputs: what rounding does to x . p of a token is made good */
+    bool scaled;      /* either: the record has a factor for each row */
     int64_t ws_w, ws_m, ws_rows;
 } Family;
 
@@ -56,11 +62,12 @@ typedef struct System {
     bool has_scale;   /* the record's scale may differ from 1 */
     double scores;    /* bound of a score's magnitude after scaling */
     bool erase;       /* family[0] is the erase family */
+    int key_multiple; /* erase rows are this token scalar times the keys, or -1 */
     Family family[MAX_FAMILIES];
     int families;
     int X;            /* chain value contracted with P */
     int next;         /* chain value: the next state */
-    int64_t ws_p, ws_d, ws_scale, ws_bytes;
+    int64_t ws_p, ws_d, ws_scale, ws_keys, ws_bytes;
     int slots, chunk; /* updates a token, tokens a chunk */
     int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */
     int K, kp;        /* key channels; padded to a multiple of 32 */
@@ -93,7 +100,9 @@ typedef struct Factor {
     Val stored_row[MAX_FAMILIES][2]; /* the row that W_f and M_f keep it in */
     Val row_live[2];          /* i1: the row's token exists */
     ValueAt at[2];
-    Val row_scale[MAX_FAMILIES][2], row_shrink[MAX_FAMILIES][2]; /* scaled families: s and 1/s */
+    Val row_scale[MAX_FAMILIES][2], row_shrink[MAX_FAMILIES][2]; /* unbounded families: s and 1/s */
+    Val multiple[2];          /* key_multiple of the rows */
+    Var exact[2], rounded[2]; /* corrected: this lane's part of x . p, and of the rounded rows' */
     Val shrink;               /* 1 / the record's scale */
     Val key_shrink[2];        /* p_scaled: 1 over the keys' scales, which are in sh_keys */
     Val **loaded[2];          /* accesses of an input that are at hand, by value number, or NULL */
@@ -101,13 +110,14 @@ typedef struct Factor {
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
     /* shared memory, byte offsets */
     int sh_p;                 /* [rows][kp] operand type, units permuted: factor_key_unit */
-    int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash */
+    int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash, without
+                                 family 0 where it is a multiple of the keys */
     int sh_total;             /* [warps][kp] f32: product of a 16-row block's decays */
     int sh_total_pair;        /* [warps + 1][kp] the same in f16, the last row 1 */
-    int sh_t;                 /* f32 [rows][g stride]: T, then A; from here on shared with sh_left */
-    int sh_q;                 /* scores of out families: f16 [rows][pair stride] */
-    int sh_a[2];              /* A / scale as the sum of two f16 [rows][pair stride] */
     int sh_stage;             /* [staged][half][access][threads] 16-byte lane-private copies */
+    int sh_t;                 /* in place of stash and copies: f32 [rows][g stride], T, then A; */
+    int sh_a[2];              /* in place of A: A / scale as the sum of two f16 [rows][pair stride] */
+    int sh_q;                 /* scores of out families: f16 [rows][pair stride] */
     int sh_keys;              /* p_scaled: [rows] f32 the keys' scales */
     int sh_scale;             /* [warps] f32 largest elements */
     int sh_row;               /* scalar decay: see factor_scalar.c */
@@ -142,7 +152,6 @@ void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4]);
 void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]);
 /* factor_solve.c */
 void factor_tail(Factor *f);           /* Kt in shared memory; D to the workspace */
-void factor_key_scale(Factor *f);      /* the record's scale where nothing is erased */
 void factor_store_scores(Factor *f);   /* accumulators -> sh_t, sh_q, or M_f */
 void factor_solve(Factor *f);          /* A in place of T; A / scale */
 void factor_products(Factor *f);       /* M_f, P to the workspace */
@@ -157,6 +166,16 @@ void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inp
 void factor_enter_slab(Factor *f, Val slab);
 bool factor_lookup(ValueAt *at, int v, Val *out);
 Val factor_no_sum(ValueAt *at, int v, int axis, Val partial);
+
+/* First family with a stash of its own. */
+static inline int factor_first_stash(const System *s) { return s->key_multiple >= 0; }
+/* This lane's unit of row half h of family i for the blocks pass. */
+Val factor_left_unit(Factor *f, int i, int h, Val slab);
+
+/* corrected: before, in and after the rows pass. */
+void factor_begin_correction(Factor *f);
+void factor_see_correction(Factor *f, int h, const Val x[8], const Val p[8]);
+void factor_end_correction(Factor *f);
 
 /* This lane's 8 channels of the present slab: rows of family i, keys, divided by their scales. */
 void factor_family_row(Factor *f, int i, int h, Val out[8]);

@@ -288,7 +288,7 @@ static void see_rows(Factor *f, Reduction *r, int h)
 {
     const System *s = f->s;
     for (int i = 0; i < s->families; i++)
-        if (s->family[i].scaled)
+        if (s->family[i].unbounded)
             see_row(f, r->most[i][h], s->family[i].x, s->family[i].position, h);
     if (s->p_scaled)
         see_row(f, r->most[MAX_FAMILIES][h], s->p, -1, h);
@@ -301,6 +301,14 @@ static void store_row_scale(Factor *f, Val scale, Val p)
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->t, cg_int(cg, 0)));
     cg_store(cg, scale, p, 4);
     cg_end_if(cg, &one);
+}
+
+static void store_family_scale(Factor *f, int i, int h)
+{
+    Cg *cg = f->cg;
+    Val byte = cg_add(cg, cg_shl(cg, f->stored_row[i][h], 2),
+                      cg_int(cg, (int)f->s->family[i].ws_rows));
+    store_row_scale(f, f->row_scale[i][h], cg_gep8(cg, f->record, byte));
 }
 
 /* The power of two below a row's largest element, the same in the four lanes of the row. */
@@ -319,8 +327,8 @@ void factor_scale_rows(Factor *f)
     const System *s = f->s;
     bool any = s->p_scaled, *used = NEW_ARRAY(cg->arena, bool, f->k->inst.count);
     for (int i = 0; i < s->families; i++) {
-        any = any || s->family[i].scaled;
-        if (s->family[i].scaled)
+        any = any || s->family[i].unbounded;
+        if (s->family[i].unbounded)
             value_mark(f->k, s->family[i].x, used);
     }
     if (!any)
@@ -335,19 +343,74 @@ void factor_scale_rows(Factor *f)
     reduce_all_slabs(f, &r);
     for (int h = 0; h < 2; h++) {
         for (int i = 0; i < s->families; i++) {
-            if (!s->family[i].scaled)
+            if (!s->family[i].unbounded)
                 continue;
             f->row_scale[i][h] = row_scale(f, r.most[i][h]);
             f->row_shrink[i][h] = nv_power_inverse(cg, f->row_scale[i][h]);
-            Val byte = cg_add(cg, cg_shl(cg, f->stored_row[i][h], 2),
-                              cg_int(cg, (int)s->family[i].ws_rows));
-            store_row_scale(f, f->row_scale[i][h], cg_gep8(cg, f->record, byte));
+            if (!s->family[i].corrected)
+                store_family_scale(f, i, h);
         }
         if (!s->p_scaled)
             continue;
         Val scale = row_scale(f, r.most[MAX_FAMILIES][h]);
         f->key_shrink[h] = nv_power_inverse(cg, scale);
-        store_row_scale(f, scale, factor_shared_f32(f, f->sh_keys, f->row[h]));
+        Val byte = cg_add(cg, cg_shl(cg, f->row[h], 2), cg_int(cg, (int)s->ws_keys));
+        store_row_scale(f, scale, s->erase ? factor_shared_f32(f, f->sh_keys, f->row[h])
+                                           : cg_gep8(cg, f->record, byte));
+    }
+}
+
+static bool corrects(const Factor *f) { return f->s->erase && f->s->family[0].corrected; }
+
+void factor_begin_correction(Factor *f)
+{
+    Cg *cg = f->cg;
+    for (int h = 0; corrects(f) && h < 2; h++) {
+        f->exact[h] = cg_var(cg, cg->f32, cg_float(cg, 0));
+        f->rounded[h] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    }
+}
+
+static Val add_dot(Cg *cg, Val sum, const Val *a, const Val *b, int n)
+{
+    for (int e = 0; e < n; e++)
+        sum = cg_fma(cg, a[e], b[e], sum);
+    return sum;
+}
+
+void factor_see_correction(Factor *f, int h, const Val x[8], const Val p[8])
+{
+    Cg *cg = f->cg;
+    if (!corrects(f))
+        return;
+    Val px[4], pp[4], rounded = cg_get(cg, f->rounded[h]), a[2], b[2];
+    cg_set(cg, f->exact[h], add_dot(cg, cg_get(cg, f->exact[h]), x, p, 8));
+    factor_pack(cg, f->s->operand, px, x);
+    factor_pack(cg, f->s->operand, pp, p);
+    for (int j = 0; j < 4; j++) {
+        nv_unpack(cg, f->s->operand, px[j], a);
+        nv_unpack(cg, f->s->operand, pp[j], b);
+        rounded = add_dot(cg, rounded, a, b, 2);
+    }
+    cg_set(cg, f->rounded[h], rounded);
+}
+
+/* The factor exact / rounded where the two are close, as they are unless x . p cancels. */
+void factor_end_correction(Factor *f)
+{
+    Cg *cg = f->cg;
+    for (int h = 0; corrects(f) && h < 2; h++) {
+        Val dot[2] = {cg_get(cg, f->exact[h]), cg_get(cg, f->rounded[h])}, one = cg_float(cg, 1);
+        for (int i = 0; i < 2; i++) {
+            dot[i] = cg_fadd(cg, dot[i], nv_shuffle_xor(cg, dot[i], 1));
+            dot[i] = cg_fadd(cg, dot[i], nv_shuffle_xor(cg, dot[i], 2));
+        }
+        Val ratio = cg_fdiv(cg, dot[0], dot[1]), off = nv_magnitude(cg, cg_fsub(cg, ratio, one));
+        Val close = LLVMBuildFCmp(cg->b, LLVMRealOLT, off, cg_float(cg, 0x1p-8), "");
+        ratio = cg_select(cg, close, ratio, one);
+        Val scale = f->row_scale[0][h];
+        f->row_scale[0][h] = scale ? cg_fmul(cg, scale, ratio) : ratio;
+        store_family_scale(f, 0, h);
     }
 }
 

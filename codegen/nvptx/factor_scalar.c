@@ -32,8 +32,6 @@ static Val table_at(Factor *f, Val row, Val column)
 static void build_table(Factor *f)
 {
     Cg *cg = f->cg;
-    value_begin(&f->at[0]);
-    value_begin(&f->at[1]);
     for (int h = 0; h < 2; h++)
         cg_store(cg, factor_row_scalar(f, f->s->a, h, 1),
                  factor_shared_f32(f, own_base(f), f->row[h]), 4);
@@ -60,23 +58,31 @@ void factor_scalar_rows_pass(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
+    value_begin(&f->at[0]);
+    value_begin(&f->at[1]);
+    for (int h = 0; s->key_multiple >= 0 && h < 2; h++)
+        f->multiple[h] = factor_row_scalar(f, s->key_multiple, h, 0);
     if (s->a >= 0)
         build_table(f);
+    factor_begin_correction(f);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     factor_enter_slab(f, slab.i);
     for (int h = 0; h < 2; h++) {
-        Val x[8], packed[4];
-        factor_keys(f, h, x);
-        factor_pack(cg, s->operand, packed, x);
+        Val x[8], p[8], packed[4];
+        factor_keys(f, h, p);
+        factor_pack(cg, s->operand, packed, p);
         factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
-        for (int i = 0; i < s->families; i++) {
+        for (int i = factor_first_stash(s); i < s->families; i++) {
             factor_family_row(f, i, h, x);
+            if (s->erase && i == 0)
+                factor_see_correction(f, h, x, p);
             factor_pack(cg, s->operand, packed, x);
             factor_store_unit(cg, factor_stash_unit(f, i, h, slab.i), packed);
         }
     }
     cg_end_for(cg, &slab);
+    factor_end_correction(f);
 }
 
 /* Decay from the chunk's start up to where row half h of family i reads. */
@@ -101,6 +107,14 @@ static void store_scaled(Factor *f, Val p, Val pair[4], Val scale)
     factor_store_unit(cg, p, pair);
 }
 
+Val factor_left_unit(Factor *f, int i, int h, Val slab)
+{
+    Cg *cg = f->cg;
+    if (i >= factor_first_stash(f->s))
+        return factor_stash_unit(f, i, h, slab);
+    return factor_key_unit(f, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
+}
+
 static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
 {
     Cg *cg = f->cg;
@@ -108,7 +122,7 @@ static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
     Val left[MAX_FAMILIES][2][4];
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++)
-            factor_load_unit(cg, factor_stash_unit(f, i, h, slab), left[i][h]);
+            factor_load_unit(cg, factor_left_unit(f, i, h, slab), left[i][h]);
     for (int distance = 0; distance < s->warps; distance++) {
         If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
         Val key[2][4];
@@ -199,8 +213,12 @@ void factor_scalar_blocks(Factor *f)
     Val scale[MAX_FAMILIES][2];
     factor_begin_blocks(f, 0);
     for (int i = 0; i < s->families; i++)
-        for (int h = 0; h < 2; h++)
+        for (int h = 0; h < 2; h++) {
+            Val multiple = i < factor_first_stash(s) ? f->multiple[h] : NULL;
             scale[i][h] = s->a >= 0 ? carried_decay(f, &s->family[i], h) : NULL;
+            if (multiple)
+                scale[i][h] = scale[i][h] ? cg_fmul(cg, scale[i][h], multiple) : multiple;
+        }
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     blocks_slab(f, slab.i, scale);
     cg_end_for(cg, &slab);

@@ -99,7 +99,8 @@ Val factor_stash_unit(Factor *f, int family, int h, Val slab)
     Cg *cg = f->cg;
     int threads = 32 * f->s->warps, slabs = f->s->kp / SLAB;
     Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
-    index = cg_add(cg, index, cg_int(cg, (family * 2 + h) * slabs * threads));
+    int first = (family - factor_first_stash(f->s)) * 2 + h;
+    index = cg_add(cg, index, cg_int(cg, first * slabs * threads));
     return cg_gep8(cg, nv_shared(cg, f->sh_left), cg_shl(cg, index, 4));
 }
 
@@ -225,6 +226,8 @@ static void load_rows(Factor *f, Diagonal *d, Rows *r)
         for (int h = 0; h < 2; h++) {
             const Family *fam = &s->family[i];
             factor_family_row(f, i, h, x);
+            if (s->erase && i == 0)
+                factor_see_correction(f, h, x, p[h]);
             if (fam->inclusive) {
                 add_dot(cg, d->own[i][h], x, p[h]);
                 mul8(cg, x, x, own[h]);
@@ -345,6 +348,7 @@ void factor_rows_pass(Factor *f)
     const System *s = f->s;
     Diagonal d;
     diagonal_begin(f, &d);
+    factor_begin_correction(f);
     Val ones[4];
     for (int j = 0; j < 4; j++)
         ones[j] = nv_pack(cg, s->operand, cg_float(cg, 1), cg_float(cg, 1));
@@ -360,6 +364,7 @@ void factor_rows_pass(Factor *f)
     stash_rows(f, &r, slab.i);
     cg_end_for(cg, &slab);
     diagonal_finish(f, &d);
+    factor_end_correction(f);
 }
 
 /* blocks pass ---------------------------------------------------------------------------------- */

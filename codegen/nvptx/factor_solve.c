@@ -4,7 +4,7 @@
  * T and A are f32 in shared memory, A made in place of T: 16x16 blocks on the diagonal by forward
  * substitution, then pairs, then halves by block products. For nearby keys A's rows cancel against
  * each other, so A keeps more than an operand's 11 bits: block products take both factors as sums of
- * two tf32 numbers, M takes A so, and P takes A / scale as a sum of two f16 numbers. A's entries reach
+ * two tf32 numbers, M and P take A / scale as a sum of two f16 numbers. A's entries reach
  * 135 for erase gates up to 1 and 1e6 up to 2 (I - k (b.k)' is not a contraction): scale, a power of
  * two, keeps what is made from A in f16's range. While A is moderate scale is 1 and no token's
  * rounding depends on a later token.
@@ -49,20 +49,22 @@ static void key_scales(Factor *f, Val column, Val scale[4])
 }
 
 /* Four neighbouring scores of row half h, from `column` on: T as it is; scores of out families for
- * M = Aq A divided by the rows' and keys' scales; M itself where nothing is erased. */
+ * M = Aq A divided by the rows' and keys' scales; where nothing is erased these are M. */
 static void put_scores(Factor *f, int family, int h, Val column, Val x[4])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val word[4], key[4] = {NULL};
     bool is_t = s->erase && family == 0;
-    if (s->p_scaled && (is_t || !s->erase))
+    if (s->p_scaled && is_t)
         key_scales(f, column, key);
     for (int j = 0; j < 4; j++) {
         if (key[j])
-            x[j] = cg_fmul(cg, x[j], is_t ? key[j] : cg_fmul(cg, key[j], f->shrink));
+            x[j] = cg_fmul(cg, x[j], key[j]);
         if (is_t && s->family[0].scaled)
             x[j] = cg_fmul(cg, x[j], f->row_scale[0][h]);
+        if (is_t && s->key_multiple >= 0)
+            x[j] = cg_fmul(cg, x[j], f->multiple[h]);
         word[j] = words_of(cg, x[j]);
     }
     if (is_t) {
@@ -237,8 +239,8 @@ static Val block_largest(Factor *f, Val x)
     return x;
 }
 
-/* scale for a largest element `most` of A (times the keys' scales): as much of it as sums of products
- * with scores have no room for. */
+/* scale for a largest element `most` of A (times the keys' scales): 1 unless sums of its products
+ * with scores might not fit, or keys are so small that f16's least numbers would cost bits. */
 static void choose_scale(Factor *f, Val most)
 {
     Cg *cg = f->cg;
@@ -247,24 +249,14 @@ static void choose_scale(Factor *f, Val most)
     while (unit * 2 <= room && unit < 64)
         unit *= 2;
     Val scale = cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / unit));
-    if (!s->p_scaled)
-        scale = nv_larger(cg, scale, cg_float(cg, 1));
+    Val fits = LLVMBuildFCmp(cg->b, LLVMRealOLE, scale, cg_float(cg, 1), "");
+    if (s->p_scaled)
+        fits = cg_and(cg, fits, LLVMBuildFCmp(cg->b, LLVMRealOGE, most, cg_float(cg, 0x1p-6), ""));
+    scale = cg_select(cg, fits, cg_float(cg, 1), scale);
     f->shrink = nv_power_inverse(cg, scale);
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, nv_tid(cg), cg_int(cg, 0)));
     cg_store(cg, scale, cg_gep8(cg, f->record, cg_int(cg, (int)s->ws_scale)), 4);
     cg_end_if(cg, &one);
-}
-
-/* Nothing erased: the keys' scales alone. */
-void factor_key_scale(Factor *f)
-{
-    Cg *cg = f->cg;
-    if (!f->s->p_scaled)
-        return;
-    Val mine = factor_shared_f32(f, f->sh_keys, f->row[0]), most = cg_load(cg, cg->f32, mine, 4);
-    mine = factor_shared_f32(f, f->sh_keys, f->row[1]);
-    most = nv_larger(cg, most, cg_load(cg, cg->f32, mine, 4));
-    choose_scale(f, block_largest(f, most));
 }
 
 /* Columns of A that a thread turns: half a row, by turns so that the halves' reads share no bank. */
@@ -276,7 +268,7 @@ static Val scaled_column(Factor *f, int c)
     return cg_add(cg, cg_mul(cg, half, cg_int(cg, run)), cg_int(cg, c / run * 2 * run + c % run));
 }
 
-/* A times the keys' scales over `scale`: f32 in place, and as the sum of two f16. */
+/* A times the keys' scales over `scale`, as the sum of two f16. */
 static void scale_inverse(Factor *f)
 {
     Cg *cg = f->cg;
@@ -295,11 +287,9 @@ static void scale_inverse(Factor *f)
     }
     choose_scale(f, block_largest(f, most));
     for (int c = 0; c < s->rows / 2; c += 8) {
-        Val column = scaled_column(f, c), word[8], pair[2][4], x[8], back[2];
-        for (int j = 0; j < 8; j++) {
+        Val column = scaled_column(f, c), pair[2][4], x[8], back[2];
+        for (int j = 0; j < 8; j++)
             x[j] = cg_fmul(cg, a[c + j], f->shrink);
-            word[j] = words_of(cg, x[j]);
-        }
         for (int j = 0; j < 4; j++) {
             pair[0][j] = nv_pack(cg, s->operand, x[2 * j], x[2 * j + 1]);
             nv_unpack(cg, s->operand, pair[0][j], back);
@@ -308,8 +298,6 @@ static void scale_inverse(Factor *f)
         }
         for (int part = 0; part < 2; part++)
             store_words(cg, pair_element(f, f->sh_a[part], row, column), pair[part], 4);
-        store_words(cg, element(f, f->sh_t, row, column), word, 4);
-        store_words(cg, element(f, f->sh_t, row, cg_add(cg, column, cg_int(cg, 4))), word + 4, 4);
     }
     nv_barrier(cg);
 }
@@ -335,28 +323,16 @@ void factor_solve(Factor *f)
 static Val lane_row(Factor *f) { return cg_and(f->cg, f->lane, cg_int(f->cg, 15)); }
 static Val lane_half(Factor *f) { return cg_shl(f->cg, cg_shr(f->cg, f->lane, 4), 3); }
 
-/* acc[n] += Aq(row, m) A(m, j), 16x16 blocks. Aq is f16, exact in tf32: the pairs that ldmatrix
- * gives a lane serve as its two columns of a k-step of 8, if A's rows are taken in the same order. */
+/* acc[n] += Aq(row, m) A(m, j), 16x16 blocks. */
 static void mix16(Factor *f, Val acc[2][4], const Val q[4], int m, int j)
 {
     Cg *cg = f->cg;
-    for (int step = 0; step < 2; step++) {
-        Val a[4], two[2], high[2], low[2];
-        for (int h = 0; h < 2; h++) {
-            nv_unpack(cg, f->s->operand, q[2 * step + h], two);
-            a[h] = words_of(cg, two[0]);
-            a[2 + h] = words_of(cg, two[1]);
-        }
-        for (int n = 0; n < 2; n++) {
-            for (int i = 0; i < 2; i++) {
-                Val r = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, 16 * m + 8 * step + i));
-                Val c = cg_add(cg, f->g, cg_int(cg, 16 * j + 8 * n));
-                Val x = cg_load(cg, cg->f32, element(f, f->sh_t, r, c), 4);
-                split_tf32(cg, x, &high[i], &low[i]);
-            }
-            nv_mma_tf32(cg, acc[n], a, low);
-            nv_mma_tf32(cg, acc[n], a, high);
-        }
+    Val row = cg_add(cg, cg_int(cg, 16 * m), lane_row(f)), b[4];
+    Val column = cg_add(cg, cg_int(cg, 16 * j), lane_half(f));
+    for (int part = 1; part >= 0; part--) {
+        nv_ldmatrix4(cg, pair_element(f, f->sh_a[part], row, column), true, b);
+        nv_mma(cg, f->s->operand, acc[0], q, b);
+        nv_mma(cg, f->s->operand, acc[1], q, b + 2);
     }
 }
 
@@ -496,19 +472,11 @@ static void copy_writes(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val by[2];
-    for (int h = 0; s->p_scaled && h < 2; h++) {
-        by[h] = cg_load(cg, cg->f32, factor_shared_f32(f, f->sh_keys, f->row[h]), 4);
-        by[h] = cg_fmul(cg, by[h], f->shrink);
-        by[h] = nv_pack(cg, s->operand, by[h], by[h]);
-    }
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     for (int h = 0; h < 2; h++) {
         Val pair[4];
         factor_load_unit(cg, factor_key_unit(f, f->row[h], unit), pair);
-        for (int j = 0; s->p_scaled && j < 4; j++)
-            pair[j] = nv_mul_pair(cg, s->operand, pair[j], by[h]);
         factor_store_unit(cg, factor_ws_unit(f, s->ws_p, s->kp, f->row[h], unit), pair);
     }
     cg_end_for(cg, &slab);

@@ -157,6 +157,32 @@ static double magnitude(const Kernel *k, int v)
     return fmax(fabs(r.lo), fabs(r.hi));
 }
 
+/* Whether a per-token input that v needs is f32: 16-bit ones are coarser than our rounding. */
+static bool reads_f32(const Kernel *k, int v)
+{
+    bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count), found = false;
+    value_mark(k, v, needed);
+    for (int i = 0; i < k->inst.count; i++) {
+        const Inst *in = inst_at(k, i);
+        if (needed[i] && in->op == OP_in)
+            found = found || (!k->in.at[in->index].is_param && k->in.at[in->index].elem == ELEM_f32);
+    }
+    return found;
+}
+
+/* Without vector decay the erase row of the delta rule, beta k, is a multiple of the key. */
+static int find_multiple(const Kernel *k, const System *s)
+{
+    if (!s->erase || s->a_key || s->slots > 1 || s->family[0].scaled)
+        return -1;
+    int key = inst_at(k, s->p)->arg[0];
+    const Inst *x = inst_at(k, inst_at(k, s->family[0].x)->arg[0]);
+    for (int j = 0; j < 2 && x->op == OP_mul; j++)
+        if (x->arg[j] == key && !shape_has(inst_at(k, x->arg[1 - j])->shape, AXIS_K))
+            return x->arg[1 - j];
+    return -1;
+}
+
 static void choose_scales(const Kernel *k, System *s)
 {
     double key = magnitude(k, s->p), row = 0;
@@ -165,11 +191,15 @@ static void choose_scales(const Kernel *k, System *s)
     key = s->p_scaled ? 2 : key;
     for (int f = 0; f < s->families; f++) {
         double x = magnitude(k, s->family[f].x);
-        s->family[f].scaled = !(x <= F16_ROW_BOUND);
-        row = fmax(row, s->family[f].scaled ? 2 : x);
+        Family *fam = &s->family[f];
+        fam->unbounded = !(x <= F16_ROW_BOUND);
+        fam->corrected = s->erase && f == 0 && reads_f32(k, fam->x);
+        fam->scaled = fam->unbounded || fam->corrected;
+        row = fmax(row, fam->unbounded ? 2 : x);
     }
     s->scores = row * key * s->K;
-    s->has_scale = s->erase || s->p_scaled;
+    s->has_scale = s->erase;
+    s->key_multiple = find_multiple(k, s);
 }
 
 int nv_block_columns(int columns)
@@ -211,6 +241,8 @@ static void place(System *s)
         s->family[f].ws_rows = at;
         at += s->family[f].scaled ? s->rows * 4 : 0;
     }
+    s->ws_keys = at;
+    at += s->p_scaled && !s->erase ? s->rows * 4 : 0;
     s->ws_bytes = (at + 127) / 128 * 128;
 }
 
