@@ -14,6 +14,8 @@ target_include_directories(gdr_options INTERFACE
 target_compile_options(gdr_options INTERFACE
     -Wall -Wextra -Wshadow -Wvla -Wundef -Wwrite-strings -Wstrict-prototypes -Wmissing-prototypes
     -Wold-style-definition
+    # Depends on what the optimiser happens to see: shown, never an error.
+    $<$<C_COMPILER_ID:GNU>:-Wno-error=maybe-uninitialized>
     -ffile-prefix-map=${PROJECT_SOURCE_DIR}/= # messages and debug information name no build path
     -ffunction-sections -fdata-sections)
 target_link_options(gdr_options INTERFACE LINKER:--gc-sections)
