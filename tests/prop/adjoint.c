@@ -1,16 +1,29 @@
-/* The gradient of a kernel, derived by kernel_adjoint, against numbers: for recurrences built by hand
- * and for random ones, over lengths around the chunk and over gates from 0 to resets, the gradient times
- * a random direction equals the derivative of the forward kernel along it; every later pass keeps what
- * the gradient kernel means; its text parses back. GDR_SEED=n replays the random case printed as seed
- * n. */
+/* The gradient of a kernel, derived by kernel_adjoint, over lengths around the chunk and gates from 0 to
+ * resets, with and without states, for any subset of outputs.
+ *
+ *   specs    it equals the reference's gradient, which knows nothing of chunks, to 1e-9
+ *   kernels  built by hand, and random ones: along a random direction it is the forward kernel's
+ *            derivative by differences
+ *   all      every later pass keeps what the gradient kernel means, and its text parses back
+ *
+ * GDR_SEED=n replays the random kernel printed as seed n. */
 #include "frontend/frontend.h"
 #include "tests/prop/recurrences.h"
 
+#include <glob.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <cmocka.h>
 
 enum { RANDOM_CASES = 200, REGIMES = 6 };
+
+/* A spec with sizes for its dims. */
+typedef struct Spec {
+    Interner names;
+    Diag d;
+    SpecFile *file;
+    const SpecBind *bind;
+} Spec;
 
 typedef struct Case {
     Arena *arena;
@@ -19,6 +32,7 @@ typedef struct Case {
     double **direction;    /* by input; the state last */
     double **upstream;     /* by output; the final state last */
     uint64_t outs;         /* outputs with an upstream gradient */
+    bool stateless;        /* no initial state and no gradient of the final one */
     uint64_t seed;
     int64_t T;
 } Case;
@@ -42,6 +56,10 @@ static Case case_new(Arena *a, const Kernel *forward, uint64_t seed, int64_t T, 
     Rng r = {seed ^ 0xadd};
     Case c = {.arena = a, .forward = forward, .seed = seed, .T = T};
     c.at = data_fill(a, forward, &r, T, regime);
+    for (int i = 0; i < forward->in.count; i++) /* gates that are shut: a decay without a logarithm */
+        for (int64_t j = 0; forward->in.at[i].lo == 0 && j < in_size(forward, i, T); j++)
+            if (rng_below(&r, 6) == 0)
+                ((double *)c.at.args.in[i])[j] = 0;
     c.direction = NEW_ARRAY(a, double *, forward->in.count + 1);
     c.upstream = NEW_ARRAY(a, double *, forward->out.count + 1);
     for (int i = 0; i < forward->in.count; i++)
@@ -101,6 +119,10 @@ static double *gradients(const Case *c, const Kernel *grad, int64_t *count) {
     args.state = NEW_ARRAY(c->arena, double, state_size(k));
     memcpy(args.state, c->at.state0, (size_t)state_size(k) * sizeof(double));
     memcpy(all + at, c->upstream[k->out.count], (size_t)state_size(k) * sizeof(double));
+    if (c->stateless) {
+        args.state = args.costate = NULL;
+        memset(all + at, 0, (size_t)state_size(k) * sizeof(double));
+    }
     kernel_eval(grad, c->arena, &args);
     *count = total;
     return all;
@@ -132,6 +154,29 @@ static void check_direction(const Case *c, const Kernel *grad, const double *g) 
         fail_case(c, grad, "adjoint", what);
 }
 
+/* The same list as `gradients` gives, by the reference. */
+static double *reference_gradients(const Case *c, Spec *s) {
+    const Kernel *k = c->forward;
+    int64_t total = state_size(k), at = 0;
+    for (int i = 0; i < k->in.count; i++)
+        total += in_size(k, i, c->T);
+    double *all = NEW_ARRAY(c->arena, double, total + 1);
+    double **din = NEW_ARRAY(c->arena, double *, k->in.count + 1);
+    const double **dout = NEW_ARRAY(c->arena, const double *, k->out.count + 1);
+    for (int i = 0; i < k->in.count; at += in_size(k, i++, c->T))
+        din[i] = all + at;
+    for (int o = 0; o < k->out.count; o++)
+        dout[o] = c->outs >> o & 1 ? c->upstream[o] : NULL;
+    ReferenceGrad args = {.T = c->T, .in = c->at.args.in, .dout = dout, .din = din};
+    if (!c->stateless) {
+        args.state = c->at.state0;
+        args.dstate = all + at;
+        memcpy(all + at, c->upstream[k->out.count], (size_t)state_size(k) * sizeof(double));
+    }
+    assert_true(reference_gradient(c->arena, s->file, k->name, s->bind, &args, &s->d));
+    return all;
+}
+
 static void check_pass(const Case *c, const Kernel *grad, const char *pass, const double *want) {
     int64_t n;
     const double *got = gradients(c, grad, &n);
@@ -139,6 +184,8 @@ static void check_pass(const Case *c, const Kernel *grad, const char *pass, cons
     for (int64_t i = 0; i < n; i++) {
         scale = fmax(scale, fabs(want[i]));
         worst = fmax(worst, fabs(want[i] - got[i]));
+        if (!isfinite(want[i]) || !isfinite(got[i]))
+            fail_case(c, grad, pass, "not finite");
     }
     if (!(worst <= 1e-9 * scale))
         fail_case(c, grad, pass, "another gradient");
@@ -159,12 +206,13 @@ static void check_text(const Case *c, const Kernel *grad, Interner *names, const
     assert_string_equal(text.text, again.text);
 }
 
-static void check_kernel(Arena *a, Interner *names, const Kernel *original, uint64_t seed, int rows) {
+/* `spec` NULL: against differences. */
+static void check_kernel(Arena *a, Interner *names, const Kernel *original, Spec *spec, uint64_t seed,
+                         int rows) {
     Kernel *forward = kernel_clone(original);
     pass_fold(forward);
     pass_normal(forward);
-    if (!forward->facts.chunkable)
-        return;
+    assert_true(forward->facts.chunkable);
     kernel_set_chunk(forward, rows);
     passes_run_after(forward, "normal", "collapse", NULL);
     int64_t C = forward->axis.at[AXIS_C].size;
@@ -176,8 +224,12 @@ static void check_kernel(Arena *a, Interner *names, const Kernel *original, uint
         const char *why = kernel_verify(grad);
         if (why)
             fail_case(&c, grad, "adjoint", why);
-        const double *want = gradients(&c, grad, &n);
-        check_direction(&c, grad, want);
+        c.stateless = spec && rng_below(&(Rng){seed + (uint64_t)t}, 3) == 0;
+        const double *want = spec ? reference_gradients(&c, spec) : gradients(&c, grad, &n);
+        if (spec)
+            check_pass(&c, grad, "adjoint", want);
+        else
+            check_direction(&c, grad, want);
         for (int p = pass_find("collapse"); p < pass_count; p++) {
             pass_info[p].run(grad);
             if ((why = kernel_verify(grad)))
@@ -198,7 +250,7 @@ static void test_named(void **state) {
         Kernel *k = named_kernel(&a, &names, which, 4, 3);
         for (uint64_t regime = 0; k && regime < REGIMES; regime++)
             for (int rows = 1; rows <= 16; rows *= 4)
-                check_kernel(&a, &names, k, regime, rows);
+                check_kernel(&a, &names, k, NULL, regime, rows);
         arena_free(&a);
         if (!k)
             return;
@@ -216,8 +268,88 @@ static void test_random(void **state) {
         arena_init(&a, NULL);
         intern_init(&names, &a);
         Kernel *k = random_kernel(&a, &names, &r);
-        check_kernel(&a, &names, k, seed, 1 + rng_below(&r, 12));
+        check_kernel(&a, &names, k, NULL, seed, 1 + rng_below(&r, 12));
         arena_free(&a);
+    }
+}
+
+/* specs ---------------------------------------------------------------------------------------- */
+
+static void spec_open(Spec *s, Arena *a, const Source *source) {
+    assert_non_null(source);
+    intern_init(&s->names, a);
+    diag_init(&s->d, a, source);
+    s->file = spec_parse(a, &s->names, source, &s->d);
+    if (!spec_check(s->file, &s->d)) {
+        Buf text;
+        buf_init(&text, a);
+        diag_print_text(&s->d, &text, false);
+        fail_msg("%s", text.text);
+    }
+}
+
+static void check_spec(Source *(*load)(Arena *, const char *), const char *what, uint64_t seed) {
+    for (uint64_t regime = 0; regime < REGIMES; regime++) {
+        Arena a;
+        Spec s;
+        Rng r = {seed * REGIMES + regime};
+        arena_init(&a, NULL);
+        spec_open(&s, &a, load(&a, what));
+        const SpecDim dim[] = {{"K", 1 + rng_below(&r, 8)}, {"V", 1 + rng_below(&r, 8)}};
+        const SpecBind bind = {dim, 2};
+        s.bind = &bind;
+        for (int v = 0; v < s.file->variant.count; v++) {
+            const char *name = s.file->variant.at[v]->name;
+            Kernel *k = spec_lower(&a, &s.names, s.file, name, &bind, &s.d);
+            assert_non_null(k);
+            check_kernel(&a, &s.names, k, &s, regime + REGIMES * rng_next(&r),
+                         1 + rng_below(&r, 20));
+        }
+        arena_free(&a);
+    }
+}
+
+static void test_specs(void **state) {
+    (void)state;
+    glob_t files;
+    assert_int_equal(glob(GDR_SPECS_DIR "/*.gdr", 0, NULL, &files), 0);
+    assert_true(files.gl_pathc >= 14);
+    for (size_t i = 0; i < files.gl_pathc; i++)
+        check_spec(source_from_file, files.gl_pathv[i], i);
+    globfree(&files);
+}
+
+static Source *from_text(Arena *a, const char *text) {
+    return source_from_text(a, "test.gdr", text, strlen(text));
+}
+
+/* What the specs of the repository do not have: several outs, nonlinear ones, several updates with
+ * early reads, memories along time, decays without a logarithm, elementwise functions in every place. */
+static void test_features(void **state) {
+    (void)state;
+    static const char *const body[] = {
+        "S = diag(exp(g)) * S + p * v'\n out o[V] = silu(S' * q) .* w + x * v\n out r[V] = S' * p",
+        "let u = S' * p\n S = exp(c) * S - q * u' + p * v'\n S = S - kn[1] * (S' * kn[0])' * bn[1]\n"
+        "out o[V] = u + S' * q\n out y[V] = tanh(S' * kn[0]) / (1 + a^2)",
+        "S = exp(c) * S + p * v' + a * prev(p) * prev(v)'\n"
+        "out o[V] = S' * (q .* cos(cumsum(p)) + B .* sin(cumsum(p)))",
+        "S = x * S + p * v'\n out o[V] = S' * q",
+        "S = diag(1 - sigmoid(p)) * S - x * q * (S' * q)' + p * v'\n out o[V] = S' * q",
+        "S = diag(exp(g) .* B) * S + A * p * v'\n out o[V] = S' * q\n out r = sum(p .* q) * A",
+        "S = A * (S - sigmoid(a) * l2norm(p) * (S' * l2norm(p))') + exp(B) * w'\n out o[V] = S' * q",
+        "for j in n { S = exp(c * bn[j]) * S - kn[j] * (S' * kn[j])' * x }\n S = S + p * v'\n"
+        "out o[V] = S' * q\n out r[K] = abs(p) + relu(q) .* min(p, q) - max(a, q) * x^1.5",
+        "S = sqrt(sigmoid(a)) * S / exp(-c) + (p .^ 2) * (v .* w)'\n"
+        "out o[V] = S' * softplus(q) * rsqrt(1 + dot(q, q)) + log(2 + v.^2)",
+        "S = S + p * v'\n out o[V] = S' * q * sum(g)\n out r[K] = p * prev(x) + cumsum(a)",
+    };
+    for (size_t i = 0; i < sizeof body / sizeof *body; i++) {
+        char text[1000];
+        snprintf(text, sizeof text,
+                 "variant t { dim K = 3, V = 2, n = 2\n in p[K], q[K], v[V], w[V], a\n"
+                 "in g[K] <= 0, c <= 0, x in [0, 1]\n in kn[n, K], bn[n] in [0, 1]\n param A, B[K]\n"
+                 "state S[K, V]\n%s\n}", body[i]);
+        check_spec(from_text, text, 100 + i);
     }
 }
 
@@ -225,6 +357,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named),
         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_specs),
+        cmocka_unit_test(test_features),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

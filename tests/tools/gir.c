@@ -3,7 +3,8 @@
  *
  *   gir [--passes=NAME,...] [--rows=N] FILE.gir
  *
- * The kernel is verified at the start and after every pass. `--rows` sets the chunk size (at most N
+ * The kernel is verified at the start and after every pass. `adjoint` is a name too: from then on it is
+ * the gradient kernel of all outputs and inputs. `--rows` sets the chunk size (at most N
  * equations) before the first pass that leaves the recurrence level. Exit 1: the text is no kernel
  * or not a legal one; 2: usage. */
 #include "passes/passes.h"
@@ -49,7 +50,12 @@ static bool is_legal(const Kernel *k, const char *where) {
 }
 
 /* `fold` runs at every level, the others where passes.def says. */
-static int run_pass(Tool *t, Kernel *k, const char *name) {
+static int run_pass(Tool *t, Kernel **kernel, const char *name) {
+    Kernel *k = *kernel;
+    if (!strcmp(name, "adjoint") && k->level == LEVEL_chunk && !kernel_is_gradient(k)) {
+        *kernel = kernel_adjoint(k, ~0ull, ~0ull);
+        return is_legal(*kernel, name) ? 0 : 1;
+    }
     int i = pass_find(name);
     if (i < 0 || (k->level != pass_info[i].from && strcmp(name, "fold"))) {
         fprintf(stderr, "no pass %s at level %s\n", name, level_name(k->level));
@@ -68,7 +74,7 @@ static int run(Tool *t) {
     const char *passes = t->passes ? t->passes : "";
     char *rest = arena_strndup(&t->arena, passes, strlen(passes));
     for (const char *name; (name = strtok_r(rest, ",", &rest));) {
-        int status = run_pass(t, k, name);
+        int status = run_pass(t, &k, name);
         if (status)
             return status;
     }
