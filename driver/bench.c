@@ -19,7 +19,10 @@
 enum { REPEAT_TOKENS = 64, TIMES_MAX = 200, TIMES_MIN = 7, SETS_DEFAULT = 4 };
 static const double seconds_wanted = 0.7; /* of measuring a shape */
 
-typedef struct Sample { double seconds, least, most; int count; } Sample;
+typedef struct Sample {
+    double seconds, least, most;
+    int count;
+} Sample;
 
 typedef struct Row {
     BenchShape shape;
@@ -35,13 +38,12 @@ typedef struct Bench {
     const Variant *v;
     gdr_dtype type;
     const char *sgemm_name;
-    double sgemm_rate;             /* operations a second and thread; 0 = no library */
-    double first_ms, cached_ms;    /* spec text to loaded kernel; cached < 0 = no cache */
+    double sgemm_rate;          /* operations a second and thread; 0 = no library */
+    double first_ms, cached_ms; /* spec text to loaded kernel; cached < 0 = no cache */
     VEC(Row) row;
 } Bench;
 
-static double now(void)
-{
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -61,8 +63,7 @@ typedef struct Launches {
     gdr_status status;
 } Launches;
 
-static bool launch_once(void *user)
-{
+static bool launch_once(void *user) {
     Launches *l = user;
     int i = l->turn++ % l->sets;
     l->status = l->set ? gdr_forward(l->e->kernel, &l->set[i].launch)
@@ -70,8 +71,7 @@ static bool launch_once(void *user)
     return l->status == GDR_OK;
 }
 
-static gdr_status time_once(Launches *l, double *seconds)
-{
+static gdr_status time_once(Launches *l, double *seconds) {
     if (!l->set) {
         double start = now();
         launch_once(l);
@@ -84,14 +84,12 @@ static gdr_status time_once(Launches *l, double *seconds)
     return l->status ? l->status : ctx_fail(l->d->ctx, GDR_EDRIVER, "%s", e.text);
 }
 
-static int by_value(const void *a, const void *b)
-{
+static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-static gdr_status measure_launches(Launches *l, Sample *s)
-{
+static gdr_status measure_launches(Launches *l, Sample *s) {
     double t[TIMES_MAX], total = 0;
     int n = 0;
     for (int i = 0; i < l->sets; i++) { /* every set once, untimed */
@@ -106,12 +104,11 @@ static gdr_status measure_launches(Launches *l, Sample *s)
         total += t[n++];
     }
     qsort(t, (size_t)n, sizeof *t, by_value);
-    *s = (Sample){ n % 2 ? t[n / 2] : (t[n / 2 - 1] + t[n / 2]) / 2, t[0], t[n - 1], n };
+    *s = (Sample){n % 2 ? t[n / 2] : (t[n / 2 - 1] + t[n / 2]) / 2, t[0], t[n - 1], n};
     return GDR_OK;
 }
 
-static gdr_status prepare_sets(Launches *l)
-{
+static gdr_status prepare_sets(Launches *l) {
     gdr_status status = GDR_OK;
     bool gpu = l->e->device == DEVICE_cuda;
     DeviceSet *set = NEW_ARRAY(l->arena, DeviceSet, l->sets);
@@ -133,8 +130,7 @@ static gdr_status prepare_sets(Launches *l)
 
 /* figures -------------------------------------------------------------------------------------- */
 
-static double problem_bytes(const Problem *p)
-{
+static double problem_bytes(const Problem *p) {
     double bytes = 0;
     for (int i = 0; i < p->k->in.count; i++)
         bytes += (double)p->in[i].bytes;
@@ -143,13 +139,12 @@ static double problem_bytes(const Problem *p)
         bytes += (double)(p->B * p->T * p->H * shape_elements(p->k, port->shape)) *
                  elem_size(port->elem);
     }
-    double state = 4.0 * (double)(p->N * p->H) * p->k->axis.at[AXIS_K].size *
-                   p->k->axis.at[AXIS_V].size;
+    double state =
+        4.0 * (double)(p->N * p->H) * p->k->axis.at[AXIS_K].size * p->k->axis.at[AXIS_V].size;
     return bytes + state * (p->S0.data ? 2 : 1);
 }
 
-static double recurrent_flops(const Kernel *normal)
-{
+static double recurrent_flops(const Kernel *normal) {
     double KV = (double)normal->axis.at[AXIS_K].size * normal->axis.at[AXIS_V].size, flops = 0;
     for (int v = 0; v < normal->inst.count; v++) {
         Op op = inst_at(normal, v)->op;
@@ -159,23 +154,22 @@ static double recurrent_flops(const Kernel *normal)
 }
 
 /* Operations a token and head. */
-static double token_flops(const Problem *p, const gdr_facts *facts)
-{
+static double token_flops(const Problem *p, const gdr_facts *facts) {
     Kernel *k = kernel_clone(p->k);
     passes_run(k, "normal", NULL);
     if (facts->algo == GDR_ALGO_RECURRENT)
         return recurrent_flops(k);
-    SystemTable t = { 0 };
+    SystemTable t = {0};
     kernel_set_chunk(k, facts->chunk * (facts->updates > 1 ? facts->updates : 1));
     passes_run_after(k, "normal", NULL, NULL);
     system_describe(k, &t);
     return t.cost.flops;
 }
 
-static double roofline(const Bench *b, const Row *r)
-{
+static double roofline(const Bench *b, const Row *r) {
     if (b->d->opt.device == DEVICE_cuda) {
-        double bandwidth = cuda_bandwidth(b->d->ctx->cuda), rate = cuda_matrix_rate(b->d->ctx->cuda);
+        double bandwidth = cuda_bandwidth(b->d->ctx->cuda),
+               rate = cuda_matrix_rate(b->d->ctx->cuda);
         if (b->type == GDR_F32)
             rate /= 2; /* tf32 */
         return bandwidth > 0 && rate > 0 ? fmax(r->bytes / bandwidth, r->flops / rate) : 0;
@@ -186,15 +180,17 @@ static double roofline(const Bench *b, const Row *r)
 
 /* one shape ------------------------------------------------------------------------------------ */
 
-static gdr_status bench_problem(Bench *b, const Problem *p, Row *r, Arena *arena)
-{
+static gdr_status bench_problem(Bench *b, const Problem *p, Row *r, Arena *arena) {
     Driver *d = b->d;
-    Engine e = { .method = r->method, .device = d->opt.device, .chunk = d->opt.chunk };
+    Engine e = {.method = r->method, .device = d->opt.device, .chunk = d->opt.chunk};
     gdr_status status = engine_open(d, p, &e);
     if (status)
         return status;
-    Launches l = { .d = d, .p = p, .e = &e, .arena = arena,
-                   .sets = d->opt.input_sets ? d->opt.input_sets : SETS_DEFAULT };
+    Launches l = {.d = d,
+                  .p = p,
+                  .e = &e,
+                  .arena = arena,
+                  .sets = d->opt.input_sets ? d->opt.input_sets : SETS_DEFAULT};
     gdr_facts facts;
     gdr_kernel_facts(e.kernel, &facts);
     status = prepare_sets(&l);
@@ -215,18 +211,23 @@ static gdr_status bench_problem(Bench *b, const Problem *p, Row *r, Arena *arena
     return status;
 }
 
-static gdr_status bench_shape(Bench *b, const BenchShape *shape)
-{
+static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
     Arena arena;
     Problem p;
     Kernel *defaults = spec_kernel(b->d, b->s, b->v->name, b->d->opt.dim.at, b->d->opt.dim.count);
     if (!defaults)
         return GDR_ESPEC;
     bool step = shape->T == 1;
-    Case c = { .type = b->type, .K = defaults->axis.at[AXIS_K].size,
-               .V = defaults->axis.at[AXIS_V].size, .B = shape->B, .T = shape->T, .H = shape->H,
-               .key_heads = shape->key_heads, .repeat = REPEAT_TOKENS, .S0 = step };
-    Row r = { .shape = *shape, .method = (Method)b->d->opt.method };
+    Case c = {.type = b->type,
+              .K = defaults->axis.at[AXIS_K].size,
+              .V = defaults->axis.at[AXIS_V].size,
+              .B = shape->B,
+              .T = shape->T,
+              .H = shape->H,
+              .key_heads = shape->key_heads,
+              .repeat = REPEAT_TOKENS,
+              .S0 = step};
+    Row r = {.shape = *shape, .method = (Method)b->d->opt.method};
     if (step && r.method == METHOD_auto)
         r.method = METHOD_recurrent;
     arena_init(&arena, b->d->arena.oom);
@@ -240,19 +241,23 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape)
 }
 
 /* Spec text to loaded kernel: without the cache, and again from it. */
-static gdr_status bench_compile(Bench *b)
-{
+static gdr_status bench_compile(Bench *b) {
     Driver *d = b->d;
-    CompileInput input = { .source = b->s->source };
+    CompileInput input = {.source = b->s->source};
     gdr_compile_options o = {
-        .size = sizeof o, .variant = b->v->name, .dims = d->opt.dim.at, .ndims = d->opt.dim.count,
-        .dtype = b->type, .target = d->opt.device == DEVICE_cuda ? "cuda" : "host",
+        .size = sizeof o,
+        .variant = b->v->name,
+        .dims = d->opt.dim.at,
+        .ndims = d->opt.dim.count,
+        .dtype = b->type,
+        .target = d->opt.device == DEVICE_cuda ? "cuda" : "host",
         .algo = d->opt.method == METHOD_recurrent ? GDR_ALGO_RECURRENT : GDR_ALGO_AUTO,
         .chunk_rows = d->opt.chunk,
+        .opt_level = d->opt.opt_level,
     };
     b->cached_ms = -1;
     for (int round = 0; round < 3; round++) { /* anew; into the cache; from the cache */
-        CompileExtra extra = { .no_cache = round == 0 };
+        CompileExtra extra = {.no_cache = round == 0};
         gdr_kernel *k;
         gdr_facts facts;
         double start = now();
@@ -272,8 +277,7 @@ static gdr_status bench_compile(Bench *b)
 
 /* results -------------------------------------------------------------------------------------- */
 
-static void print_machine(const Bench *b, Buf *out)
-{
+static void print_machine(const Bench *b, Buf *out) {
     if (b->d->opt.device == DEVICE_cuda) {
         const Cuda *c = b->d->ctx->cuda;
         buf_printf(out, "%s, driver %d.%d, nominal %.2f TB/s, %.0f TFLOP/s", cuda_device_name(c),
@@ -284,12 +288,10 @@ static void print_machine(const Bench *b, Buf *out)
     Pool *pool = ctx_pool(b->d->ctx);
     buf_printf(out, "CPU, %d threads", pool ? pool_threads(pool) : 0);
     if (b->sgemm_rate > 0)
-        buf_printf(out, ", sgemm of %s %.1f GFLOP/s a thread", b->sgemm_name,
-                   b->sgemm_rate * 1e-9);
+        buf_printf(out, ", sgemm of %s %.1f GFLOP/s a thread", b->sgemm_name, b->sgemm_rate * 1e-9);
 }
 
-static void print_row(const Bench *b, const Row *r)
-{
+static void print_row(const Bench *b, const Row *r) {
     char heads[48], share[32] = "-";
     const Sample *s = &r->sample;
     snprintf(heads, sizeof heads, r->shape.key_heads == r->shape.H ? "%lld" : "%lld/%lld",
@@ -305,20 +307,19 @@ static void print_row(const Bench *b, const Row *r)
     (void)b;
 }
 
-static void print_table(const Bench *b, const char *machine)
-{
+static void print_table(const Bench *b, const char *machine) {
     printf("%s, variant %s, %s\n%s\n", b->s->path, b->v->name, gdr_dtype_name(b->type), machine);
     printf("spec text to loaded kernel: %.1f ms", b->first_ms);
     if (b->cached_ms >= 0)
         printf(", from the cache %.2f ms", b->cached_ms);
-    printf("\n    B       T        H   KxV    algorithm   C  median ms     least      most      GB/s "
-           " TFLOP/s  roofline\n");
+    printf(
+        "\n    B       T        H   KxV    algorithm   C  median ms     least      most      GB/s "
+        " TFLOP/s  roofline\n");
     for (int i = 0; i < b->row.count; i++)
         print_row(b, &b->row.at[i]);
 }
 
-static int write_json(const Bench *b, const char *machine)
-{
+static int write_json(const Bench *b, const char *machine) {
     Buf out;
     char why[512];
     buf_init(&out, &b->d->arena);
@@ -338,12 +339,14 @@ static int write_json(const Bench *b, const char *machine)
     buf_puts(&out, ",\n  \"results\": [\n");
     for (int i = 0; i < b->row.count; i++) {
         const Row *r = &b->row.at[i];
-        buf_printf(&out, "%s    {\"B\": %lld, \"T\": %lld, \"H\": %lld, \"key_heads\": %lld, \"K\": %d, "
+        buf_printf(&out,
+                   "%s    {\"B\": %lld, \"T\": %lld, \"H\": %lld, \"key_heads\": %lld, \"K\": %d, "
                    "\"V\": %d, \"algorithm\": \"%s\", \"chunk\": %d, \"median_ms\": %.6g, "
                    "\"least_ms\": %.6g, \"most_ms\": %.6g, \"launches\": %d, \"bytes\": %.0f, "
-                   "\"flops\": %.0f, \"roofline_ms\": ", i ? ",\n" : "", (long long)r->shape.B,
-                   (long long)r->shape.T, (long long)r->shape.H, (long long)r->shape.key_heads,
-                   r->K, r->V, r->method == METHOD_chunk ? "chunk" : "recurrent", r->chunk,
+                   "\"flops\": %.0f, \"roofline_ms\": ",
+                   i ? ",\n" : "", (long long)r->shape.B, (long long)r->shape.T,
+                   (long long)r->shape.H, (long long)r->shape.key_heads, r->K, r->V,
+                   r->method == METHOD_chunk ? "chunk" : "recurrent", r->chunk,
                    1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
                    r->sample.count, r->bytes, r->flops);
         if (r->roofline > 0)
@@ -352,15 +355,14 @@ static int write_json(const Bench *b, const char *machine)
             buf_puts(&out, "null}");
     }
     buf_puts(&out, "\n  ]\n}\n");
-    if (!file_write_atomic(b->d->opt.json, &(FilePart){ out.text, out.len }, 1, why, sizeof why))
+    if (!file_write_atomic(b->d->opt.json, &(FilePart){out.text, out.len}, 1, why, sizeof why))
         return fail(EXIT_environment, "%s", why);
     return EXIT_done;
 }
 
 /* the call ------------------------------------------------------------------------------------- */
 
-static gdr_status bench_all(Bench *b)
-{
+static gdr_status bench_all(Bench *b) {
     Driver *d = b->d;
     bool terminal = isatty(STDERR_FILENO);
     gdr_status status = bench_compile(b);
@@ -376,15 +378,18 @@ static gdr_status bench_all(Bench *b)
     return status;
 }
 
-int command_bench(Driver *d)
-{
+int command_bench(Driver *d) {
     Spec s;
     int exit_status = spec_open(d, d->opt.file.at[0], &s);
     if (exit_status)
         return exit_status;
     bool gpu = d->opt.device == DEVICE_cuda;
-    Bench b = { .d = d, .s = &s, .v = spec_variant(s.file, d->opt.variant, &s.diag),
-                .type = d->opt.has_dtype ? d->opt.dtype : gpu ? GDR_BF16 : GDR_F32 };
+    Bench b = {.d = d,
+               .s = &s,
+               .v = spec_variant(s.file, d->opt.variant, &s.diag),
+               .type = d->opt.has_dtype ? d->opt.dtype
+                       : gpu            ? GDR_BF16
+                                        : GDR_F32};
     if (!b.v) {
         print_diag(d, &s.diag);
         return EXIT_refused;
@@ -398,7 +403,7 @@ int command_bench(Driver *d)
     if (!gpu)
         b.sgemm_rate = sgemm_measure(&b.sgemm_name);
     if (!d->opt.shape.count) {
-        BenchShape usual = gpu ? (BenchShape){ 1, 8192, 96, 96 } : (BenchShape){ 1, 4096, 4, 4 };
+        BenchShape usual = gpu ? (BenchShape){1, 8192, 96, 96} : (BenchShape){1, 4096, 4, 4};
         VEC_PUSH(&d->arena, &d->opt.shape, usual);
     }
     gdr_status status = bench_all(&b);

@@ -12,8 +12,7 @@ typedef struct List {
     VEC(Case) at;
 } List;
 
-static void push(List *l, Case c)
-{
+static void push(List *l, Case c) {
     const Options *o = &l->d->opt;
     if (o->has_dtype)
         c.type = o->dtype;
@@ -23,35 +22,45 @@ static void push(List *l, Case c)
 }
 
 /* The base case that the lists vary: f32, small, dense. */
-static Case base(int64_t T)
-{
-    return (Case){ .type = GDR_F32, .K = 64, .V = 64, .B = 1, .T = T, .H = 2, .S0 = true };
+static Case base(int64_t T) {
+    return (Case){.type = GDR_F32, .K = 64, .V = 64, .B = 1, .T = T, .H = 2, .S0 = true};
 }
 
-static Case packed(gdr_dtype type, int K, int V)
-{
-    return (Case){ .type = type, .K = K, .V = V, .B = 1, .H = 2, .S0 = true, .sequences = 9,
-                   .length = { 0, 1, 63, 0, 64, 65, 2, 130, 0 }, .spare = 3 };
+static Case packed(gdr_dtype type, int K, int V) {
+    return (Case){.type = type,
+                  .K = K,
+                  .V = V,
+                  .B = 1,
+                  .H = 2,
+                  .S0 = true,
+                  .sequences = 9,
+                  .length = {0, 1, 63, 0, 64, 65, 2, 130, 0},
+                  .spare = 3};
 }
 
 /* Each size once, in turn in each type. */
-static void short_sizes(List *l)
-{
-    static const struct { int K, V; } size[] = {
-        { 32, 32 }, { 96, 96 }, { 100, 100 }, { 64, 128 }, { 128, 64 }, { 256, 256 },
+static void short_sizes(List *l) {
+    static const struct {
+        int K, V;
+    } size[] = {
+        {32, 32}, {96, 96}, {100, 100}, {64, 128}, {128, 64}, {256, 256},
     };
-    static const gdr_dtype type[] = { GDR_F32, GDR_BF16, GDR_F16 };
+    static const gdr_dtype type[] = {GDR_F32, GDR_BF16, GDR_F16};
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
-        push(l, (Case){ .type = type[i % 3], .K = size[i].K, .V = size[i].V, .B = 1, .T = 140,
-                        .H = 2, .S0 = i % 2 == 0 });
-    push(l, (Case){ .type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = 1030, .H = 2 });
+        push(l, (Case){.type = type[i % 3],
+                       .K = size[i].K,
+                       .V = size[i].V,
+                       .B = 1,
+                       .T = 140,
+                       .H = 2,
+                       .S0 = i % 2 == 0});
+    push(l, (Case){.type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = 1030, .H = 2});
 }
 
-static void short_list(List *l)
-{
-    static const int64_t length[] = { 1, 2, 15, 16, 17, 63, 64, 65, 127 };
-    static const Gate gate[] = { GATE_zero, GATE_tiny, GATE_strong, GATE_resets, GATE_mixed };
-    static const Keys keys[] = { KEYS_close9, KEYS_close99, KEYS_same, KEYS_onehot };
+static void short_list(List *l) {
+    static const int64_t length[] = {1, 2, 15, 16, 17, 63, 64, 65, 127};
+    static const Gate gate[] = {GATE_zero, GATE_tiny, GATE_strong, GATE_resets, GATE_mixed};
+    static const Keys keys[] = {KEYS_close9, KEYS_close99, KEYS_same, KEYS_onehot};
     Case c = base(200);
     c.B = 2;
     push(l, c);
@@ -81,33 +90,51 @@ static void short_list(List *l)
     push(l, c);
     push(l, packed(GDR_F32, 64, 64));
     push(l, packed(GDR_BF16, 128, 128));
-    push(l, (Case){ .type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = 300, .H = 4,
-                    .key_heads = 2, .S0 = true });
-    push(l, (Case){ .type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = 300, .H = 2,
-                    .gate = GATE_resets, .keys = KEYS_close9 });
+    push(l, (Case){.type = GDR_BF16,
+                   .K = 128,
+                   .V = 128,
+                   .B = 1,
+                   .T = 300,
+                   .H = 4,
+                   .key_heads = 2,
+                   .S0 = true});
+    push(l, (Case){.type = GDR_BF16,
+                   .K = 128,
+                   .V = 128,
+                   .B = 1,
+                   .T = 300,
+                   .H = 2,
+                   .gate = GATE_resets,
+                   .keys = KEYS_close9});
     short_sizes(l);
-    push(l, (Case){ .type = GDR_F16, .K = 60, .V = 32, .B = 1, .T = 130, .H = 2, .S0 = true });
-    push(l, (Case){ .type = GDR_F16, .K = 32, .V = 100, .B = 1, .T = 130, .H = 2,
-                    .gate = GATE_mixed });
+    push(l, (Case){.type = GDR_F16, .K = 60, .V = 32, .B = 1, .T = 130, .H = 2, .S0 = true});
+    push(l,
+         (Case){.type = GDR_F16, .K = 32, .V = 100, .B = 1, .T = 130, .H = 2, .gate = GATE_mixed});
 }
 
-static void full_sizes(List *l)
-{
-    static const struct { int K, V; } size[] = {
-        { 32, 32 }, { 60, 60 }, { 96, 96 }, { 100, 100 }, { 128, 128 }, { 256, 256 },
-        { 64, 128 }, { 128, 64 }, { 100, 36 }, { 16, 256 },
+static void full_sizes(List *l) {
+    static const struct {
+        int K, V;
+    } size[] = {
+        {32, 32},   {60, 60},  {96, 96},  {100, 100}, {128, 128},
+        {256, 256}, {64, 128}, {128, 64}, {100, 36},  {16, 256},
     };
-    static const gdr_dtype type[] = { GDR_F32, GDR_BF16, GDR_F16 };
+    static const gdr_dtype type[] = {GDR_F32, GDR_BF16, GDR_F16};
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         for (size_t t = 0; t < 3; t++) {
-            push(l, (Case){ .type = type[t], .K = size[i].K, .V = size[i].V, .B = 2, .T = 257,
-                            .H = 4, .key_heads = 2, .S0 = true });
+            push(l, (Case){.type = type[t],
+                           .K = size[i].K,
+                           .V = size[i].V,
+                           .B = 2,
+                           .T = 257,
+                           .H = 4,
+                           .key_heads = 2,
+                           .S0 = true});
             push(l, packed(type[t], size[i].K, size[i].V));
         }
 }
 
-static void full_patterns(List *l)
-{
+static void full_patterns(List *l) {
     for (int type = 0; type < 2; type++)
         for (int gate = GATE_uniform; gate <= GATE_mixed; gate++)
             for (int keys = KEYS_random; keys <= KEYS_growth; keys++)
@@ -115,25 +142,35 @@ static void full_patterns(List *l)
                     bool grows = keys == KEYS_growth;
                     if (grows && (gate || unit))
                         continue; /* the growth pair brings its own gates */
-                    push(l, (Case){ .type = type ? GDR_BF16 : GDR_F32, .K = type ? 128 : 64,
-                                    .V = type ? 128 : 64, .B = 1, .T = grows ? 64 : 190, .H = 2,
-                                    .gate = (Gate)gate, .keys = (Keys)keys, .unit = (Unit)unit,
-                                    .S0 = unit == UNIT_uniform });
+                    push(l, (Case){.type = type ? GDR_BF16 : GDR_F32,
+                                   .K = type ? 128 : 64,
+                                   .V = type ? 128 : 64,
+                                   .B = 1,
+                                   .T = grows ? 64 : 190,
+                                   .H = 2,
+                                   .gate = (Gate)gate,
+                                   .keys = (Keys)keys,
+                                   .unit = (Unit)unit,
+                                   .S0 = unit == UNIT_uniform});
                 }
 }
 
-static void full_lengths(List *l)
-{
-    static const int64_t length[] = { 1, 2, 15, 16, 17, 63, 64, 65, 127, 4096, 8192 };
+static void full_lengths(List *l) {
+    static const int64_t length[] = {1, 2, 15, 16, 17, 63, 64, 65, 127, 4096, 8192};
     for (size_t i = 0; i < sizeof length / sizeof *length; i++)
         for (int gate = GATE_uniform; gate <= GATE_mixed; gate += GATE_resets)
-            push(l, (Case){ .type = GDR_BF16, .K = 128, .V = 128, .B = 1, .T = length[i], .H = 2,
-                            .gate = (Gate)gate, .S0 = true });
+            push(l, (Case){.type = GDR_BF16,
+                           .K = 128,
+                           .V = 128,
+                           .B = 1,
+                           .T = length[i],
+                           .H = 2,
+                           .gate = (Gate)gate,
+                           .S0 = true});
 }
 
-int case_list(Driver *d, bool full, const Case **list)
-{
-    List l = { .d = d };
+int case_list(Driver *d, bool full, const Case **list) {
+    List l = {.d = d};
     short_list(&l);
     if (full) {
         full_sizes(&l);
@@ -144,12 +181,10 @@ int case_list(Driver *d, bool full, const Case **list)
     return l.at.count;
 }
 
-void case_print(const Case *c, Buf *out)
-{
-    static const char *const gate[] = { "uniform", "zero", "tiny", "strong", "resets", "mixed" };
-    static const char *const keys[] = { "random", "close.9", "close.99", "same", "onehot",
-                                        "growth" };
-    static const char *const unit[] = { "uniform", "low", "high" };
+void case_print(const Case *c, Buf *out) {
+    static const char *const gate[] = {"uniform", "zero", "tiny", "strong", "resets", "mixed"};
+    static const char *const keys[] = {"random", "close.9", "close.99", "same", "onehot", "growth"};
+    static const char *const unit[] = {"uniform", "low", "high"};
     char size[32], batch[32], heads[32];
     int64_t T = c->T;
     for (int i = 0; i < c->sequences; i++)
@@ -163,6 +198,6 @@ void case_print(const Case *c, Buf *out)
         snprintf(heads, sizeof heads, "%lld/%lld", (long long)c->key_heads, (long long)c->H);
     else
         snprintf(heads, sizeof heads, "%lld", (long long)c->H);
-    buf_printf(out, "%-4s %-7s %-8s %-4s %-7s %-8s %-7s %-3s", gdr_dtype_name(c->type), size,
-               batch, heads, gate[c->gate], keys[c->keys], unit[c->unit], c->S0 ? "yes" : "no");
+    buf_printf(out, "%-4s %-7s %-8s %-4s %-7s %-8s %-7s %-3s", gdr_dtype_name(c->type), size, batch,
+               heads, gate[c->gate], keys[c->keys], unit[c->unit], c->S0 ? "yes" : "no");
 }

@@ -4,8 +4,7 @@
 #include <string.h>
 
 /* Every variant of one file, with the sizes asked for. */
-static int check_file(Driver *d, const char *path)
-{
+static int check_file(Driver *d, const char *path) {
     Spec s;
     int status = spec_open(d, path, &s);
     if (status)
@@ -16,8 +15,7 @@ static int check_file(Driver *d, const char *path)
     return status;
 }
 
-int command_check(Driver *d)
-{
+int command_check(Driver *d) {
     int status = EXIT_done;
     for (int i = 0; i < d->opt.file.count; i++) {
         int one = check_file(d, d->opt.file.at[i]);
@@ -27,9 +25,8 @@ int command_check(Driver *d)
     return status;
 }
 
-static int format_file(Driver *d, const char *path)
-{
-    Spec s = { .path = path };
+static int format_file(Driver *d, const char *path) {
+    Spec s = {.path = path};
     s.source = source_from_file(&d->arena, path);
     if (!s.source)
         return spec_open(d, path, &s); /* says why it cannot be read */
@@ -50,14 +47,13 @@ static int format_file(Driver *d, const char *path)
         put(&text);
     } else if (!same) {
         char why[512];
-        if (!file_write_atomic(path, &(FilePart){ text.text, text.len }, 1, why, sizeof why))
+        if (!file_write_atomic(path, &(FilePart){text.text, text.len}, 1, why, sizeof why))
             return fail(EXIT_environment, "%s", why);
     }
     return EXIT_done;
 }
 
-int command_fmt(Driver *d)
-{
+int command_fmt(Driver *d) {
     int status = EXIT_done;
     for (int i = 0; i < d->opt.file.count; i++) {
         int one = format_file(d, d->opt.file.at[i]);

@@ -14,8 +14,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
-typedef struct Emit { bool ptx, cubin, llvm, ir, obj, header; } Emit;
-typedef struct OutFile { const char *path; const void *bytes; size_t len; } OutFile;
+typedef struct Emit {
+    bool ptx, cubin, llvm, ir, obj, header;
+} Emit;
+typedef struct OutFile {
+    const char *path;
+    const void *bytes;
+    size_t len;
+} OutFile;
 
 typedef struct Aot {
     Driver *d;
@@ -31,9 +37,8 @@ typedef struct Aot {
 /* options -------------------------------------------------------------------------------------- */
 
 /* The items of a comma-separated list. */
-static void split(Driver *d, const char *list, const char ***item, int *count)
-{
-    VEC(const char *) v = { 0 };
+static void split(Driver *d, const char *list, const char ***item, int *count) {
+    VEC(const char *) v = {0};
     while (*list) {
         size_t n = strcspn(list, ",");
         if (n)
@@ -44,16 +49,18 @@ static void split(Driver *d, const char *list, const char ***item, int *count)
     *count = v.count;
 }
 
-static int read_emit(Aot *a)
-{
+static int read_emit(Aot *a) {
     const char **item;
     int n;
-    struct { const char *name; bool *flag; } known[] = {
-        { "ptx", &a->emit.ptx },   { "cubin", &a->emit.cubin }, { "llvm", &a->emit.llvm },
-        { "ir", &a->emit.ir },     { "obj", &a->emit.obj },     { "header", &a->emit.header },
+    struct {
+        const char *name;
+        bool *flag;
+    } known[] = {
+        {"ptx", &a->emit.ptx}, {"cubin", &a->emit.cubin}, {"llvm", &a->emit.llvm},
+        {"ir", &a->emit.ir},   {"obj", &a->emit.obj},     {"header", &a->emit.header},
     };
     if (!a->d->opt.emit) {
-        a->emit = (Emit){ .ptx = true, .cubin = a->ptxas != NULL, .obj = true, .header = true };
+        a->emit = (Emit){.ptx = true, .cubin = a->ptxas != NULL, .obj = true, .header = true};
         return EXIT_done;
     }
     split(a->d, a->d->opt.emit, &item, &n);
@@ -62,8 +69,10 @@ static int read_emit(Aot *a)
         while (k < sizeof known / sizeof *known && strcmp(known[k].name, item[i]))
             k++;
         if (k == sizeof known / sizeof *known)
-            return fail(EXIT_usage, "compile: --emit: \"%s\" is none of ptx, cubin, llvm, ir, obj, "
-                        "header", item[i]);
+            return fail(EXIT_usage,
+                        "compile: --emit: \"%s\" is none of ptx, cubin, llvm, ir, obj, "
+                        "header",
+                        item[i]);
         *known[k].flag = true;
     }
     if (a->emit.cubin && !a->ptxas)
@@ -71,8 +80,7 @@ static int read_emit(Aot *a)
     return EXIT_done;
 }
 
-static int read_lists(Aot *a)
-{
+static int read_lists(Aot *a) {
     const Options *o = &a->d->opt;
     split(a->d, o->targets ? o->targets : "host,sm_90a", &a->target.at, &a->target.count);
     split(a->d, o->passes ? o->passes : "fwd,step", &a->pass.at, &a->pass.count);
@@ -87,35 +95,31 @@ static int read_lists(Aot *a)
 
 /* making --------------------------------------------------------------------------------------- */
 
-static void add_file(Aot *a, const char *base, const char *suffix, const void *bytes, size_t len)
-{
+static void add_file(Aot *a, const char *base, const char *suffix, const void *bytes, size_t len) {
     Buf path;
     buf_init(&path, &a->d->arena);
     buf_printf(&path, "%s/%s%s", a->d->opt.dir, base, suffix);
-    OutFile f = { path.text, bytes, len };
+    OutFile f = {path.text, bytes, len};
     VEC_PUSH(&a->d->arena, &a->file, f);
 }
 
-static void keep_ir(void *user, const char *pass, const char *text, bool changed)
-{
+static void keep_ir(void *user, const char *pass, const char *text, bool changed) {
     Aot *a = user;
     (void)pass;
     (void)changed;
     a->last_ir = arena_strndup(&a->d->arena, text, strlen(text));
 }
 
-static void warn_slow(void *user, const char *line)
-{
+static void warn_slow(void *user, const char *line) {
     fprintf(stderr, "gdrc: warning: %s: %s\n", (const char *)user, line);
 }
 
-static int add_cubin(Aot *a, const char *base, const gdr_kernel *k)
-{
+static int add_cubin(Aot *a, const char *base, const gdr_kernel *k) {
     void *cubin;
     size_t len;
     char *log, why[512];
-    bool ok = ptxas_run(a->ptxas, k->rec.module.text, k->rec.target, &cubin, &len, &log, why,
-                        sizeof why);
+    bool ok =
+        ptxas_run(a->ptxas, k->rec.module.text, k->rec.target, &cubin, &len, &log, why, sizeof why);
     if (ok) {
         cubin_scan_log(log, warn_slow, (void *)(uintptr_t)base);
         add_file(a, base, ".cubin", memcpy(arena_alloc(&a->d->arena, len), cubin, len), len);
@@ -127,8 +131,7 @@ static int add_cubin(Aot *a, const char *base, const gdr_kernel *k)
 
 /* The same kernel as LLVM IR; described by the one that holds the code. */
 static gdr_status add_llvm(Aot *a, const CompileInput *input, const gdr_compile_options *o,
-                           const CompileExtra *extra, const char *base)
-{
+                           const CompileExtra *extra, const char *base) {
     gdr_kernel *k;
     gdr_status status = compile_input(a->d->ctx, input, o, extra, &k);
     if (status)
@@ -141,8 +144,7 @@ static gdr_status add_llvm(Aot *a, const CompileInput *input, const gdr_compile_
 
 /* One kernel of one variant: compiled, its files added, itself kept for header and manifest. */
 static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *name,
-                       const char *target, const char *pass)
-{
+                       const char *target, const char *pass) {
     Driver *d = a->d;
     gdr_dtype type = d->opt.has_dtype ? d->opt.dtype : GDR_F32;
     Buf base, prefix;
@@ -151,17 +153,26 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
     buf_printf(&prefix, "gdr_%s_%s_", gdr_dtype_name(type), pass);
     buf_printf(&base, "%s_%s_%s", name, pass, target);
     gdr_compile_options o = {
-        .size = sizeof o, .variant = variant, .dims = d->opt.dim.at, .ndims = d->opt.dim.count,
-        .dtype = type, .target = target,
+        .size = sizeof o,
+        .variant = variant,
+        .dims = d->opt.dim.at,
+        .ndims = d->opt.dim.count,
+        .dtype = type,
+        .target = target,
         .algo = strcmp(pass, "step") ? GDR_ALGO_AUTO : GDR_ALGO_RECURRENT,
         .chunk_rows = d->opt.chunk,
+        .opt_level = d->opt.opt_level,
     };
-    PassWatch keep = { .dump_after = "all", .dump = keep_ir, .user = a };
-    CompileExtra extra = { .watch = a->emit.ir ? &keep : driver_watch(d),
-                           .diag = print_diag_callback, .diag_user = d, .no_cache = true,
-                           .no_load = true, .prefix = prefix.text, .cpu = d->opt.cpu,
-                           .features = d->opt.cpu ? "" : NULL };
-    CompileInput input = { .source = s->source };
+    PassWatch keep = {.dump_after = "all", .dump = keep_ir, .user = a};
+    CompileExtra extra = {.watch = a->emit.ir ? &keep : driver_watch(d),
+                          .diag = print_diag_callback,
+                          .diag_user = d,
+                          .no_cache = true,
+                          .no_load = true,
+                          .prefix = prefix.text,
+                          .cpu = d->opt.cpu,
+                          .features = d->opt.cpu ? "" : NULL};
+    CompileInput input = {.source = s->source};
     gdr_kernel *k;
     gdr_status status = compile_input(d->ctx, &input, &o, &extra, &k);
     if (status)
@@ -185,8 +196,7 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
     return gpu && a->emit.cubin ? add_cubin(a, base.text, k) : EXIT_done;
 }
 
-static void add_manifest(Aot *a, const char *name, int first)
-{
+static void add_manifest(Aot *a, const char *name, int first) {
     Buf text;
     buf_init(&text, &a->d->arena);
     buf_puts(&text, "[\n");
@@ -199,8 +209,7 @@ static void add_manifest(Aot *a, const char *name, int first)
     add_file(a, name, ".json", text.text, text.len);
 }
 
-static int make_variant(Aot *a, const Spec *s, const char *variant)
-{
+static int make_variant(Aot *a, const Spec *s, const char *variant) {
     Driver *d = a->d;
     Buf name;
     buf_init(&name, &d->arena);
@@ -224,8 +233,7 @@ static int make_variant(Aot *a, const Spec *s, const char *variant)
 
 /* the call ------------------------------------------------------------------------------------- */
 
-static int make_all(Aot *a)
-{
+static int make_all(Aot *a) {
     Driver *d = a->d;
     for (int i = 0; i < d->opt.file.count; i++) {
         Spec s;
@@ -248,22 +256,20 @@ static int make_all(Aot *a)
     return EXIT_done;
 }
 
-static int write_files(Aot *a)
-{
+static int write_files(Aot *a) {
     char why[512];
     if (mkdir(a->d->opt.dir, 0777) && errno != EEXIST)
         return fail(EXIT_environment, "%s: cannot be made: %s", a->d->opt.dir, strerror(errno));
     for (int i = 0; i < a->file.count; i++) {
         const OutFile *f = &a->file.at[i];
-        if (!file_write_atomic(f->path, &(FilePart){ f->bytes, f->len }, 1, why, sizeof why))
+        if (!file_write_atomic(f->path, &(FilePart){f->bytes, f->len}, 1, why, sizeof why))
             return fail(EXIT_environment, "%s", why);
     }
     return EXIT_done;
 }
 
-int command_compile(Driver *d)
-{
-    Aot a = { .d = d };
+int command_compile(Driver *d) {
+    Aot a = {.d = d};
     if (!d->opt.dir)
         return fail(EXIT_usage, "compile: -o DIR is needed; see gdrc compile --help");
     if (!driver_context(d))

@@ -4,22 +4,19 @@
 #include <math.h>
 #include <string.h>
 
-static float float_of_bits(uint32_t bits)
-{
+static float float_of_bits(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-static uint32_t bits_of_float(float x)
-{
+static uint32_t bits_of_float(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-static double half_get(uint16_t h)
-{
+static double half_get(uint16_t h) {
     int exponent = h >> 10 & 31, fraction = h & 1023;
     double x = exponent == 31 ? (fraction ? NAN : INFINITY)
                : exponent     ? ldexp(1024 + fraction, exponent - 25)
@@ -28,8 +25,7 @@ static double half_get(uint16_t h)
 }
 
 /* Rounds to nearest, ties to even. */
-static uint16_t half_put(double x)
-{
+static uint16_t half_put(double x) {
     uint16_t sign = signbit(x) ? 0x8000 : 0;
     double a = fabs(x);
     if (isnan(x))
@@ -37,18 +33,17 @@ static uint16_t half_put(double x)
     if (a >= 65520)
         return sign | 0x7c00;
     int exponent = 0;
-    frexp(a, &exponent);                  /* a = f * 2^exponent, f in [0.5, 1) */
-    int unit = exponent - 11;             /* weight of the last bit kept */
+    frexp(a, &exponent);      /* a = f * 2^exponent, f in [0.5, 1) */
+    int unit = exponent - 11; /* weight of the last bit kept */
     if (a == 0 || unit < -24)
         unit = -24;
     double n = nearbyint(ldexp(a, -unit)); /* at most 2^11 */
     if (unit == -24)
-        return sign | (uint16_t)n;        /* subnormal, or the first normal */
+        return sign | (uint16_t)n; /* subnormal, or the first normal */
     return (uint16_t)(sign + ((unit + 24) << 10) + (int)n);
 }
 
-static uint16_t bfloat_put(double x)
-{
+static uint16_t bfloat_put(double x) {
     uint32_t bits = bits_of_float((float)x);
     if (isnan(x))
         return 0x7fc0;
@@ -56,8 +51,7 @@ static uint16_t bfloat_put(double x)
     return (uint16_t)(bits >> 16);
 }
 
-double number_get(gdr_dtype type, const void *data, int64_t i)
-{
+double number_get(gdr_dtype type, const void *data, int64_t i) {
     switch (type) {
     case GDR_F32: return ((const float *)data)[i];
     case GDR_BF16: return float_of_bits((uint32_t)((const uint16_t *)data)[i] << 16);
@@ -70,8 +64,7 @@ double number_get(gdr_dtype type, const void *data, int64_t i)
     BUG("data type %d", (int)type);
 }
 
-void number_put(gdr_dtype type, void *data, int64_t i, double x)
-{
+void number_put(gdr_dtype type, void *data, int64_t i, double x) {
     switch (type) {
     case GDR_F32: ((float *)data)[i] = (float)x; return;
     case GDR_BF16: ((uint16_t *)data)[i] = bfloat_put(x); return;
@@ -84,9 +77,8 @@ void number_put(gdr_dtype type, void *data, int64_t i, double x)
     BUG("data type %d", (int)type);
 }
 
-Tensor tensor_new(Arena *a, const char *name, gdr_dtype type, int ndim, const int64_t *shape)
-{
-    Tensor t = { .name = name, .dtype = type, .ndim = ndim };
+Tensor tensor_new(Arena *a, const char *name, gdr_dtype type, int ndim, const int64_t *shape) {
+    Tensor t = {.name = name, .dtype = type, .ndim = ndim};
     for (int i = 0; i < ndim; i++)
         t.shape[i] = shape[i];
     int64_t n = tensor_elements(ndim, shape, gdr_dtype_size(type));
@@ -95,13 +87,11 @@ Tensor tensor_new(Arena *a, const char *name, gdr_dtype type, int ndim, const in
     return t;
 }
 
-int64_t tensor_count(const Tensor *t)
-{
+int64_t tensor_count(const Tensor *t) {
     return (int64_t)(t->bytes / gdr_dtype_size(t->dtype));
 }
 
-Tensor tensor_convert(Arena *a, const Tensor *t, gdr_dtype type)
-{
+Tensor tensor_convert(Arena *a, const Tensor *t, gdr_dtype type) {
     if (t->dtype == type)
         return *t;
     Tensor c = tensor_new(a, t->name, type, t->ndim, t->shape);
@@ -111,7 +101,6 @@ Tensor tensor_convert(Arena *a, const Tensor *t, gdr_dtype type)
     return c;
 }
 
-void tensor_poison(Tensor *t)
-{
+void tensor_poison(Tensor *t) {
     memset(t->data, 0xff, t->bytes); /* all ones is a NaN in each floating type */
 }

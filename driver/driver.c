@@ -5,8 +5,7 @@
 
 /* messages ------------------------------------------------------------------------------------- */
 
-int fail(int exit_status, const char *fmt, ...)
-{
+int fail(int exit_status, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     fflush(stdout);
@@ -17,28 +16,24 @@ int fail(int exit_status, const char *fmt, ...)
     return exit_status;
 }
 
-int fail_status(Driver *d, gdr_status status)
-{
+int fail_status(Driver *d, gdr_status status) {
     /* A spec's errors have been printed with their places. */
     return status == GDR_ESPEC ? EXIT_refused
                                : fail(gdr_exit_status(status), "%s", gdr_last_error(d->ctx));
 }
 
-void put(const Buf *text)
-{
+void put(const Buf *text) {
     if (text->len)
         fwrite(text->text, 1, text->len, stdout);
 }
 
-static void on_log(void *user, gdr_severity severity, const char *message)
-{
+static void on_log(void *user, gdr_severity severity, const char *message) {
     (void)user;
     fflush(stdout);
     fprintf(stderr, "gdrc: %s%s\n", severity == GDR_WARNING ? "warning: " : "", message);
 }
 
-gdr_context *driver_context(Driver *d)
-{
+gdr_context *driver_context(Driver *d) {
     if (d->ctx)
         return d->ctx;
     gdr_context_options o = {
@@ -55,24 +50,24 @@ gdr_context *driver_context(Driver *d)
 
 /* watching the passes -------------------------------------------------------------------------- */
 
-static void on_dump(void *user, const char *pass, const char *text, bool changed)
-{
+static void on_dump(void *user, const char *pass, const char *text, bool changed) {
     (void)user;
     printf("# after %s%s\n%s\n", pass, changed ? "" : " (unchanged)", text);
 }
 
-static void on_time(void *user, const char *pass, double seconds)
-{
+static void on_time(void *user, const char *pass, double seconds) {
     (void)user;
     fprintf(stderr, "%-10s %9.3f ms\n", pass, 1e3 * seconds);
 }
 
-const PassWatch *driver_watch(Driver *d)
-{
+const PassWatch *driver_watch(Driver *d) {
     const Options *o = &d->opt;
     if (!o->dump_after && !o->time_passes && !o->verify_each)
         return NULL;
-    d->watch = (PassWatch){ .dump_after = o->dump_after, .time_passes = o->time_passes,
-                            .verify_each = o->verify_each, .dump = on_dump, .time = on_time };
+    d->watch = (PassWatch){.dump_after = o->dump_after,
+                           .time_passes = o->time_passes,
+                           .verify_each = o->verify_each,
+                           .dump = on_dump,
+                           .time = on_time};
     return &d->watch;
 }

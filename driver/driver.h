@@ -4,10 +4,12 @@
  *   driver.c     what all calls share                       sgemm.c    what one core can do
  *   spec.c       opening specs, printing their messages     convert.c  numbers of all types
  *   problem.c    tensors of one forward pass; running it on a CPU, a GPU or by the reference
- *   inputs.c    random inputs for any spec                measure.c  how far results are from the reference
- *   check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the calls
+ *   inputs.c    random inputs for any spec                measure.c  how far results are from the
+ * reference check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the
+ * calls
  *
- * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment cannot.
+ * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment
+ * cannot.
  */
 #ifndef GDR_DRIVER_H
 #define GDR_DRIVER_H
@@ -24,7 +26,9 @@ typedef enum { DEVICE_cpu, DEVICE_cuda } Device;
 typedef enum { METHOD_auto, METHOD_chunk, METHOD_recurrent, METHOD_reference } Method;
 
 /* B, T, H as in bench's --shape; key_heads is H when not given. */
-typedef struct BenchShape { int64_t B, T, H, key_heads; } BenchShape;
+typedef struct BenchShape {
+    int64_t B, T, H, key_heads;
+} BenchShape;
 
 /* What the command line said. Unset texts are NULL, unset numbers 0. */
 typedef struct Options {
@@ -35,22 +39,22 @@ typedef struct Options {
     VEC(BenchShape) shape;
     bool has_dtype;
     gdr_dtype dtype;
-    int device, method, format, diag_format, chunk, threads, case_number, input_sets;
+    int device, method, format, diag_format, chunk, threads, case_number, input_sets, opt_level;
     bool has_seed, no_cache, check_ranges, full, in_place, check_only;
     uint64_t seed;
     bool time_passes, verify_each, list_passes, help;
 } Options;
 
 typedef struct Driver {
-    Arena arena;        /* lives as long as the command */
+    Arena arena; /* lives as long as the command */
     Options opt;
-    gdr_context *ctx;   /* made by driver_context */
+    gdr_context *ctx; /* made by driver_context */
     PassWatch watch;
 } Driver;
 
 typedef struct Command {
     const char *name, *operands, *doc, *example;
-    unsigned bit;       /* which options it takes */
+    unsigned bit; /* which options it takes */
     int min_files, max_files;
     int (*run)(Driver *d);
 } Command;
@@ -120,24 +124,24 @@ typedef struct Problem {
     const char *variant;
     const gdr_dim *dims;
     int ndims;
-    Kernel *k;            /* recurrence level: ports and their types */
-    Tensor *in;           /* per port */
-    Tensor S0, cu;        /* data NULL: none */
+    Kernel *k;     /* recurrence level: ports and their types */
+    Tensor *in;    /* per port */
+    Tensor S0, cu; /* data NULL: none */
     bool want_cu;
     int64_t B, T, N, H;
 } Problem;
 
 typedef struct Outcome {
-    Tensor *out;          /* per output; f64 from the reference, else the port's type */
-    Tensor S;             /* [N,H,K,V] */
+    Tensor *out; /* per output; f64 from the reference, else the port's type */
+    Tensor S;    /* [N,H,K,V] */
 } Outcome;
 
 /* How to compute it. */
 typedef struct Engine {
     Method method;
     Device device;
-    int chunk;            /* rows of the chunk; 0: the target's choice */
-    gdr_kernel *kernel;   /* NULL for the reference */
+    int chunk;          /* rows of the chunk; 0: the target's choice */
+    gdr_kernel *kernel; /* NULL for the reference */
 } Engine;
 
 /* Sizes of in[] into B, T, N, H; false after a message when they make no sense. */
@@ -181,10 +185,10 @@ typedef struct Case {
     gdr_dtype type;
     int K, V;
     int64_t B, T, H, key_heads;
-    int sequences;                    /* 0: dense; else packed with these lengths */
+    int sequences; /* 0: dense; else packed with these lengths */
     int64_t length[SEQUENCES_MAX];
-    int64_t spare;                    /* packed: rows that belong to no sequence */
-    int64_t repeat;                   /* tokens after which the numbers come again; 0: never */
+    int64_t spare;  /* packed: rows that belong to no sequence */
+    int64_t repeat; /* tokens after which the numbers come again; 0: never */
     Gate gate;
     Keys keys;
     Unit unit;
@@ -192,7 +196,10 @@ typedef struct Case {
 } Case;
 
 /* What varies one case's numbers: tokens of sequence `sequence` from `from` on are drawn anew. */
-typedef struct Change { bool any; int64_t sequence, from; } Change;
+typedef struct Change {
+    bool any;
+    int64_t sequence, from;
+} Change;
 
 /* The problem of a case. Numbers depend on seed, tensor, sequence, token, head and element, not on
  * where a sequence lies: sequence n of the problem is number (n + rotate) % N. Tensors live in
@@ -203,7 +210,10 @@ void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const C
 /* measure.c ------------------------------------------------------------------------------------ */
 
 /* ratio = rms(x - ref) / (rms(ref) + 1e-8), over all elements, and the worst head and sequence. */
-typedef struct Distance { double whole, head, sequence, max_abs; bool finite; } Distance;
+typedef struct Distance {
+    double whole, head, sequence, max_abs;
+    bool finite;
+} Distance;
 Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *x);
 Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *x);
 /* testing.md's rule: the whole within the threshold, heads and sequences within three times it. */

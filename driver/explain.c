@@ -5,8 +5,7 @@
 
 enum { EXPLAIN_ROWS = 64 }; /* equations of the chunk system that is shown */
 
-static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out)
-{
+static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out) {
     Kernel *normal = spec_kernel(d, s, variant, d->opt.dim.at, d->opt.dim.count);
     if (!normal)
         return EXIT_refused;
@@ -19,15 +18,15 @@ static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out)
         passes_run_after(tile, "normal", NULL, watch);
     }
     static const ExplainFormat format[] = {
-        [FORMAT_text] = EXPLAIN_text, [FORMAT_markdown] = EXPLAIN_markdown,
+        [FORMAT_text] = EXPLAIN_text,
+        [FORMAT_markdown] = EXPLAIN_markdown,
         [FORMAT_json] = EXPLAIN_json,
     };
     explain(normal, tile, format[d->opt.format], out);
     return EXIT_done;
 }
 
-int command_explain(Driver *d)
-{
+int command_explain(Driver *d) {
     Spec s;
     int status = spec_open(d, d->opt.file.at[0], &s);
     if (status)

@@ -9,8 +9,7 @@
 #include <ctype.h>
 #include <string.h>
 
-static void put_upper(Buf *out, const char *s)
-{
+static void put_upper(Buf *out, const char *s) {
     for (; *s; s++) {
         char c = (char)toupper((unsigned char)*s);
         buf_put(out, &c, 1);
@@ -18,16 +17,18 @@ static void put_upper(Buf *out, const char *s)
 }
 
 /* A port's name as a member: with a line behind it where C or the frame uses the name itself. */
-static const char *field_name(Arena *a, const Port *p)
-{
+static const char *field_name(Arena *a, const Port *p) {
     static const char *const taken[] = {
-        "T", "N", "H", "HF", "cu", "cu_width", "S0", "S", "workspace", "slots",
-        "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else",
-        "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register",
-        "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef",
-        "union", "unsigned", "void", "volatile", "while", "bool", "class", "new", "delete", "this",
-        "template", "private", "public", "protected", "operator", "namespace", "using", "try",
-        "catch", "throw", "friend", "virtual", "true", "false", "and", "or", "not", "xor",
+        "T",        "N",         "H",        "HF",        "cu",       "cu_width",  "S0",
+        "S",        "workspace", "slots",    "auto",      "break",    "case",      "char",
+        "const",    "continue",  "default",  "do",        "double",   "else",      "enum",
+        "extern",   "float",     "for",      "goto",      "if",       "inline",    "int",
+        "long",     "register",  "restrict", "return",    "short",    "signed",    "sizeof",
+        "static",   "struct",    "switch",   "typedef",   "union",    "unsigned",  "void",
+        "volatile", "while",     "bool",     "class",     "new",      "delete",    "this",
+        "template", "private",   "public",   "protected", "operator", "namespace", "using",
+        "try",      "catch",     "throw",    "friend",    "virtual",  "true",      "false",
+        "and",      "or",        "not",      "xor",
     };
     Buf name;
     buf_init(&name, a);
@@ -38,16 +39,14 @@ static const char *field_name(Arena *a, const Port *p)
     return name.text;
 }
 
-static void put_shape_comment(const Kernel *k, const Port *p, const char *lead, Buf *out)
-{
+static void put_shape_comment(const Kernel *k, const Port *p, const char *lead, Buf *out) {
     buf_printf(out, "/* %s %s", elem_name(p->elem), lead);
     for (int i = 0; i < p->shape.rank; i++)
         buf_printf(out, ",%d", k->axis.at[p->shape.axis[i]].size);
     buf_puts(out, "] */\n");
 }
 
-static void put_frame(const char *name, const Kernel *k, Buf *out)
-{
+static void put_frame(const char *name, const Kernel *k, Buf *out) {
     buf_puts(out,
              "/* One launch. Addresses are stored as integers: (int64_t)(uintptr_t)pointer.\n"
              " * Dense: N = B sequences of T tokens. Packed: cu is the address of N+1 offsets of\n"
@@ -73,26 +72,28 @@ static void put_frame(const char *name, const Kernel *k, Buf *out)
     buf_printf(out, "} %s_frame;\n\n", name);
 }
 
-static void put_host_entry(const char *name, const CgEntry *e, Buf *out)
-{
-    buf_printf(out, "/* CPU: computes tasks first .. last-1 of N*H, task = sequence*H + head. scratch: "
-               "64-byte\n * aligned, one a thread. */\nvoid %s(const %s_frame *frame, int64_t first, "
-               "int64_t last, void *scratch);\n", e->symbol, name);
+static void put_host_entry(const char *name, const CgEntry *e, Buf *out) {
+    buf_printf(
+        out,
+        "/* CPU: computes tasks first .. last-1 of N*H, task = sequence*H + head. scratch: "
+        "64-byte\n * aligned, one a thread. */\nvoid %s(const %s_frame *frame, int64_t first, "
+        "int64_t last, void *scratch);\n",
+        e->symbol, name);
     buf_puts(out, "#define ");
     put_upper(out, e->symbol);
     buf_printf(out, "_SCRATCH %lld\n\n", (long long)e->scratch_bytes);
 }
 
 static void put_gpu_entry(const char *name, const char *target, const gdr_kernel *kernel,
-                          const CgEntry *e, Buf *out)
-{
+                          const CgEntry *e, Buf *out) {
     int V = kernel->rec.shell->axis.at[AXIS_V].size;
     int tiles = e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1;
     buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
-               e->symbol, e->kind == ENTRY_chain && kernel->rec.module.entry.count > 2
-                              ? "\n * Of several chain kernels launch one: the first with a block for "
-                                "every multiprocessor,\n * else the last."
-                              : "");
+               e->symbol,
+               e->kind == ENTRY_chain && kernel->rec.module.entry.count > 2
+                   ? "\n * Of several chain kernels launch one: the first with a block for "
+                     "every multiprocessor,\n * else the last."
+                   : "");
     buf_printf(out, "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ",
                e->symbol, target, name);
     if (e->kind == ENTRY_factor)
@@ -104,25 +105,27 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
 }
 
 /* Slots, factor heads and workspace of a kernel that works by chunks on the GPU. */
-static void put_workspace(const char *name, const char *label, const gdr_kernel *kernel, Buf *out)
-{
+static void put_workspace(const char *name, const char *label, const gdr_kernel *kernel, Buf *out) {
     const Record *r = &kernel->rec;
-    buf_printf(out, "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns "
-               "the bytes of\n * workspace that the %s kernels need. */\n", label);
+    buf_printf(out,
+               "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns "
+               "the bytes of\n * workspace that the %s kernels need. */\n",
+               label);
     buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", label, name);
     buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
                r->module.chunk, r->module.chunk - 1, r->module.chunk);
     buf_puts(out, "    f->HF = 1;\n");
     for (int i = 0; i < r->shell->in.count; i++)
         if (r->factor_reads[i])
-            buf_printf(out, "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
-                       "        f->HF += step;\n", field_name(out->arena, &r->shell->in.at[i]));
+            buf_printf(out,
+                       "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
+                       "        f->HF += step;\n",
+                       field_name(out->arena, &r->shell->in.at[i]));
     buf_printf(out, "    return f->slots * f->HF * INT64_C(%lld);\n}\n\n",
                (long long)r->module.ws_bytes_per_slot_head);
 }
 
-static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out)
-{
+static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
     const CgModule *m = &kernel->rec.module;
     const char *target = kernel->rec.target;
     for (int i = 0; i < m->entry.count; i++) {
@@ -141,11 +144,10 @@ static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out)
     }
 }
 
-void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out)
-{
+void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out) {
     const Kernel *k = kernel[0]->rec.shell;
-    buf_printf(out, "/* Kernels of the variant %s, made by %s. Do not edit. */\n#ifndef GDR_", k->name,
-               gdr_version());
+    buf_printf(out, "/* Kernels of the variant %s, made by %s. Do not edit. */\n#ifndef GDR_",
+               k->name, gdr_version());
     put_upper(out, name);
     buf_puts(out, "_H\n#define GDR_");
     put_upper(out, name);

@@ -6,8 +6,8 @@
  *     goes through exp, sigmoid, .. a raw gate: normal, or far out on either side
  *     [..,K] otherwise              a key: unit length, the key patterns
  *     [..,V] otherwise              a value: normal, halved
- * Numbers are hashes of (seed, tensor, sequence, token, head, element): replayable, and the same for
- * a sequence wherever it lies in a batch.
+ * Numbers are hashes of (seed, tensor, sequence, token, head, element): replayable, and the same
+ * for a sequence wherever it lies in a batch.
  */
 #include "driver/driver.h"
 
@@ -16,8 +16,7 @@
 
 /* hashing -------------------------------------------------------------------------------------- */
 
-static uint64_t mix(uint64_t x)
-{
+static uint64_t mix(uint64_t x) {
     x += 0x9e3779b97f4a7c15;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
     x = (x ^ x >> 27) * 0x94d049bb133111eb;
@@ -25,25 +24,31 @@ static uint64_t mix(uint64_t x)
 }
 
 /* Uniform in (0, 1). */
-static double uniform(uint64_t key, uint64_t index)
-{
+static double uniform(uint64_t key, uint64_t index) {
     return ((double)(mix(key ^ mix(index)) >> 11) + 0.5) * 0x1p-53;
 }
 
-static double normal(uint64_t key, uint64_t index)
-{
+static double normal(uint64_t key, uint64_t index) {
     double r = sqrt(-2 * log(uniform(key, 2 * index)));
     return r * cos(6.283185307179586 * uniform(key, 2 * index + 1));
 }
 
 /* what an input is ----------------------------------------------------------------------------- */
 
-typedef enum { ROLE_decay, ROLE_gate, ROLE_raw_decay, ROLE_raw_gate, ROLE_key, ROLE_value,
-               ROLE_plain, ROLE_log_param, ROLE_plain_param } InputRole;
+typedef enum {
+    ROLE_decay,
+    ROLE_gate,
+    ROLE_raw_decay,
+    ROLE_raw_gate,
+    ROLE_key,
+    ROLE_value,
+    ROLE_plain,
+    ROLE_log_param,
+    ROLE_plain_param
+} InputRole;
 
 /* Whether some use of the input goes through a function that takes any number to a bounded one. */
-static bool is_squashed(const Kernel *k, int port)
-{
+static bool is_squashed(const Kernel *k, int port) {
     bool found = false;
     Arena scratch;
     arena_init(&scratch, k->arena->oom);
@@ -64,8 +69,7 @@ static bool is_squashed(const Kernel *k, int port)
     return found;
 }
 
-static InputRole role_of(const Kernel *k, int port)
-{
+static InputRole role_of(const Kernel *k, int port) {
     const Port *p = &k->in.at[port];
     if (p->is_param && isinf(p->lo) && isinf(p->hi))
         return strstr(p->name, "log") ? ROLE_log_param : ROLE_plain_param;
@@ -86,14 +90,13 @@ typedef struct Draw {
     const Case *c;
     const Port *port;
     InputRole role;
-    uint64_t key;        /* seed and tensor */
-    uint64_t place;      /* sequence, token, head, row of a table */
+    uint64_t key;   /* seed and tensor */
+    uint64_t place; /* sequence, token, head, row of a table */
     int64_t t, head;
-    int n;               /* elements */
+    int n; /* elements */
 } Draw;
 
-static double draw_decay(const Draw *w, int e)
-{
+static double draw_decay(const Draw *w, int e) {
     uint64_t at = w->place + (uint64_t)e;
     double x = 0;
     switch (w->c->gate) {
@@ -112,12 +115,11 @@ static double draw_decay(const Draw *w, int e)
 }
 
 /* The pair of algorithm.md 6.3: alternating keys and erase gates under which I - k (b.k)' grows. */
-static const double growth_key[2][2] = { { 0.9128709291752769, -0.408248290463863 },
-                                         { 0.408248290463863, -0.9128709291752769 } };
-static const double growth_gate[2][2] = { { 0, 1 }, { 1, 0 } };
+static const double growth_key[2][2] = {{0.9128709291752769, -0.408248290463863},
+                                        {0.408248290463863, -0.9128709291752769}};
+static const double growth_gate[2][2] = {{0, 1}, {1, 0}};
 
-static double draw_gate(const Draw *w, int e)
-{
+static double draw_gate(const Draw *w, int e) {
     double lo = w->port->lo, hi = isfinite(w->port->hi) ? w->port->hi : lo + 1;
     if (w->c->keys == KEYS_growth && w->n > 1)
         return e < 2 ? lo + (hi - lo) * growth_gate[w->t % 2][e] : lo;
@@ -129,8 +131,7 @@ static double draw_gate(const Draw *w, int e)
     BUG("gate pattern %d", (int)w->c->unit);
 }
 
-static double draw_raw(const Draw *w, int e, bool decay)
-{
+static double draw_raw(const Draw *w, int e, bool decay) {
     double x = normal(w->key, w->place + (uint64_t)e);
     if (!decay)
         return w->c->unit == UNIT_uniform ? x : w->c->unit == UNIT_low ? -30 : 30;
@@ -145,10 +146,9 @@ static double draw_raw(const Draw *w, int e, bool decay)
     BUG("gate pattern %d", (int)w->c->gate);
 }
 
-static void draw_key(const Draw *w, double *x)
-{
-    static const double share[] = { [KEYS_random] = 0, [KEYS_close9] = 0.9,
-                                    [KEYS_close99] = 0.99, [KEYS_same] = 1 };
+static void draw_key(const Draw *w, double *x) {
+    static const double share[] = {
+        [KEYS_random] = 0, [KEYS_close9] = 0.9, [KEYS_close99] = 0.99, [KEYS_same] = 1};
     double sum = 0;
     if (w->c->keys == KEYS_growth && w->n > 1) {
         for (int e = 0; e < w->n; e++)
@@ -170,8 +170,7 @@ static void draw_key(const Draw *w, double *x)
         x[e] /= sqrt(sum) + 1e-30;
 }
 
-static void draw(const Draw *w, double *x)
-{
+static void draw(const Draw *w, double *x) {
     if (w->role == ROLE_key) {
         draw_key(w, x);
         return;
@@ -204,14 +203,13 @@ typedef struct Filler {
 
 /* Fills rows [begin, begin+length) of a per-token tensor as sequence number `label`. */
 static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64_t length,
-                      int64_t label)
-{
+                      int64_t label) {
     const Kernel *k = f->p->k;
     const Port *p = &k->in.at[port];
     int64_t heads = t->shape[2], elements = shape_elements(k, p->shape);
     int n = t->ndim > 3 ? (int)t->shape[t->ndim - 1] : 1;
     double x[DIM_MAX];
-    Draw w = { .c = f->c, .port = p, .role = role_of(k, port), .n = n };
+    Draw w = {.c = f->c, .port = p, .role = role_of(k, port), .n = n};
     size_t row_bytes = (size_t)(heads * elements) * gdr_dtype_size(t->dtype);
     char *row0 = (char *)t->data + (size_t)begin * row_bytes;
     for (int64_t i = 0; i < length; i++) {
@@ -220,8 +218,8 @@ static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64
                    row_bytes);
             continue;
         }
-        bool changed = f->change && f->change->any && f->change->sequence == label &&
-                       i >= f->change->from;
+        bool changed =
+            f->change && f->change->any && f->change->sequence == label && i >= f->change->from;
         w.key = mix(f->seed + 1000003 * (uint64_t)port + (changed ? 77 : 0));
         w.t = i;
         for (int64_t h = 0; h < heads; h++)
@@ -237,11 +235,12 @@ static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64
     }
 }
 
-static void fill_param(const Filler *f, int port, Tensor *t)
-{
+static void fill_param(const Filler *f, int port, Tensor *t) {
     const Port *p = &f->p->k->in.at[port];
-    Draw w = { .c = f->c, .port = p, .role = role_of(f->p->k, port),
-               .key = mix(f->seed + 1000003 * (uint64_t)port) };
+    Draw w = {.c = f->c,
+              .port = p,
+              .role = role_of(f->p->k, port),
+              .key = mix(f->seed + 1000003 * (uint64_t)port)};
     double x[DIM_MAX];
     int64_t heads = t->shape[0];
     w.n = (int)(tensor_count(t) / heads);
@@ -254,14 +253,13 @@ static void fill_param(const Filler *f, int port, Tensor *t)
     }
 }
 
-static void fill_input(const Filler *f, Arena *arena, int port)
-{
+static void fill_input(const Filler *f, Arena *arena, int port) {
     Problem *p = f->p;
     const Kernel *k = p->k;
     const Port *io = &k->in.at[port];
     InputRole role = role_of(k, port);
     int64_t heads = role == ROLE_key ? f->c->key_heads : f->c->H;
-    int64_t shape[TENSOR_NDIM_MAX] = { p->B, p->T, heads };
+    int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, heads};
     int lead = 3;
     if (io->is_param) {
         shape[0] = f->c->H;
@@ -283,11 +281,9 @@ static void fill_input(const Filler *f, Arena *arena, int port)
     }
 }
 
-static void fill_state(const Filler *f, Arena *arena)
-{
+static void fill_state(const Filler *f, Arena *arena) {
     Problem *p = f->p;
-    const int64_t shape[4] = { p->N, p->H, p->k->axis.at[AXIS_K].size,
-                               p->k->axis.at[AXIS_V].size };
+    const int64_t shape[4] = {p->N, p->H, p->k->axis.at[AXIS_K].size, p->k->axis.at[AXIS_V].size};
     p->S0 = tensor_new(arena, "S0", GDR_F32, 4, shape);
     int64_t n = tensor_count(&p->S0), one = p->N ? n / p->N : 0;
     for (int64_t i = 0; i < n; i++) {
@@ -299,8 +295,7 @@ static void fill_state(const Filler *f, Arena *arena)
 
 /* sizes ---------------------------------------------------------------------------------------- */
 
-static void set_types(Kernel *k, gdr_dtype type)
-{
+static void set_types(Kernel *k, gdr_dtype type) {
     Elem io = ELEM_f32;
     elem_of_dtype(type, &io);
     for (int i = 0; i < k->in.count; i++)
@@ -310,13 +305,12 @@ static void set_types(Kernel *k, gdr_dtype type)
 }
 
 /* The spec's names for the state's two sizes, set to the case's. */
-static void bind_state_dims(Driver *d, Arena *arena, const Variant *v, const Case *c, Problem *p)
-{
+static void bind_state_dims(Driver *d, Arena *arena, const Variant *v, const Case *c, Problem *p) {
     gdr_dim *dims = NEW_ARRAY(arena, gdr_dim, 2 + d->opt.dim.count);
     int n = 0;
-    dims[n++] = (gdr_dim){ v->state->dim_name[0], c->K };
+    dims[n++] = (gdr_dim){v->state->dim_name[0], c->K};
     if (strcmp(v->state->dim_name[0], v->state->dim_name[1]))
-        dims[n++] = (gdr_dim){ v->state->dim_name[1], c->V };
+        dims[n++] = (gdr_dim){v->state->dim_name[1], c->V};
     for (int i = 0; i < d->opt.dim.count; i++) {
         const gdr_dim *given = &d->opt.dim.at[i];
         bool replaces = false;
@@ -332,9 +326,8 @@ static void bind_state_dims(Driver *d, Arena *arena, const Variant *v, const Cas
     p->ndims = n;
 }
 
-static void set_packed(Arena *arena, const Case *c, Problem *p, int rotate)
-{
-    int64_t shape[1] = { c->sequences + 1 }, at = 0;
+static void set_packed(Arena *arena, const Case *c, Problem *p, int rotate) {
+    int64_t shape[1] = {c->sequences + 1}, at = 0;
     p->cu = tensor_new(arena, "cu_seqlens", GDR_I64, 1, shape);
     for (int n = 0; n < c->sequences; n++) {
         at += c->length[(n + rotate) % c->sequences];
@@ -346,9 +339,8 @@ static void set_packed(Arena *arena, const Case *c, Problem *p, int rotate)
 }
 
 void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const Case *c,
-                  uint64_t seed, int rotate, const Change *change, Problem *p)
-{
-    *p = (Problem){ .spec = s, .variant = variant };
+                  uint64_t seed, int rotate, const Change *change, Problem *p) {
+    *p = (Problem){.spec = s, .variant = variant};
     const Variant *v = spec_variant(s->file, variant, &s->diag);
     bind_state_dims(d, arena, v, c, p);
     p->k = spec_kernel(d, s, variant, p->dims, p->ndims);
@@ -360,7 +352,7 @@ void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const C
     p->H = c->H;
     if (c->sequences)
         set_packed(arena, c, p, rotate);
-    Filler f = { .c = c, .p = p, .seed = mix(seed), .rotate = rotate, .change = change };
+    Filler f = {.c = c, .p = p, .seed = mix(seed), .rotate = rotate, .change = change};
     p->in = NEW_ARRAY(arena, Tensor, p->k->in.count + 1);
     bool wide = false;
     for (int i = 0; i < p->k->in.count; i++) {

@@ -9,8 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static void list_passes(void)
-{
+static void list_passes(void) {
     for (int i = 0; i < pass_count; i++)
         printf("%-10s %-10s -> %-10s %s\n", pass_info[i].name, level_name(pass_info[i].from),
                level_name(pass_info[i].to), pass_info[i].doc);
@@ -18,10 +17,10 @@ static void list_passes(void)
 
 /* help and version ----------------------------------------------------------------------------- */
 
-static void print_help(void)
-{
+static void print_help(void) {
     puts("usage: gdrc CALL [ARGUMENT...]\n"
-         "Compiles a page of equations (a recurrence over tokens) into kernels for CPUs and GPUs.\n");
+         "Compiles a page of equations (a recurrence over tokens) into kernels for CPUs and "
+         "GPUs.\n");
     for (int i = 0; i < command_count; i++)
         printf("  gdrc %-8s %-26s %s\n", command_list[i].name, command_list[i].operands,
                command_list[i].doc);
@@ -32,8 +31,7 @@ static void print_help(void)
          "example: gdrc verify specs/gdn2.gdr");
 }
 
-static void print_version(void)
-{
+static void print_version(void) {
     int driver = cuda_probe_version();
     puts(gdr_version());
     if (driver)
@@ -42,8 +40,7 @@ static void print_version(void)
         puts("no CUDA driver");
 }
 
-static int unknown_call(const char *name)
-{
+static int unknown_call(const char *name) {
     const char *known[16];
     for (int i = 0; i < command_count; i++)
         known[i] = command_list[i].name;
@@ -52,16 +49,14 @@ static int unknown_call(const char *name)
                  : fail(EXIT_usage, "unknown call %s; see gdrc --help", name);
 }
 
-static const Command *find_command(const char *name)
-{
+static const Command *find_command(const char *name) {
     for (int i = 0; i < command_count; i++)
         if (!strcmp(command_list[i].name, name))
             return &command_list[i];
     return NULL;
 }
 
-static int run_command(Driver *d, const Command *c, int argc, char **argv)
-{
+static int run_command(Driver *d, const Command *c, int argc, char **argv) {
     int status = options_parse(d, c, argc, argv);
     if (status)
         return status;
@@ -80,8 +75,7 @@ static int run_command(Driver *d, const Command *c, int argc, char **argv)
 }
 
 /* LLVM aborts when memory runs out. Then, and only then, is there no room for a few megabytes. */
-static void on_abort(int signal_number)
-{
+static void on_abort(int signal_number) {
     static const char message[] = "gdrc: out of memory\n";
     (void)signal_number;
     if (mmap(NULL, 16 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ==
@@ -92,8 +86,7 @@ static void on_abort(int signal_number)
     }
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     signal(SIGABRT, on_abort);
     if (argc < 2)
         return fail(EXIT_usage, "no call given; see gdrc --help");
@@ -111,7 +104,8 @@ int main(int argc, char **argv)
         jmp_buf oom;
         arena_init(&driver.arena, &oom);
         if (setjmp(oom)) {
-            /* What the calls held is anywhere between whole and half made: leave it to the system. */
+            /* What the calls held is anywhere between whole and half made: leave it to the system.
+             */
             fail(EXIT_environment, "out of memory");
             _Exit(EXIT_environment);
         }

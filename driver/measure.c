@@ -6,31 +6,29 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct Sums { double difference, reference, count; } Sums;
+typedef struct Sums {
+    double difference, reference, count;
+} Sums;
 
-static void add(Sums *s, double ref, double x)
-{
+static void add(Sums *s, double ref, double x) {
     s->difference += (x - ref) * (x - ref);
     s->reference += ref * ref;
     s->count++;
 }
 
-static void add_sums(Sums *s, const Sums *more)
-{
+static void add_sums(Sums *s, const Sums *more) {
     s->difference += more->difference;
     s->reference += more->reference;
     s->count += more->count;
 }
 
-static double ratio(const Sums *s)
-{
+static double ratio(const Sums *s) {
     if (s->count == 0)
         return 0;
     return sqrt(s->difference / s->count) / (sqrt(s->reference / s->count) + 1e-8);
 }
 
-void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *length)
-{
+void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *length) {
     *begin = n * p->T;
     *length = p->T;
     if (p->cu.data) {
@@ -41,9 +39,8 @@ void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *leng
 
 /* Elements of rows [begin, begin+rows) and one head of [rows, heads, elements] tensors. */
 static Sums measure_block(const Tensor *ref, const Tensor *x, int64_t begin, int64_t rows,
-                          int64_t heads, int64_t head, int64_t elements, Distance *d)
-{
-    Sums s = { 0 };
+                          int64_t heads, int64_t head, int64_t elements, Distance *d) {
+    Sums s = {0};
     for (int64_t r = begin; r < begin + rows; r++)
         for (int64_t e = 0; e < elements; e++) {
             int64_t at = (r * heads + head) * elements + e;
@@ -60,15 +57,14 @@ static Sums measure_block(const Tensor *ref, const Tensor *x, int64_t begin, int
 }
 
 /* `state`: one row a sequence; otherwise one row a token. */
-static Distance measure(const Problem *p, const Tensor *ref, const Tensor *x, bool state)
-{
-    Distance d = { .finite = true };
-    Sums whole = { 0 };
+static Distance measure(const Problem *p, const Tensor *ref, const Tensor *x, bool state) {
+    Distance d = {.finite = true};
+    Sums whole = {0};
     int64_t heads = ref->shape[state ? 1 : 2], elements = 1;
     for (int i = state ? 2 : 3; i < ref->ndim; i++)
         elements *= ref->shape[i];
     for (int64_t h = 0; h < heads; h++) {
-        Sums head = { 0 };
+        Sums head = {0};
         for (int64_t n = 0; n < p->N; n++) {
             int64_t begin = n, length = 1;
             if (!state)
@@ -80,7 +76,7 @@ static Distance measure(const Problem *p, const Tensor *ref, const Tensor *x, bo
         d.head = fmax(d.head, ratio(&head));
     }
     for (int64_t n = 0; n < p->N; n++) {
-        Sums sequence = { 0 };
+        Sums sequence = {0};
         int64_t begin = n, length = 1;
         if (!state)
             problem_sequence(p, n, &begin, &length);
@@ -94,26 +90,22 @@ static Distance measure(const Problem *p, const Tensor *ref, const Tensor *x, bo
     return d;
 }
 
-Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *x)
-{
+Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *x) {
     return measure(p, reference, x, false);
 }
 
-Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *x)
-{
+Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *x) {
     return measure(p, reference, x, true);
 }
 
-bool distance_ok(const Distance *x, double threshold)
-{
+bool distance_ok(const Distance *x, double threshold) {
     if (!x->finite)
         return false;
-    return x->max_abs <= 1e-6 || (x->whole <= threshold && x->head <= 3 * threshold &&
-                                  x->sequence <= 3 * threshold);
+    return x->max_abs <= 1e-6 ||
+           (x->whole <= threshold && x->head <= 3 * threshold && x->sequence <= 3 * threshold);
 }
 
-bool spare_rows_untouched(const Problem *p, const Tensor *out)
-{
+bool spare_rows_untouched(const Problem *p, const Tensor *out) {
     if (!p->cu.data)
         return true;
     int64_t last, length;

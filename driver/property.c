@@ -20,15 +20,13 @@ typedef struct Trial {
 } Trial;
 
 static gdr_status run_case(const Trial *t, const Case *c, int rotate, const Change *change,
-                           Problem *p, Outcome *o)
-{
+                           Problem *p, Outcome *o) {
     case_problem(t->d, t->arena, t->s, t->variant, c, t->seed, rotate, change, p);
     return p->k ? engine_run(t->d, p, t->e, t->arena, o) : GDR_ESPEC;
 }
 
 /* Bytes of one token (all heads) of an output. */
-static size_t row_bytes(const Tensor *out)
-{
+static size_t row_bytes(const Tensor *out) {
     int64_t rows = out->shape[0] * out->shape[1];
     return rows ? out->bytes / (size_t)rows : 0;
 }
@@ -36,8 +34,7 @@ static size_t row_bytes(const Tensor *out)
 /* Whether sequence n of `a` and m of `b` agree in their first `tokens` outputs, all and the state
  * when tokens < 0. */
 static bool same_sequence(const Problem *pa, const Outcome *a, int64_t n, const Problem *pb,
-                          const Outcome *b, int64_t m, int64_t tokens)
-{
+                          const Outcome *b, int64_t m, int64_t tokens) {
     int64_t at, from, length, other;
     problem_sequence(pa, n, &at, &length);
     problem_sequence(pb, m, &from, &other);
@@ -55,8 +52,7 @@ static bool same_sequence(const Problem *pa, const Outcome *a, int64_t n, const 
                                   (char *)b->S.data + (size_t)m * state, state);
 }
 
-static gdr_status check_repeat(const Trial *t, const Case *c, bool *ok)
-{
+static gdr_status check_repeat(const Trial *t, const Case *c, bool *ok) {
     Problem p;
     Outcome a, b;
     gdr_status status = run_case(t, c, 0, NULL, &p, &a);
@@ -67,22 +63,20 @@ static gdr_status check_repeat(const Trial *t, const Case *c, bool *ok)
     return status;
 }
 
-static gdr_status check_causality(const Trial *t, const Case *c, bool *ok)
-{
-    static const int64_t from[] = { 0, 1, 17, 64, 100 };
+static gdr_status check_causality(const Trial *t, const Case *c, bool *ok) {
+    static const int64_t from[] = {0, 1, 17, 64, 100};
     Problem pa, pb;
     Outcome a, b;
     gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
     for (size_t i = 0; !status && *ok && i < sizeof from / sizeof *from && from[i] < c->T; i++) {
-        Change change = { true, 0, from[i] };
+        Change change = {true, 0, from[i]};
         status = run_case(t, c, 0, &change, &pb, &b);
         *ok = !status && same_sequence(&pa, &a, 0, &pb, &b, 0, from[i]);
     }
     return status;
 }
 
-static gdr_status check_place(const Trial *t, const Case *c, bool *ok)
-{
+static gdr_status check_place(const Trial *t, const Case *c, bool *ok) {
     Problem pa, pb;
     Outcome a, b;
     gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
@@ -94,11 +88,10 @@ static gdr_status check_place(const Trial *t, const Case *c, bool *ok)
 }
 
 /* Sequence 4 is drawn anew; all others must stay. */
-static gdr_status check_pack(const Trial *t, const Case *c, bool *ok)
-{
+static gdr_status check_pack(const Trial *t, const Case *c, bool *ok) {
     Problem pa, pb;
     Outcome a, b;
-    Change change = { true, 4, 0 };
+    Change change = {true, 4, 0};
     gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
     if (!status)
         status = run_case(t, c, 0, &change, &pb, &b);
@@ -108,8 +101,7 @@ static gdr_status check_pack(const Trial *t, const Case *c, bool *ok)
     return status;
 }
 
-static gdr_status check_spare(const Trial *t, const Case *c, bool *ok)
-{
+static gdr_status check_spare(const Trial *t, const Case *c, bool *ok) {
     Problem p;
     Outcome o;
     gdr_status status = run_case(t, c, 0, NULL, &p, &o);
@@ -119,16 +111,18 @@ static gdr_status check_spare(const Trial *t, const Case *c, bool *ok)
 }
 
 gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
-                          const char **broken)
-{
+                          const char **broken) {
     static const struct {
         const char *name;
         gdr_status (*check)(const Trial *t, const Case *c, bool *ok);
         bool packed;
     } property[] = {
-        { "repeat", check_repeat, false },     { "causality", check_causality, false },
-        { "place in the batch", check_place, false }, { "place in the pack", check_place, true },
-        { "neighbours in the pack", check_pack, true }, { "spare rows", check_spare, true },
+        {"repeat", check_repeat, false},
+        {"causality", check_causality, false},
+        {"place in the batch", check_place, false},
+        {"place in the pack", check_place, true},
+        {"neighbours in the pack", check_pack, true},
+        {"spare rows", check_spare, true},
     };
     Case dense = *c, pack = *c;
     dense.B = 3;
@@ -139,13 +133,13 @@ gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c
     pack.T = 0;
     pack.sequences = 7;
     pack.spare = 5;
-    memcpy(pack.length, (int64_t[7]){ 5, 0, 64, 1, 70, 33, 17 }, 7 * sizeof(int64_t));
+    memcpy(pack.length, (int64_t[7]){5, 0, 64, 1, 70, 33, 17}, 7 * sizeof(int64_t));
     *broken = NULL;
     for (size_t i = 0; i < sizeof property / sizeof *property; i++) {
         Arena arena;
         bool ok = true;
         arena_init(&arena, d->arena.oom);
-        Trial t = { d, &arena, s, variant, e, d->opt.seed };
+        Trial t = {d, &arena, s, variant, e, d->opt.seed};
         gdr_status status = property[i].check(&t, property[i].packed ? &pack : &dense, &ok);
         arena_free(&arena);
         if (status)

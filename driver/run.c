@@ -1,8 +1,8 @@
 /* gdrc run: a spec on the tensors of a file, the results into another.
  *
- * The tensors bind the spec's sizes and, unless --dtype says otherwise, the types: every input keeps
- * its own, outputs take the first input's. Tensors that the spec does not name are refused, so that
- * a misspelt one is not silently missing. */
+ * The tensors bind the spec's sizes and, unless --dtype says otherwise, the types: every input
+ * keeps its own, outputs take the first input's. Tensors that the spec does not name are refused,
+ * so that a misspelt one is not silently missing. */
 #include "driver/driver.h"
 
 #include <math.h>
@@ -13,8 +13,7 @@
 
 typedef VEC(gdr_dim) Dims;
 
-static int bind_dim(Driver *d, Dims *dims, const char *name, int64_t size, const char *tensor)
-{
+static int bind_dim(Driver *d, Dims *dims, const char *name, int64_t size, const char *tensor) {
     for (int i = 0; i < dims->count; i++) {
         if (strcmp(dims->at[i].name, name))
             continue;
@@ -23,14 +22,13 @@ static int bind_dim(Driver *d, Dims *dims, const char *name, int64_t size, const
         return fail(EXIT_refused, "%s: %s = %lld here, but %lld before (another tensor or --dim)",
                     tensor, name, (long long)size, (long long)dims->at[i].size);
     }
-    gdr_dim dim = { name, size };
+    gdr_dim dim = {name, size};
     VEC_PUSH(&d->arena, dims, dim);
     return EXIT_done;
 }
 
 /* The dims of one declaration from its tensor's trailing sizes. */
-static int bind_decl(Driver *d, Dims *dims, const Decl *decl, const TensorFile *f)
-{
+static int bind_decl(Driver *d, Dims *dims, const Decl *decl, const TensorFile *f) {
     const Tensor *t = tensors_find(f, decl->name);
     int lead = decl->kind == DECL_param ? 1 : 3;
     if (!t)
@@ -47,8 +45,7 @@ static int bind_decl(Driver *d, Dims *dims, const Decl *decl, const TensorFile *
     return EXIT_done;
 }
 
-static int bind_dims(Driver *d, const Variant *v, const TensorFile *f, Dims *dims)
-{
+static int bind_dims(Driver *d, const Variant *v, const TensorFile *f, Dims *dims) {
     for (int i = 0; i < d->opt.dim.count; i++)
         VEC_PUSH(&d->arena, dims, d->opt.dim.at[i]);
     for (int i = 0; i < v->decl.count; i++) {
@@ -64,8 +61,7 @@ static int bind_dims(Driver *d, const Variant *v, const TensorFile *f, Dims *dim
 
 /* tensors -------------------------------------------------------------------------------------- */
 
-static int refuse_extra(Driver *d, const Kernel *k, const TensorFile *f)
-{
+static int refuse_extra(Driver *d, const Kernel *k, const TensorFile *f) {
     if (f->other.count)
         return fail(EXIT_refused, "%s: tensor %s is of a type that gdrc does not read", d->opt.in,
                     f->other.at[0]);
@@ -78,21 +74,19 @@ static int refuse_extra(Driver *d, const Kernel *k, const TensorFile *f)
     return EXIT_done;
 }
 
-static bool is_float(gdr_dtype type)
-{
+static bool is_float(gdr_dtype type) {
     return type != GDR_I32 && type != GDR_I64;
 }
 
 /* Input i in the type that the kernel takes. */
-static int take_input(Driver *d, Problem *p, int i, const TensorFile *f)
-{
+static int take_input(Driver *d, Problem *p, int i, const TensorFile *f) {
     Port *port = &p->k->in.at[i];
     const Tensor *t = tensors_find(f, port->name);
     if (!is_float(t->dtype))
         return fail(EXIT_refused, "%s: tensor %s is %s, need a floating type", d->opt.in, t->name,
                     gdr_dtype_name(t->dtype));
-    gdr_dtype type = port->is_param       ? GDR_F32
-                     : d->opt.has_dtype   ? d->opt.dtype
+    gdr_dtype type = port->is_param        ? GDR_F32
+                     : d->opt.has_dtype    ? d->opt.dtype
                      : t->dtype == GDR_F64 ? GDR_F32
                                            : t->dtype;
     p->in[i] = tensor_convert(&d->arena, t, type);
@@ -100,8 +94,7 @@ static int take_input(Driver *d, Problem *p, int i, const TensorFile *f)
     return EXIT_done;
 }
 
-static int take_tensors(Driver *d, Problem *p, const TensorFile *f)
-{
+static int take_tensors(Driver *d, Problem *p, const TensorFile *f) {
     int status = refuse_extra(d, p->k, f);
     Elem io = ELEM_f32;
     p->in = NEW_ARRAY(&d->arena, Tensor, p->k->in.count + 1);
@@ -120,17 +113,17 @@ static int take_tensors(Driver *d, Problem *p, const TensorFile *f)
     return status;
 }
 
-static int check_ranges(Driver *d, const Problem *p)
-{
+static int check_ranges(Driver *d, const Problem *p) {
     for (int i = 0; i < p->k->in.count; i++) {
         const Port *port = &p->k->in.at[i];
         const Tensor *t = &p->in[i];
         for (int64_t j = 0, n = tensor_count(t); j < n; j++) {
             double x = number_get(t->dtype, t->data, j);
             if (x < port->lo || x > port->hi)
-                return fail(EXIT_refused, "%s: %s has %g at element %lld, outside its declared "
-                            "range [%g, %g]", d->opt.in, port->name, x, (long long)j, port->lo,
-                            port->hi);
+                return fail(EXIT_refused,
+                            "%s: %s has %g at element %lld, outside its declared "
+                            "range [%g, %g]",
+                            d->opt.in, port->name, x, (long long)j, port->lo, port->hi);
         }
     }
     return EXIT_done;
@@ -138,8 +131,7 @@ static int check_ranges(Driver *d, const Problem *p)
 
 /* the call ------------------------------------------------------------------------------------- */
 
-static int write_outcome(Driver *d, const Problem *p, const Outcome *o)
-{
+static int write_outcome(Driver *d, const Problem *p, const Outcome *o) {
     int n = p->k->out.count;
     Tensor *t = NEW_ARRAY(&d->arena, Tensor, n + 1);
     char why[512];
@@ -152,9 +144,8 @@ static int write_outcome(Driver *d, const Problem *p, const Outcome *o)
     return EXIT_done;
 }
 
-static int compute(Driver *d, Problem *p)
-{
-    Engine e = { .method = d->opt.method, .device = d->opt.device, .chunk = d->opt.chunk };
+static int compute(Driver *d, Problem *p) {
+    Engine e = {.method = d->opt.method, .device = d->opt.device, .chunk = d->opt.chunk};
     Outcome o;
     problem_sizes(d, p);
     gdr_status status = engine_open(d, p, &e);
@@ -164,13 +155,12 @@ static int compute(Driver *d, Problem *p)
     return status ? fail_status(d, status) : write_outcome(d, p, &o);
 }
 
-static int run_on(Driver *d, Spec *s, const Variant *v, const TensorFile *f)
-{
-    Dims dims = { 0 };
+static int run_on(Driver *d, Spec *s, const Variant *v, const TensorFile *f) {
+    Dims dims = {0};
     int status = bind_dims(d, v, f, &dims);
     if (status)
         return status;
-    Problem p = { .spec = s, .variant = v->name, .dims = dims.at, .ndims = dims.count };
+    Problem p = {.spec = s, .variant = v->name, .dims = dims.at, .ndims = dims.count};
     p.k = spec_kernel(d, s, v->name, dims.at, dims.count);
     if (!p.k)
         return EXIT_refused;
@@ -180,8 +170,7 @@ static int run_on(Driver *d, Spec *s, const Variant *v, const TensorFile *f)
     return status ? status : compute(d, &p);
 }
 
-int command_run(Driver *d)
-{
+int command_run(Driver *d) {
     if (!d->opt.in || !d->opt.out)
         return fail(EXIT_usage, "run: --in and --out are needed; see gdrc run --help");
     Spec s;

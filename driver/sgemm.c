@@ -6,22 +6,19 @@
 #include <time.h>
 
 typedef void Sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
-                   const float *a, int lda, const float *b, int ldb, float beta, float *c,
-                   int ldc);
+                   const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
 enum { ROW_MAJOR = 101, NO_TRANS = 111, SIZE = 1024, ROUNDS = 5 };
 
-static double now(void)
-{
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* The library's own threads would not be one core's rate. */
-static void use_one_thread(void *library)
-{
-    static const char *const setter[] = { "openblas_set_num_threads", "bli_thread_set_num_threads",
-                                          "MKL_Set_Num_Threads" };
+static void use_one_thread(void *library) {
+    static const char *const setter[] = {"openblas_set_num_threads", "bli_thread_set_num_threads",
+                                         "MKL_Set_Num_Threads"};
     for (size_t i = 0; i < sizeof setter / sizeof *setter; i++) {
         void (*set)(int) = NULL;
         *(void **)&set = dlsym(library, setter[i]);
@@ -30,8 +27,7 @@ static void use_one_thread(void *library)
     }
 }
 
-static double best_rate(Sgemm *sgemm)
-{
+static double best_rate(Sgemm *sgemm) {
     size_t n = (size_t)SIZE * SIZE;
     float *x = malloc(3 * n * sizeof *x);
     double best = 0;
@@ -51,10 +47,9 @@ static double best_rate(Sgemm *sgemm)
     return best;
 }
 
-double sgemm_measure(const char **name)
-{
-    static const char *const library[] = { "libopenblas.so.0", "libblis.so.4", "libmkl_rt.so.2",
-                                           "libblas.so.3" };
+double sgemm_measure(const char **name) {
+    static const char *const library[] = {"libopenblas.so.0", "libblis.so.4", "libmkl_rt.so.2",
+                                          "libblas.so.3"};
     for (size_t i = 0; i < sizeof library / sizeof *library; i++) {
         void *handle = dlopen(library[i], RTLD_NOW | RTLD_LOCAL);
         Sgemm *sgemm = NULL;

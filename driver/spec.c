@@ -6,8 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-void print_diag(Driver *d, const Diag *diag)
-{
+void print_diag(Driver *d, const Diag *diag) {
     Buf text;
     buf_init(&text, &d->arena);
     if (d->opt.diag_format == 1)
@@ -19,14 +18,12 @@ void print_diag(Driver *d, const Diag *diag)
         fwrite(text.text, 1, text.len, stderr);
 }
 
-void print_diag_callback(void *driver, const Diag *diag)
-{
+void print_diag_callback(void *driver, const Diag *diag) {
     print_diag(driver, diag);
 }
 
-int spec_open(Driver *d, const char *path, Spec *s)
-{
-    *s = (Spec){ .path = path };
+int spec_open(Driver *d, const char *path, Spec *s) {
+    *s = (Spec){.path = path};
     s->source = source_from_file(&d->arena, path);
     if (!s->source)
         return fail(EXIT_refused, "%s: cannot be read: %s", path,
@@ -40,14 +37,13 @@ int spec_open(Driver *d, const char *path, Spec *s)
     return ok ? EXIT_done : EXIT_refused;
 }
 
-Kernel *spec_kernel(Driver *d, Spec *s, const char *variant, const gdr_dim *dims, int ndims)
-{
+Kernel *spec_kernel(Driver *d, Spec *s, const char *variant, const gdr_dim *dims, int ndims) {
     Diag diag;
     diag_init(&diag, &d->arena, s->source);
     SpecDim *dim = NEW_ARRAY(&d->arena, SpecDim, ndims + 1);
     for (int i = 0; i < ndims; i++)
-        dim[i] = (SpecDim){ intern_z(&s->names, dims[i].name), dims[i].size };
-    SpecBind bind = { dim, ndims };
+        dim[i] = (SpecDim){intern_z(&s->names, dims[i].name), dims[i].size};
+    SpecBind bind = {dim, ndims};
     Kernel *k = spec_lower(&d->arena, &s->names, s->file, variant, &bind, &diag);
     if (diag.errors)
         print_diag(d, &diag);

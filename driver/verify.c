@@ -26,19 +26,17 @@ typedef struct Verify {
     const char *variant;
     VEC(Open) open;
     int lines, failures;
-    double worst;        /* ratio over threshold */
+    double worst; /* ratio over threshold */
     Buf json;
 } Verify;
 
-static const char *method_name(Method m)
-{
-    static const char *const name[] = { "auto", "chunk", "recurrent", "reference" };
+static const char *method_name(Method m) {
+    static const char *const name[] = {"auto", "chunk", "recurrent", "reference"};
     return name[m];
 }
 
 /* The kernel for a problem, from those that are open or compiled now. */
-static gdr_status find_engine(Verify *v, const Case *c, const Problem *p, Method m, Engine **e)
-{
+static gdr_status find_engine(Verify *v, const Case *c, const Problem *p, Method m, Engine **e) {
     for (int i = 0; i < v->open.count; i++) {
         Open *o = &v->open.at[i];
         if (o->type == c->type && o->K == c->K && o->V == c->V && o->engine.method == m) {
@@ -46,8 +44,8 @@ static gdr_status find_engine(Verify *v, const Case *c, const Problem *p, Method
             return GDR_OK;
         }
     }
-    Open fresh = { c->type, c->K, c->V,
-                   { .method = m, .device = v->d->opt.device, .chunk = v->d->opt.chunk } };
+    Open fresh = {
+        c->type, c->K, c->V, {.method = m, .device = v->d->opt.device, .chunk = v->d->opt.chunk}};
     gdr_status status = engine_open(v->d, p, &fresh.engine);
     if (status)
         return status;
@@ -56,8 +54,7 @@ static gdr_status find_engine(Verify *v, const Case *c, const Problem *p, Method
     return GDR_OK;
 }
 
-static void close_engines(Verify *v)
-{
+static void close_engines(Verify *v) {
     for (int i = 0; i < v->open.count; i++)
         engine_close(&v->open.at[i].engine);
     v->open.count = 0;
@@ -65,8 +62,7 @@ static void close_engines(Verify *v)
 
 /* one case ------------------------------------------------------------------------------------- */
 
-static void put_distance(const char *name, const Distance *x, bool ok, Buf *line)
-{
+static void put_distance(const char *name, const Distance *x, bool ok, Buf *line) {
     if (x->finite)
         buf_printf(line, "  %s %.1e%s", name, x->whole, ok ? "" : "!");
     else
@@ -74,25 +70,27 @@ static void put_distance(const char *name, const Distance *x, bool ok, Buf *line
 }
 
 static void put_json(Verify *v, int number, const Case *c, Method m, const char *tensor,
-                     const Distance *x, bool ok)
-{
+                     const Distance *x, bool ok) {
     if (!v->d->opt.json)
         return;
-    buf_printf(&v->json, "%s  {\"case\": %d, \"dtype\": \"%s\", \"K\": %d, \"V\": %d, "
-               "\"algorithm\": \"%s\", \"tensor\": ", v->json.len ? ",\n" : "", number,
-               gdr_dtype_name(c->type), c->K, c->V, method_name(m));
+    buf_printf(&v->json,
+               "%s  {\"case\": %d, \"dtype\": \"%s\", \"K\": %d, \"V\": %d, "
+               "\"algorithm\": \"%s\", \"tensor\": ",
+               v->json.len ? ",\n" : "", number, gdr_dtype_name(c->type), c->K, c->V,
+               method_name(m));
     buf_json_string(&v->json, tensor);
     buf_printf(&v->json, ", \"finite\": %s", x->finite ? "true" : "false");
     if (x->finite)
-        buf_printf(&v->json, ", \"ratio\": %.6g, \"worst_head\": %.6g, \"worst_sequence\": %.6g, "
-                   "\"max_abs\": %.6g", x->whole, x->head, x->sequence, x->max_abs);
+        buf_printf(&v->json,
+                   ", \"ratio\": %.6g, \"worst_head\": %.6g, \"worst_sequence\": %.6g, "
+                   "\"max_abs\": %.6g",
+                   x->whole, x->head, x->sequence, x->max_abs);
     buf_printf(&v->json, ", \"pass\": %s}", ok ? "true" : "false");
 }
 
 /* Judges one tensor; true when within the threshold. */
 static bool judge(Verify *v, int number, const Case *c, Method m, const char *name,
-                  const Distance *x, Buf *line)
-{
+                  const Distance *x, Buf *line) {
     double threshold = c->sequences ? 0.006 : 0.005;
     bool ok = distance_ok(x, threshold);
     if (x->finite && x->max_abs > 1e-6)
@@ -103,8 +101,7 @@ static bool judge(Verify *v, int number, const Case *c, Method m, const char *na
 }
 
 static bool judge_all(Verify *v, int number, const Case *c, Method m, const Problem *p,
-                      const Outcome *ref, const Outcome *o, Buf *line)
-{
+                      const Outcome *ref, const Outcome *o, Buf *line) {
     bool ok = true;
     for (int i = 0; i < p->k->out.count; i++) {
         Distance x = measure_out(p, &ref->out[i], &o->out[i]);
@@ -118,23 +115,20 @@ static bool judge_all(Verify *v, int number, const Case *c, Method m, const Prob
     return judge(v, number, c, m, p->k->state_name ? p->k->state_name : "S", &x, line) && ok;
 }
 
-static bool chunkable(const Problem *p)
-{
+static bool chunkable(const Problem *p) {
     Kernel *probe = kernel_clone(p->k);
     passes_run(probe, "normal", NULL);
     return probe->facts.chunkable;
 }
 
-static void print_failure(const Verify *v, int number)
-{
+static void print_failure(const Verify *v, int number) {
     const Options *o = &v->d->opt;
     printf("     again: gdrc verify %s --variant %s --device %s --seed %llu --case %d%s\n",
            v->s->path, v->variant, o->device == DEVICE_cuda ? "cuda" : "cpu",
            (unsigned long long)o->seed, number, o->full ? " --full" : "");
 }
 
-static void print_limit(const Verify *v, int number, const Case *c, Method m, Arena *arena)
-{
+static void print_limit(const Verify *v, int number, const Case *c, Method m, Arena *arena) {
     Buf line;
     buf_init(&line, arena);
     buf_printf(&line, "%3d  ", number);
@@ -142,11 +136,10 @@ static void print_limit(const Verify *v, int number, const Case *c, Method m, Ar
     printf("%s %-9s  not done: %s\n", line.text, method_name(m), gdr_last_error(v->d->ctx));
 }
 
-static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena)
-{
+static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena) {
     Problem p;
     Outcome ref, o;
-    Engine reference = { .method = METHOD_reference };
+    Engine reference = {.method = METHOD_reference};
     case_problem(v->d, arena, v->s, v->variant, c, v->d->opt.seed + 7919 * (uint64_t)number, 0,
                  NULL, &p);
     if (!p.k)
@@ -185,11 +178,10 @@ static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena
 
 /* properties ----------------------------------------------------------------------------------- */
 
-static gdr_status verify_properties(Verify *v)
-{
+static gdr_status verify_properties(Verify *v) {
     static const Case kind[] = {
-        { .type = GDR_F32, .K = 64, .V = 64, .H = 2, .key_heads = 2 },
-        { .type = GDR_BF16, .K = 128, .V = 128, .H = 2, .key_heads = 2 },
+        {.type = GDR_F32, .K = 64, .V = 64, .H = 2, .key_heads = 2},
+        {.type = GDR_BF16, .K = 128, .V = 128, .H = 2, .key_heads = 2},
     };
     for (size_t i = 0; i < sizeof kind / sizeof *kind; i++) {
         Problem p;
@@ -222,8 +214,7 @@ static gdr_status verify_properties(Verify *v)
 
 /* the call ------------------------------------------------------------------------------------- */
 
-static gdr_status verify_all(Verify *v)
-{
+static gdr_status verify_all(Verify *v) {
     const Case *list;
     int only = v->d->opt.case_number, n = case_list(v->d, v->d->opt.full, &list);
     gdr_status status = GDR_OK;
@@ -245,9 +236,8 @@ static gdr_status verify_all(Verify *v)
     return status;
 }
 
-static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json)
-{
-    Verify v = { .d = d, .s = s, .variant = variant };
+static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json) {
+    Verify v = {.d = d, .s = s, .variant = variant};
     buf_init(&v.json, &d->arena);
     gdr_status status = verify_all(&v);
     close_engines(&v);
@@ -262,8 +252,7 @@ static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json)
     return v.failures ? EXIT_refused : EXIT_done;
 }
 
-static int verify_file(Driver *d, const char *path, Buf *json)
-{
+static int verify_file(Driver *d, const char *path, Buf *json) {
     Spec s;
     int status = spec_open(d, path, &s);
     if (status)
@@ -283,8 +272,7 @@ static int verify_file(Driver *d, const char *path, Buf *json)
     return status;
 }
 
-int command_verify(Driver *d)
-{
+int command_verify(Driver *d) {
     if (!driver_context(d))
         return EXIT_environment;
     if (d->opt.device == DEVICE_cuda && !ctx_cuda(d->ctx))
@@ -301,7 +289,7 @@ int command_verify(Driver *d)
     }
     if (d->opt.json) {
         char why[512];
-        const FilePart part[] = { { "[\n", 2 }, { json.text, json.len }, { "\n]\n", 3 } };
+        const FilePart part[] = {{"[\n", 2}, {json.text, json.len}, {"\n]\n", 3}};
         if (!file_write_atomic(d->opt.json, part, 3, why, sizeof why))
             return fail(EXIT_environment, "%s", why);
     }

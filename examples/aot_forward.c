@@ -12,22 +12,27 @@
 #include <string.h>
 
 /* The frame of one launch over tensors at these addresses. */
-static gated_delta_f32_frame frame_of(const int64_t address[TENSORS])
-{
+static gated_delta_f32_frame frame_of(const int64_t address[TENSORS]) {
     return (gated_delta_f32_frame){
-        .T = T, .N = B, .H = H,
+        .T = T,
+        .N = B,
+        .H = H,
         .S = address[STATE],
-        .q = address[Q], .q_heads = H,
-        .k = address[KEY], .k_heads = H,
-        .v = address[VALUE], .v_heads = H,
-        .g = address[G], .g_heads = H,
-        .beta = address[BETA], .beta_heads = H,
+        .q = address[Q],
+        .q_heads = H,
+        .k = address[KEY],
+        .k_heads = H,
+        .v = address[VALUE],
+        .v_heads = H,
+        .g = address[G],
+        .g_heads = H,
+        .beta = address[BETA],
+        .beta_heads = H,
         .o = address[OUT],
     };
 }
 
-static int forward_cpu(const Problem *p)
-{
+static int forward_cpu(const Problem *p) {
     int64_t address[TENSORS];
     for (int i = 0; i < TENSORS; i++)
         address[i] = (int64_t)(uintptr_t)p->data[i];
@@ -42,8 +47,7 @@ static int forward_cpu(const Problem *p)
 }
 
 /* The text of DIR/name, NUL-terminated. */
-static char *read_text(const char *dir, const char *name)
-{
+static char *read_text(const char *dir, const char *name) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s", dir, name);
     FILE *f = fopen(path, "rb");
@@ -51,7 +55,8 @@ static char *read_text(const char *dir, const char *name)
     if (f && !fseek(f, 0, SEEK_END)) {
         long n = ftell(f);
         rewind(f);
-        if (n >= 0 && (text = calloc(1, (size_t)n + 1)) && fread(text, 1, (size_t)n, f) != (size_t)n) {
+        if (n >= 0 && (text = calloc(1, (size_t)n + 1)) &&
+            fread(text, 1, (size_t)n, f) != (size_t)n) {
             free(text);
             text = NULL;
         }
@@ -62,10 +67,9 @@ static char *read_text(const char *dir, const char *name)
 }
 
 static int launch(const Gpu *gpu, void *module, const char *symbol, int64_t blocks, int threads,
-                  int shared, gated_delta_f32_frame *frame)
-{
+                  int shared, gated_delta_f32_frame *frame) {
     enum { MAX_DYNAMIC_SHARED = 8 };
-    void *function, *param[] = { frame };
+    void *function, *param[] = {frame};
     return !gpu->module_function(&function, module, symbol) &&
            !gpu->function_attribute(function, MAX_DYNAMIC_SHARED, shared) &&
            !gpu->launch(function, (unsigned)blocks, 1, 1, (unsigned)threads, 1, 1, (unsigned)shared,
@@ -73,9 +77,8 @@ static int launch(const Gpu *gpu, void *module, const char *symbol, int64_t bloc
 }
 
 /* The recurrent kernel needs no workspace, so it makes the shorter example. */
-static int forward_gpu(const Gpu *gpu, const char *dir, const Problem *p)
-{
-    uint64_t memory[TENSORS] = { 0 };
+static int forward_gpu(const Gpu *gpu, const char *dir, const Problem *p) {
+    uint64_t memory[TENSORS] = {0};
     int64_t address[TENSORS];
     void *module = NULL;
     char *ptx = read_text(dir, "gated_delta_f32_step_sm_80.ptx");
@@ -100,8 +103,7 @@ static int forward_gpu(const Gpu *gpu, const char *dir, const Problem *p)
     return ok;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     Gpu gpu;
     Problem p;
     double error = 1;

@@ -1,5 +1,5 @@
-/* The little of the CUDA driver that the examples need, looked up at run time so that they build and
- * start without one. Programs that have the CUDA toolkit include its <cuda.h> instead. */
+/* The little of the CUDA driver that the examples need, looked up at run time so that they build
+ * and start without one. Programs that have the CUDA toolkit include its <cuda.h> instead. */
 #ifndef EXAMPLE_GPU_H
 #define EXAMPLE_GPU_H
 
@@ -21,8 +21,8 @@ typedef struct Gpu {
     int (*module_load)(void **, const void *);
     int (*module_function)(void **, void *, const char *);
     int (*function_attribute)(void *, int, int);
-    int (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *,
-                  void **, void **);
+    int (*launch)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                  void *, void **, void **);
 } Gpu;
 
 /* 1 with a current context on the first GPU; 0 where there is no driver or no GPU. */

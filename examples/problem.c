@@ -5,15 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double uniform(unsigned *state)
-{
+static double uniform(unsigned *state) {
     *state = *state * 1664525u + 1013904223u;
     return (*state >> 8) / 16777216.0;
 }
 
-int problem_new(Problem *p)
-{
-    const size_t width[TENSORS] = { K, K, V, 1, 1, V, 0 };
+int problem_new(Problem *p) {
+    const size_t width[TENSORS] = {K, K, V, 1, 1, V, 0};
     unsigned random = 1;
     memset(p, 0, sizeof *p);
     for (int i = 0; i < TENSORS; i++) {
@@ -23,23 +21,22 @@ int problem_new(Problem *p)
             return 0;
         for (size_t j = 0; j < p->count[i]; j++) {
             double u = uniform(&random);
-            p->data[i][j] = (float)(i == G      ? -0.2 * u
-                                    : i == BETA ? u
-                                    : i < VALUE ? (2 * u - 1) * sqrt(3.0 / K) /* about unit length */
-                                                : 2 * u - 1);
+            p->data[i][j] =
+                (float)(i == G      ? -0.2 * u
+                        : i == BETA ? u
+                        : i < VALUE ? (2 * u - 1) * sqrt(3.0 / K) /* about unit length */
+                                    : 2 * u - 1);
         }
     }
     return 1;
 }
 
-void problem_free(Problem *p)
-{
+void problem_free(Problem *p) {
     for (int i = 0; i < TENSORS; i++)
         free(p->data[i]);
 }
 
-static void one_token(const Problem *p, size_t row, double S[K][V], double o[V])
-{
+static void one_token(const Problem *p, size_t row, double S[K][V], double o[V]) {
     const float *q = p->data[Q] + row * K, *k = p->data[KEY] + row * K;
     const float *v = p->data[VALUE] + row * V;
     double decay = exp(p->data[G][row]), beta = p->data[BETA][row];
@@ -57,8 +54,7 @@ static void one_token(const Problem *p, size_t row, double S[K][V], double o[V])
     }
 }
 
-double problem_error(const Problem *p)
-{
+double problem_error(const Problem *p) {
     double off = 0, all = 0;
     for (int sequence = 0; sequence < B * H; sequence++) {
         static double S[K][V], o[V];

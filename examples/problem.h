@@ -1,4 +1,5 @@
-/* The problem that the examples compute: random inputs of gated_delta.gdr, and what must come out. */
+/* The problem that the examples compute: random inputs of gated_delta.gdr, and what must come out.
+ */
 #ifndef EXAMPLE_PROBLEM_H
 #define EXAMPLE_PROBLEM_H
 

@@ -11,10 +11,10 @@
 
 /* status --------------------------------------------------------------------------------------- */
 
-const char *gdr_strstatus(gdr_status status)
-{
+const char *gdr_strstatus(gdr_status status) {
     switch (status) {
-#define GDR_X(name, exit_status, text) case GDR_##name: return text;
+#define GDR_X(name, exit_status, text) \
+    case GDR_##name: return text;
         GDR_STATUS_LIST(GDR_X)
 #undef GDR_X
     case GDR_STATUS_COUNT: break;
@@ -22,10 +22,10 @@ const char *gdr_strstatus(gdr_status status)
     return "unknown status";
 }
 
-int gdr_exit_status(gdr_status status)
-{
+int gdr_exit_status(gdr_status status) {
     switch (status) {
-#define GDR_X(name, exit_status, text) case GDR_##name: return exit_status;
+#define GDR_X(name, exit_status, text) \
+    case GDR_##name: return exit_status;
         GDR_STATUS_LIST(GDR_X)
 #undef GDR_X
     case GDR_STATUS_COUNT: break;
@@ -33,16 +33,14 @@ int gdr_exit_status(gdr_status status)
     return 3;
 }
 
-const char *gdr_version(void)
-{
-    return "gdrc " GDR_VERSION ", LLVM " GDR_TEXT(LLVM_VERSION_MAJOR) "." GDR_TEXT(LLVM_VERSION_MINOR)
-           "." GDR_TEXT(LLVM_VERSION_PATCH);
+const char *gdr_version(void) {
+    return "gdrc " GDR_VERSION ", LLVM " GDR_TEXT(LLVM_VERSION_MAJOR) "." GDR_TEXT(
+        LLVM_VERSION_MINOR) "." GDR_TEXT(LLVM_VERSION_PATCH);
 }
 
 /* data types ----------------------------------------------------------------------------------- */
 
-const char *gdr_dtype_name(gdr_dtype type)
-{
+const char *gdr_dtype_name(gdr_dtype type) {
     switch (type) {
     case GDR_F32: return "f32";
     case GDR_BF16: return "bf16";
@@ -55,19 +53,20 @@ const char *gdr_dtype_name(gdr_dtype type)
     return "unknown type";
 }
 
-size_t gdr_dtype_size(gdr_dtype type)
-{
+size_t gdr_dtype_size(gdr_dtype type) {
     switch (type) {
-    case GDR_F32: case GDR_I32: return 4;
-    case GDR_BF16: case GDR_F16: return 2;
-    case GDR_F64: case GDR_I64: return 8;
+    case GDR_F32:
+    case GDR_I32: return 4;
+    case GDR_BF16:
+    case GDR_F16: return 2;
+    case GDR_F64:
+    case GDR_I64: return 8;
     case GDR_DTYPE_COUNT: break;
     }
     return 0;
 }
 
-gdr_dtype dtype_of_elem(Elem e)
-{
+gdr_dtype dtype_of_elem(Elem e) {
     switch (e) {
     case ELEM_f32: return GDR_F32;
     case ELEM_bf16: return GDR_BF16;
@@ -77,14 +76,15 @@ gdr_dtype dtype_of_elem(Elem e)
     BUG("element type %d", (int)e);
 }
 
-bool elem_of_dtype(gdr_dtype type, Elem *e)
-{
+bool elem_of_dtype(gdr_dtype type, Elem *e) {
     switch (type) {
     case GDR_F32: *e = ELEM_f32; return true;
     case GDR_BF16: *e = ELEM_bf16; return true;
     case GDR_F16: *e = ELEM_f16; return true;
     case GDR_F64: *e = ELEM_f64; return true;
-    case GDR_I32: case GDR_I64: case GDR_DTYPE_COUNT: break;
+    case GDR_I32:
+    case GDR_I64:
+    case GDR_DTYPE_COUNT: break;
     }
     return false;
 }
@@ -99,8 +99,7 @@ struct ThreadError {
     char text[1024];
 };
 
-static ThreadError *thread_error(gdr_context *ctx, bool make)
-{
+static ThreadError *thread_error(gdr_context *ctx, bool make) {
     pthread_mutex_lock(ctx->lock);
     ThreadError *e = ctx->errors;
     while (e && !pthread_equal(e->thread, pthread_self()))
@@ -114,8 +113,7 @@ static ThreadError *thread_error(gdr_context *ctx, bool make)
     return e;
 }
 
-gdr_status ctx_fail(gdr_context *ctx, gdr_status status, const char *fmt, ...)
-{
+gdr_status ctx_fail(gdr_context *ctx, gdr_status status, const char *fmt, ...) {
     ThreadError *e = thread_error(ctx, true);
     if (e) {
         va_list ap;
@@ -126,8 +124,7 @@ gdr_status ctx_fail(gdr_context *ctx, gdr_status status, const char *fmt, ...)
     return status;
 }
 
-void ctx_log(gdr_context *ctx, gdr_severity severity, const char *fmt, ...)
-{
+void ctx_log(gdr_context *ctx, gdr_severity severity, const char *fmt, ...) {
     if (!ctx->log)
         return;
     char text[1024];
@@ -138,8 +135,7 @@ void ctx_log(gdr_context *ctx, gdr_severity severity, const char *fmt, ...)
     ctx->log(ctx->user, severity, text);
 }
 
-const char *gdr_last_error(gdr_context *ctx)
-{
+const char *gdr_last_error(gdr_context *ctx) {
     if (!ctx)
         return "no context";
     ThreadError *e = thread_error(ctx, false);
@@ -148,8 +144,7 @@ const char *gdr_last_error(gdr_context *ctx)
 
 /* contexts ------------------------------------------------------------------------------------- */
 
-gdr_status gdr_context_create(const gdr_context_options *options, gdr_context **out)
-{
+gdr_status gdr_context_create(const gdr_context_options *options, gdr_context **out) {
     *out = NULL;
     if (options && options->size != sizeof *options)
         return GDR_EUSAGE;
@@ -173,8 +168,7 @@ gdr_status gdr_context_create(const gdr_context_options *options, gdr_context **
     return GDR_OK;
 }
 
-void gdr_context_destroy(gdr_context *ctx)
-{
+void gdr_context_destroy(gdr_context *ctx) {
     if (!ctx)
         return;
     pool_free(ctx->pool);
@@ -190,8 +184,7 @@ void gdr_context_destroy(gdr_context *ctx)
     free(ctx);
 }
 
-Cuda *ctx_cuda(gdr_context *ctx)
-{
+Cuda *ctx_cuda(gdr_context *ctx) {
     char why[512] = "";
     pthread_mutex_lock(ctx->lock);
     if (!ctx->cuda)
@@ -203,8 +196,7 @@ Cuda *ctx_cuda(gdr_context *ctx)
     return cuda;
 }
 
-Pool *ctx_pool(gdr_context *ctx)
-{
+Pool *ctx_pool(gdr_context *ctx) {
     pthread_mutex_lock(ctx->lock);
     if (!ctx->pool)
         ctx->pool = pool_new(ctx->threads);
@@ -217,13 +209,11 @@ Pool *ctx_pool(gdr_context *ctx)
 
 /* inspection ----------------------------------------------------------------------------------- */
 
-int gdr_kernel_ports(const gdr_kernel *kernel)
-{
+int gdr_kernel_ports(const gdr_kernel *kernel) {
     return kernel->rec.shell->in.count + kernel->rec.shell->out.count;
 }
 
-gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port)
-{
+gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port) {
     const Kernel *k = kernel->rec.shell;
     if (index < 0 || index >= k->in.count + k->out.count)
         return ctx_fail(kernel->ctx, GDR_EUSAGE, "no port %d: the kernel has %d", index,
@@ -232,7 +222,9 @@ gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port)
     const Port *p = output ? &k->out.at[index - k->in.count] : &k->in.at[index];
     *port = (gdr_port){
         .name = p->name,
-        .kind = output ? GDR_OUTPUT : p->is_param ? GDR_PARAM : GDR_INPUT,
+        .kind = output        ? GDR_OUTPUT
+                : p->is_param ? GDR_PARAM
+                              : GDR_INPUT,
         .dtype = dtype_of_elem(p->elem),
         .ndim = p->shape.rank,
         .lo = output ? -INFINITY : p->lo,
@@ -243,8 +235,7 @@ gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port)
     return GDR_OK;
 }
 
-void gdr_kernel_facts(const gdr_kernel *kernel, gdr_facts *facts)
-{
+void gdr_kernel_facts(const gdr_kernel *kernel, gdr_facts *facts) {
     const Record *r = &kernel->rec;
     const Kernel *k = r->shell;
     *facts = (gdr_facts){
@@ -262,13 +253,11 @@ void gdr_kernel_facts(const gdr_kernel *kernel, gdr_facts *facts)
     };
 }
 
-const char *gdr_kernel_symbol(const gdr_kernel *kernel, int index)
-{
+const char *gdr_kernel_symbol(const gdr_kernel *kernel, int index) {
     const CgModule *m = &kernel->rec.module;
     return index >= 0 && index < m->entry.count ? m->entry.at[index].symbol : NULL;
 }
 
-const char *gdr_kernel_manifest(const gdr_kernel *kernel)
-{
+const char *gdr_kernel_manifest(const gdr_kernel *kernel) {
     return kernel->manifest;
 }

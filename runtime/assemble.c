@@ -21,8 +21,7 @@ typedef struct Assembly {
     CudaError e;
 } Assembly;
 
-static void by_ptxas(Assembly *a)
-{
+static void by_ptxas(Assembly *a) {
     char arch[32];
     char *ptxas = ptxas_find();
     if (!ptxas)
@@ -30,13 +29,12 @@ static void by_ptxas(Assembly *a)
     int cc = cuda_compute_capability(a->job->cuda);
     free(a->log);
     snprintf(arch, sizeof arch, "sm_%d%s", cc, strchr(a->job->target + 3, 'a') ? "a" : "");
-    a->ok = ptxas_run(ptxas, a->ptx, arch, &a->cubin, &a->len, &a->log, a->e.text,
-                      sizeof a->e.text);
+    a->ok =
+        ptxas_run(ptxas, a->ptx, arch, &a->cubin, &a->len, &a->log, a->e.text, sizeof a->e.text);
     free(ptxas);
 }
 
-static void *assemble_one(void *user)
-{
+static void *assemble_one(void *user) {
     Assembly *a = user;
     a->ok = cuda_link(a->job->cuda, a->ptx, &a->cubin, &a->len, &a->log, &a->e);
     if (!a->ok && !a->e.no_memory)
@@ -44,15 +42,13 @@ static void *assemble_one(void *user)
     return NULL;
 }
 
-static void keep_warning(void *user, const char *line)
-{
+static void keep_warning(void *user, const char *line) {
     Job *job = user;
     VEC_PUSH(&job->arena, &job->warning, arena_strndup(&job->arena, line, strlen(line)));
 }
 
 /* All at once; the calling thread does the last, and those that got no thread. */
-static void assemble_all(Assembly *a, int n)
-{
+static void assemble_all(Assembly *a, int n) {
     for (int i = 0; i < n - 1; i++)
         a[i].started = pthread_create(&a[i].thread, NULL, assemble_one, &a[i]) == 0;
     for (int i = 0; i < n; i++)
@@ -63,8 +59,7 @@ static void assemble_all(Assembly *a, int n)
             pthread_join(a[i].thread, NULL);
 }
 
-gdr_status job_assemble(Job *job, Record *r)
-{
+gdr_status job_assemble(Job *job, Record *r) {
     int n = r->module.entry.count;
     Assembly *a = job->assembly = calloc((size_t)n, sizeof *a);
     if (!a)
@@ -82,7 +77,7 @@ gdr_status job_assemble(Job *job, Record *r)
         if (!a[i].ok)
             return ctx_fail(job->ctx, a[i].e.no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s",
                             a[i].e.text);
-        Image image = { memcpy(arena_alloc(&job->arena, a[i].len), a[i].cubin, a[i].len), a[i].len };
+        Image image = {memcpy(arena_alloc(&job->arena, a[i].len), a[i].cubin, a[i].len), a[i].len};
         VEC_PUSH(&job->arena, &r->cubin, image);
         cubin_scan_log(a[i].log, keep_warning, job);
     }
@@ -93,8 +88,7 @@ gdr_status job_assemble(Job *job, Record *r)
     return GDR_OK;
 }
 
-void job_free(Job *job)
-{
+void job_free(Job *job) {
     for (int i = 0; i < job->assemblies; i++) {
         free(job->assembly[i].cubin);
         free(job->assembly[i].log);

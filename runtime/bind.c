@@ -21,19 +21,18 @@ typedef struct Binder {
 } Binder;
 
 #define FAIL(bi, ...) ctx_fail((bi)->kernel->ctx, GDR_EINPUT, __VA_ARGS__)
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        gdr_status status_ = (call);                                                               \
-        if (status_)                                                                               \
-            return status_;                                                                        \
+#define TRY(call)                    \
+    do {                             \
+        gdr_status status_ = (call); \
+        if (status_)                 \
+            return status_;          \
     } while (0)
 
 /* one tensor ----------------------------------------------------------------------------------- */
 
 enum { SHAPE_TEXT = 200, NDIM_MAX = 8 };
 
-static const char *shape_text(int ndim, const int64_t *shape, char text[SHAPE_TEXT])
-{
+static const char *shape_text(int ndim, const int64_t *shape, char text[SHAPE_TEXT]) {
     size_t at = (size_t)snprintf(text, SHAPE_TEXT, "[");
     for (int i = 0; i < ndim && i < NDIM_MAX; i++)
         at += (size_t)snprintf(text + at, SHAPE_TEXT - at, "%s%lld", i ? "," : "",
@@ -43,19 +42,17 @@ static const char *shape_text(int ndim, const int64_t *shape, char text[SHAPE_TE
 }
 
 /* "[B,T,heads,128]": what a port's tensor looks like in general. */
-static const char *port_text(const Kernel *k, const Port *p, char text[SHAPE_TEXT])
-{
+static const char *port_text(const Kernel *k, const Port *p, char text[SHAPE_TEXT]) {
     size_t at = (size_t)snprintf(text, SHAPE_TEXT, p->is_param ? "[heads" : "[B,T,heads");
     for (int i = 0; i < p->shape.rank; i++)
-        at += (size_t)snprintf(text + at, SHAPE_TEXT - at, ",%d",
-                               k->axis.at[p->shape.axis[i]].size);
+        at +=
+            (size_t)snprintf(text + at, SHAPE_TEXT - at, ",%d", k->axis.at[p->shape.axis[i]].size);
     snprintf(text + at, SHAPE_TEXT - at, "]");
     return text;
 }
 
 /* Checks what does not depend on other tensors. */
-static gdr_status check_tensor(const Binder *bi, const char *name, const gdr_tensor *t)
-{
+static gdr_status check_tensor(const Binder *bi, const char *name, const gdr_tensor *t) {
     char text[SHAPE_TEXT];
     if (t->ndim < 0 || t->ndim > NDIM_MAX || (t->ndim && !t->shape))
         return FAIL(bi, "%s: %d dimensions", name, t->ndim);
@@ -95,17 +92,15 @@ static gdr_status check_tensor(const Binder *bi, const char *name, const gdr_ten
 }
 
 static gdr_status check_dtype(const Binder *bi, const char *name, const gdr_tensor *t,
-                              gdr_dtype want)
-{
+                              gdr_dtype want) {
     if (t->dtype != want)
-        return FAIL(bi, "%s: data type is %s, the kernel takes %s", name,
-                    gdr_dtype_name(t->dtype), gdr_dtype_name(want));
+        return FAIL(bi, "%s: data type is %s, the kernel takes %s", name, gdr_dtype_name(t->dtype),
+                    gdr_dtype_name(want));
     return GDR_OK;
 }
 
 /* A tensor against its port: type, rank, the sizes after the heads. */
-static gdr_status check_port(const Binder *bi, const Port *p, const gdr_tensor *t)
-{
+static gdr_status check_port(const Binder *bi, const Port *p, const gdr_tensor *t) {
     char have[SHAPE_TEXT], want[SHAPE_TEXT];
     int lead = p->is_param ? 1 : 3;
     TRY(check_tensor(bi, p->name, t));
@@ -121,8 +116,7 @@ static gdr_status check_port(const Binder *bi, const Port *p, const gdr_tensor *
 
 /* all tensors ---------------------------------------------------------------------------------- */
 
-static const gdr_tensor **find_slot(const Binder *bi, const char *name)
-{
+static const gdr_tensor **find_slot(const Binder *bi, const char *name) {
     int i = kernel_find_port(bi->k, name, false);
     if (i >= 0)
         return &bi->in[i];
@@ -130,8 +124,7 @@ static const gdr_tensor **find_slot(const Binder *bi, const char *name)
     return i >= 0 ? &bi->out[i] : NULL;
 }
 
-static gdr_status match_names(const Binder *bi)
-{
+static gdr_status match_names(const Binder *bi) {
     for (int i = 0; i < bi->launch->nargs; i++) {
         const gdr_arg *a = &bi->launch->args[i];
         if (!a->name)
@@ -154,23 +147,20 @@ static gdr_status match_names(const Binder *bi)
 }
 
 static gdr_status check_tokens(const Binder *bi, const Port *p, const gdr_tensor *t,
-                               const char **first)
-{
+                               const char **first) {
     BoundLaunch *b = bi->b;
     if (!*first) {
         *first = p->name;
         b->B = t->shape[0];
         b->T = t->shape[1];
     } else if (t->shape[0] != b->B || t->shape[1] != b->T) {
-        return FAIL(bi, "%s: B,T = %lld,%lld but %s has %lld,%lld", p->name,
-                    (long long)t->shape[0], (long long)t->shape[1], *first, (long long)b->B,
-                    (long long)b->T);
+        return FAIL(bi, "%s: B,T = %lld,%lld but %s has %lld,%lld", p->name, (long long)t->shape[0],
+                    (long long)t->shape[1], *first, (long long)b->B, (long long)b->T);
     }
     return GDR_OK;
 }
 
-static int64_t gcd(int64_t a, int64_t b)
-{
+static int64_t gcd(int64_t a, int64_t b) {
     while (b) {
         int64_t r = a % b;
         a = b;
@@ -179,13 +169,11 @@ static int64_t gcd(int64_t a, int64_t b)
     return a;
 }
 
-static int64_t heads_of(const Port *p, const gdr_tensor *t)
-{
+static int64_t heads_of(const Port *p, const gdr_tensor *t) {
     return t->shape[p->is_param ? 0 : 2];
 }
 
-static gdr_status check_heads(const Binder *bi)
-{
+static gdr_status check_heads(const Binder *bi) {
     BoundLaunch *b = bi->b;
     const Port *widest = NULL;
     b->H = 0;
@@ -211,8 +199,7 @@ static gdr_status check_heads(const Binder *bi)
     return GDR_OK;
 }
 
-static gdr_status check_ports(const Binder *bi)
-{
+static gdr_status check_ports(const Binder *bi) {
     const Kernel *k = bi->k;
     const char *first = NULL;
     for (int i = 0; i < k->in.count; i++) {
@@ -236,13 +223,11 @@ static gdr_status check_ports(const Binder *bi)
 
 /* sequences and states ------------------------------------------------------------------------- */
 
-static int64_t offset_at(const gdr_tensor *cu, int64_t i)
-{
+static int64_t offset_at(const gdr_tensor *cu, int64_t i) {
     return cu->dtype == GDR_I64 ? ((const int64_t *)cu->data)[i] : ((const int32_t *)cu->data)[i];
 }
 
-static gdr_status check_sequences(const Binder *bi)
-{
+static gdr_status check_sequences(const Binder *bi) {
     BoundLaunch *b = bi->b;
     const gdr_tensor *cu = bi->launch->cu_seqlens;
     b->packed = cu != NULL;
@@ -251,8 +236,7 @@ static gdr_status check_sequences(const Binder *bi)
         return GDR_OK;
     TRY(check_tensor(bi, "cu_seqlens", cu));
     if (cu->dtype != GDR_I32 && cu->dtype != GDR_I64)
-        return FAIL(bi, "cu_seqlens: data type is %s, need i32 or i64",
-                    gdr_dtype_name(cu->dtype));
+        return FAIL(bi, "cu_seqlens: data type is %s, need i32 or i64", gdr_dtype_name(cu->dtype));
     if (cu->ndim != 1 || cu->shape[0] < 1)
         return FAIL(bi, "cu_seqlens: need a vector of N+1 offsets");
     if (b->B != 1)
@@ -277,13 +261,12 @@ static gdr_status check_sequences(const Binder *bi)
     return GDR_OK;
 }
 
-static gdr_status check_state(const Binder *bi, const char *name, const gdr_tensor *t)
-{
+static gdr_status check_state(const Binder *bi, const char *name, const gdr_tensor *t) {
     if (!t)
         return GDR_OK;
     char have[SHAPE_TEXT], want[SHAPE_TEXT];
-    const int64_t need[4] = { bi->b->N, bi->b->H, bi->k->axis.at[AXIS_K].size,
-                              bi->k->axis.at[AXIS_V].size };
+    const int64_t need[4] = {bi->b->N, bi->b->H, bi->k->axis.at[AXIS_K].size,
+                             bi->k->axis.at[AXIS_V].size};
     TRY(check_tensor(bi, name, t));
     TRY(check_dtype(bi, name, t, GDR_F32));
     if (t->ndim != 4 || memcmp(t->shape, need, sizeof need))
@@ -294,8 +277,7 @@ static gdr_status check_state(const Binder *bi, const char *name, const gdr_tens
 
 /* the frame ------------------------------------------------------------------------------------ */
 
-static gdr_status size_workspace(const Binder *bi)
-{
+static gdr_status size_workspace(const Binder *bi) {
     BoundLaunch *b = bi->b;
     const Record *r = &bi->kernel->rec;
     b->slots = 0;
@@ -312,13 +294,11 @@ static gdr_status size_workspace(const Binder *bi)
     return GDR_OK;
 }
 
-static int64_t address(const gdr_tensor *t)
-{
+static int64_t address(const gdr_tensor *t) {
     return t ? (int64_t)(uintptr_t)t->data : 0;
 }
 
-static void fill_frame(const Binder *bi)
-{
+static void fill_frame(const Binder *bi) {
     const BoundLaunch *b = bi->b;
     const gdr_launch *l = bi->launch;
     int64_t *f = b->frame;
@@ -340,8 +320,7 @@ static void fill_frame(const Binder *bi)
         f[frame_out_ptr(bi->k, i)] = address(bi->out[i]);
 }
 
-static gdr_status bind_all(const Binder *bi)
-{
+static gdr_status bind_all(const Binder *bi) {
     if (bi->launch->size != sizeof *bi->launch)
         return ctx_fail(bi->kernel->ctx, GDR_EUSAGE, "gdr_launch.size is %zu, need %zu",
                         bi->launch->size, sizeof *bi->launch);
@@ -355,18 +334,23 @@ static gdr_status bind_all(const Binder *bi)
     return GDR_OK;
 }
 
-gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, BoundLaunch *out)
-{
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only,
+                       BoundLaunch *out) {
     const Kernel *k = kernel->rec.shell;
-    *out = (BoundLaunch){ 0 };
+    *out = (BoundLaunch){0};
     const gdr_tensor **slots = calloc((size_t)(k->in.count + k->out.count), sizeof *slots);
     out->frame = calloc((size_t)frame_fields(k), sizeof *out->frame);
     gdr_status status;
     if (!slots || !out->frame) {
         status = ctx_fail(kernel->ctx, GDR_ENOMEM, "out of memory");
     } else {
-        Binder bi = { .kernel = kernel, .k = k, .launch = launch, .sizes_only = sizes_only,
-                      .in = slots, .out = slots + k->in.count, .b = out };
+        Binder bi = {.kernel = kernel,
+                     .k = k,
+                     .launch = launch,
+                     .sizes_only = sizes_only,
+                     .in = slots,
+                     .out = slots + k->in.count,
+                     .b = out};
         status = bind_all(&bi);
     }
     free(slots);

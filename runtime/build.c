@@ -5,7 +5,8 @@
  *     recurrent: codegen         chunk: choose the chunk, remaining passes, codegen
  *     GPU, when it is to run here: PTX -> cubins (assemble.c)
  *
- * The chunk's size: as many equations as asked for, else the most that the target takes of 64, 32, 16.
+ * The chunk's size: as many equations as asked for, else the most that the target takes of 64,
+ * 32, 16.
  */
 #include "runtime/runtime.h"
 
@@ -19,9 +20,8 @@
 /* messages ------------------------------------------------------------------------------------- */
 
 static void report_span(Job *job, gdr_severity severity, const Source *s, Span span, bool has_span,
-                        const char *text)
-{
-    gdr_diagnostic d = { .severity = severity, .file = s->name, .message = text };
+                        const char *text) {
+    gdr_diagnostic d = {.severity = severity, .file = s->name, .message = text};
     if (has_span) {
         source_locate(s, span.lo, &d.line, &d.column);
         source_locate(s, span.hi, &d.end_line, &d.end_column);
@@ -29,25 +29,23 @@ static void report_span(Job *job, gdr_severity severity, const Source *s, Span s
     job->ctx->diag(job->ctx->user, &d);
 }
 
-static void report(Job *job, const Diag *d)
-{
+static void report(Job *job, const Diag *d) {
     if (job->extra.diag) {
         job->extra.diag(job->extra.diag_user, d);
         return;
     }
     for (int i = 0; job->ctx->diag && i < d->item.count; i++) {
         const DiagItem *item = &d->item.at[i];
-        report_span(job, item->kind == DIAG_error ? GDR_ERROR : GDR_WARNING, d->source,
-                    item->span, true, item->text);
+        report_span(job, item->kind == DIAG_error ? GDR_ERROR : GDR_WARNING, d->source, item->span,
+                    true, item->text);
         for (int n = 0; n < item->note.count; n++)
-            report_span(job, GDR_NOTE, d->source, item->note.at[n].span,
-                        item->note.at[n].has_span, item->note.at[n].text);
+            report_span(job, GDR_NOTE, d->source, item->note.at[n].span, item->note.at[n].has_span,
+                        item->note.at[n].text);
     }
 }
 
 /* The first error becomes the context's last error. */
-static gdr_status spec_failed(Job *job, const Diag *d)
-{
+static gdr_status spec_failed(Job *job, const Diag *d) {
     report(job, d);
     for (int i = 0; i < d->item.count; i++) {
         const DiagItem *item = &d->item.at[i];
@@ -63,8 +61,7 @@ static gdr_status spec_failed(Job *job, const Diag *d)
 
 /* front end ------------------------------------------------------------------------------------ */
 
-static gdr_status lower(Job *job, Kernel **out)
-{
+static gdr_status lower(Job *job, Kernel **out) {
     Arena *a = &job->arena;
     Interner *names = NEW(a, Interner);
     intern_init(names, a);
@@ -73,9 +70,9 @@ static gdr_status lower(Job *job, Kernel **out)
     SpecDim *dims = NEW_ARRAY(a, SpecDim, job->opt.ndims + 1);
     for (int i = 0; i < job->opt.ndims; i++) {
         const gdr_dim *dim = &job->opt.dims[i];
-        dims[i] = (SpecDim){ .name = intern_z(names, dim->name), .size = dim->size };
+        dims[i] = (SpecDim){.name = intern_z(names, dim->name), .size = dim->size};
     }
-    SpecBind bind = { .dim = dims, .count = job->opt.ndims };
+    SpecBind bind = {.dim = dims, .count = job->opt.ndims};
     SpecFile *file = spec_parse(a, names, job->source, &d);
     Kernel *k = NULL;
     if (!d.errors && spec_check(file, &d))
@@ -89,8 +86,7 @@ static gdr_status lower(Job *job, Kernel **out)
 }
 
 /* The caller's data types onto the ports. */
-static gdr_status set_types(Job *job, Kernel *k)
-{
+static gdr_status set_types(Job *job, Kernel *k) {
     Elem io;
     if (!elem_of_dtype(job->opt.dtype, &io) || io == ELEM_f64)
         return ctx_fail(job->ctx, GDR_EUSAGE, "%s is not a type of inputs and outputs",
@@ -115,8 +111,7 @@ static gdr_status set_types(Job *job, Kernel *k)
     return GDR_OK;
 }
 
-static gdr_status no_chunk_form(Job *job, const Kernel *k)
-{
+static gdr_status no_chunk_form(Job *job, const Kernel *k) {
     int line, column;
     source_locate(job->source, k->facts.where.lo, &line, &column);
     return ctx_fail(job->ctx, GDR_ELIMIT, "%s:%d:%d: %s has no chunk form: %s", job->source->name,
@@ -125,8 +120,7 @@ static gdr_status no_chunk_form(Job *job, const Kernel *k)
 
 /* code ----------------------------------------------------------------------------------------- */
 
-static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why)
-{
+static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why) {
     Elem io = ELEM_f32;
     elem_of_dtype(job->opt.dtype, &io);
     CgOptions cg = {
@@ -146,8 +140,7 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
 
 /* The chunk form with `rows` equations; NULL with *why when the target cannot take it. */
 static CgModule *generate_chunk(Job *job, const Kernel *normal, int rows, Kernel **tile,
-                                const char **why)
-{
+                                const char **why) {
     Kernel *k = kernel_clone(normal);
     kernel_set_chunk(k, rows);
     passes_run_after(k, "normal", NULL, job->extra.watch);
@@ -156,9 +149,8 @@ static CgModule *generate_chunk(Job *job, const Kernel *normal, int rows, Kernel
     return generate(job, k, ALGO_chunk, why);
 }
 
-static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Kernel **tile, CgModule **m)
-{
-    static const int choice[] = { 64, 32, 16 };
+static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Kernel **tile, CgModule **m) {
+    static const int choice[] = {64, 32, 16};
     const char *why = NULL;
     if (job->opt.chunk_rows)
         *m = generate_chunk(job, normal, job->opt.chunk_rows, tile, &why);
@@ -170,8 +162,7 @@ static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Kernel **ti
                     why ? why : "no code");
 }
 
-gdr_status job_build(Job *job, Record *out)
-{
+gdr_status job_build(Job *job, Record *out) {
     Kernel *k = NULL;
     CgModule *m = NULL;
     gdr_status status = lower(job, &k);
@@ -182,8 +173,8 @@ gdr_status job_build(Job *job, Record *out)
     passes_run(k, "normal", job->extra.watch);
     if (job->opt.algo == GDR_ALGO_CHUNK && !k->facts.chunkable)
         return no_chunk_form(job, k);
-    Algo algo = k->facts.chunkable && job->opt.algo != GDR_ALGO_RECURRENT ? ALGO_chunk
-                                                                           : ALGO_recurrent;
+    Algo algo =
+        k->facts.chunkable && job->opt.algo != GDR_ALGO_RECURRENT ? ALGO_chunk : ALGO_recurrent;
     if (algo == ALGO_chunk) {
         Kernel *tile = NULL;
         status = generate_any_chunk(job, k, &tile, &m);
@@ -195,12 +186,13 @@ gdr_status job_build(Job *job, Record *out)
     if (algo == ALGO_recurrent) {
         const char *why;
         m = generate(job, k, algo, &why);
-        status = m ? GDR_OK : ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name,
-                                       job->target, why ? why : "no code");
+        status = m ? GDR_OK
+                   : ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name, job->target,
+                              why ? why : "no code");
     }
     if (status)
         return status;
-    *out = (Record){ .shell = k, .module = *m, .algo = algo, .target = job->target };
+    *out = (Record){.shell = k, .module = *m, .algo = algo, .target = job->target};
     out->factor_reads = NEW_ARRAY(&job->arena, bool, k->in.count + 1);
     for (int i = 0; i < k->in.count; i++)
         out->factor_reads[i] = k->level == LEVEL_tile && frame_factor_reads(k, i);

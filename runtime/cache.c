@@ -27,37 +27,34 @@ static const char magic[MAGIC_BYTES + 1] = "gdrobj01";
 
 /* keys ----------------------------------------------------------------------------------------- */
 
-struct CacheHash { llvm_blake3_hasher blake3; };
+struct CacheHash {
+    llvm_blake3_hasher blake3;
+};
 
-CacheHash *cache_hash_new(void)
-{
+CacheHash *cache_hash_new(void) {
     CacheHash *h = malloc(sizeof *h);
     if (h)
         llvm_blake3_hasher_init(&h->blake3);
     return h;
 }
 
-void cache_hash_int(CacheHash *h, int64_t x)
-{
+void cache_hash_int(CacheHash *h, int64_t x) {
     llvm_blake3_hasher_update(&h->blake3, &x, sizeof x);
 }
 
-void cache_hash_bytes(CacheHash *h, const void *p, size_t n)
-{
+void cache_hash_bytes(CacheHash *h, const void *p, size_t n) {
     cache_hash_int(h, (int64_t)n);
     llvm_blake3_hasher_update(&h->blake3, p, n);
 }
 
-void cache_hash_text(CacheHash *h, const char *s)
-{
+void cache_hash_text(CacheHash *h, const char *s) {
     if (s)
         cache_hash_bytes(h, s, strlen(s));
     else
         cache_hash_int(h, -1);
 }
 
-CacheKey cache_hash_end(CacheHash *h)
-{
+CacheKey cache_hash_end(CacheHash *h) {
     CacheKey key;
     llvm_blake3_hasher_finalize(&h->blake3, key.byte, sizeof key.byte);
     free(h);
@@ -66,10 +63,13 @@ CacheKey cache_hash_end(CacheHash *h)
 
 /* what the code depends on --------------------------------------------------------------------- */
 
-typedef struct BuildId { const char *inside; CacheHash *into; bool found; } BuildId;
+typedef struct BuildId {
+    const char *inside;
+    CacheHash *into;
+    bool found;
+} BuildId;
 
-static void hash_notes(const char *at, const char *end, BuildId *id)
-{
+static void hash_notes(const char *at, const char *end, BuildId *id) {
     while (end - at >= (ptrdiff_t)sizeof(ElfW(Nhdr))) {
         const ElfW(Nhdr) *note = (const ElfW(Nhdr) *)at;
         const char *name = at + sizeof *note;
@@ -82,8 +82,7 @@ static void hash_notes(const char *at, const char *end, BuildId *id)
     }
 }
 
-static int hash_object(struct dl_phdr_info *info, size_t size, void *user)
-{
+static int hash_object(struct dl_phdr_info *info, size_t size, void *user) {
     (void)size;
     BuildId *id = user;
     bool ours = false;
@@ -102,17 +101,15 @@ static int hash_object(struct dl_phdr_info *info, size_t size, void *user)
 }
 
 /* The linker's id of the binary that this compiler is part of: another build is another key. */
-void cache_hash_build(CacheHash *h)
-{
-    BuildId id = { .inside = magic, .into = h };
+void cache_hash_build(CacheHash *h) {
+    BuildId id = {.inside = magic, .into = h};
     cache_hash_text(h, GDR_VERSION);
     dl_iterate_phdr(hash_object, &id);
     if (!id.found)
         cache_hash_text(h, __DATE__ " " __TIME__);
 }
 
-static void checksum(const void *p, size_t n, uint8_t sum[SUM_BYTES])
-{
+static void checksum(const void *p, size_t n, uint8_t sum[SUM_BYTES]) {
     llvm_blake3_hasher h;
     llvm_blake3_hasher_init(&h);
     llvm_blake3_hasher_update(&h, p, n);
@@ -121,8 +118,7 @@ static void checksum(const void *p, size_t n, uint8_t sum[SUM_BYTES])
 
 /* files ---------------------------------------------------------------------------------------- */
 
-char *cache_directory(const char *given)
-{
+char *cache_directory(const char *given) {
     const char *base = given, *tail = "";
     if (!base && (base = getenv("GDR_CACHE_DIR"))) {
         tail = "";
@@ -142,8 +138,7 @@ char *cache_directory(const char *given)
 }
 
 /* `mkdir -p` of the directory that holds `path`. */
-static bool make_parents(const char *path)
-{
+static bool make_parents(const char *path) {
     char *copy = strdup(path);
     if (!copy)
         return false;
@@ -157,8 +152,7 @@ static bool make_parents(const char *path)
     return ok;
 }
 
-static char *entry_path(const char *dir, CacheKey key)
-{
+static char *entry_path(const char *dir, CacheKey key) {
     size_t n = strlen(dir) + 2 * sizeof key.byte + 3;
     char *path = malloc(n);
     if (!path)
@@ -169,8 +163,7 @@ static char *entry_path(const char *dir, CacheKey key)
     return path;
 }
 
-static bool write_all(int fd, const void *bytes, size_t len)
-{
+static bool write_all(int fd, const void *bytes, size_t len) {
     const char *p = bytes;
     while (len) {
         ssize_t n = write(fd, p, len);
@@ -185,8 +178,7 @@ static bool write_all(int fd, const void *bytes, size_t len)
 }
 
 /* A new file beside `path`, as open to others as the umask lets any file be. -1 with errno set. */
-static int open_beside(const char *path, char *temp, size_t size)
-{
+static int open_beside(const char *path, char *temp, size_t size) {
     static _Thread_local unsigned serial;
     for (int tries = 0; tries < 100; tries++) {
         snprintf(temp, size, "%s.%ld-%lx-%u", path, (long)getpid(), (unsigned long)pthread_self(),
@@ -199,8 +191,7 @@ static int open_beside(const char *path, char *temp, size_t size)
 }
 
 bool file_write_atomic(const char *path, const FilePart *part, int parts, char *why,
-                       size_t why_size)
-{
+                       size_t why_size) {
     size_t n = strlen(path) + 64;
     char *temp = malloc(n);
     if (!temp) {
@@ -229,8 +220,7 @@ bool file_write_atomic(const char *path, const FilePart *part, int parts, char *
     return ok;
 }
 
-static void *read_whole(const char *path, size_t *len)
-{
+static void *read_whole(const char *path, size_t *len) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
     if (fd < 0)
@@ -239,8 +229,7 @@ static void *read_whole(const char *path, size_t *len)
     if (!fstat(fd, &st) && S_ISREG(st.st_mode) && (data = malloc((size_t)st.st_size + 1))) {
         size_t got = 0;
         ssize_t n;
-        while (got < (size_t)st.st_size &&
-               (n = read(fd, data + got, (size_t)st.st_size - got)) > 0)
+        while (got < (size_t)st.st_size && (n = read(fd, data + got, (size_t)st.st_size - got)) > 0)
             got += (size_t)n;
         *len = got;
     }
@@ -250,16 +239,14 @@ static void *read_whole(const char *path, size_t *len)
 
 /* entries -------------------------------------------------------------------------------------- */
 
-static uint64_t get_u64(const uint8_t *p)
-{
+static uint64_t get_u64(const uint8_t *p) {
     uint64_t x = 0;
     for (int i = 0; i < 8; i++)
         x |= (uint64_t)p[i] << (8 * i);
     return x;
 }
 
-void *cache_read(const char *dir, CacheKey key, size_t *len)
-{
+void *cache_read(const char *dir, CacheKey key, size_t *len) {
     char *path = entry_path(dir, key);
     size_t size = 0;
     uint8_t *data = path ? read_whole(path, &size) : NULL;
@@ -281,8 +268,7 @@ void *cache_read(const char *dir, CacheKey key, size_t *len)
 }
 
 bool cache_write(const char *dir, CacheKey key, const void *payload, size_t len, char *why,
-                 size_t why_size)
-{
+                 size_t why_size) {
     size_t size = HEADER_BYTES + len + SUM_BYTES;
     char *path = entry_path(dir, key);
     uint8_t *data = malloc(size);
@@ -298,7 +284,7 @@ bool cache_write(const char *dir, CacheKey key, const void *payload, size_t len,
             data[MAGIC_BYTES + i] = (uint8_t)((uint64_t)len >> (8 * i));
         memcpy(data + HEADER_BYTES, payload, len);
         checksum(data, HEADER_BYTES + len, data + HEADER_BYTES + len);
-        ok = file_write_atomic(path, &(FilePart){ data, size }, 1, why, why_size);
+        ok = file_write_atomic(path, &(FilePart){data, size}, 1, why, why_size);
     }
     free(path);
     free(data);

@@ -19,8 +19,7 @@
 
 /* options -------------------------------------------------------------------------------------- */
 
-const char *target_for_gpu(int cc)
-{
+const char *target_for_gpu(int cc) {
     const char *best = NULL;
     int best_cc = 0;
     for (int i = 0; i < target_count; i++) {
@@ -37,26 +36,22 @@ const char *target_for_gpu(int cc)
     return best;
 }
 
-static gdr_status unknown_target(Job *job, const char *name)
-{
+static gdr_status unknown_target(Job *job, const char *name) {
     char list[256] = "host, cuda";
     for (int i = 0; i < target_count; i++)
         if (target_list[i].gpu)
-            snprintf(list + strlen(list), sizeof list - strlen(list), ", %s",
-                     target_list[i].name);
+            snprintf(list + strlen(list), sizeof list - strlen(list), ", %s", target_list[i].name);
     return ctx_fail(job->ctx, GDR_EUSAGE, "unknown target %s; known: %s", name, list);
 }
 
 /* Whether code for `target` runs on a device of compute capability `cc`. */
-static bool target_runs_on(const char *target, int cc)
-{
+static bool target_runs_on(const char *target, int cc) {
     char *suffix;
     int t = (int)strtol(target + 3, &suffix, 10);
     return *suffix == 'a' ? t == cc : t <= cc;
 }
 
-static gdr_status resolve_target(Job *job)
-{
+static gdr_status resolve_target(Job *job) {
     const char *name = job->opt.target ? job->opt.target : "host";
     bool device_chooses = strcmp(name, "cuda") == 0;
     const Target *t = device_chooses ? NULL : target_find(name);
@@ -84,16 +79,13 @@ static gdr_status resolve_target(Job *job)
     return GDR_OK;
 }
 
-static gdr_status check_options(Job *job, const gdr_compile_options *o)
-{
+static gdr_status check_options(Job *job, const gdr_compile_options *o) {
     if (o && o->size != sizeof *o)
-        return ctx_fail(job->ctx, GDR_EUSAGE, "gdr_compile_options.size is %zu, need %zu",
-                        o->size, sizeof *o);
+        return ctx_fail(job->ctx, GDR_EUSAGE, "gdr_compile_options.size is %zu, need %zu", o->size,
+                        sizeof *o);
     if (o)
         job->opt = *o;
-    if (!job->opt.opt_level)
-        job->opt.opt_level = 3;
-    if (job->opt.opt_level < 1 || job->opt.opt_level > 3)
+    if (job->opt.opt_level < 0 || job->opt.opt_level > 3)
         return ctx_fail(job->ctx, GDR_EUSAGE, "opt_level %d: need 1, 2 or 3", job->opt.opt_level);
     if (job->opt.chunk_rows < 0 || job->opt.chunk_rows > 256)
         return ctx_fail(job->ctx, GDR_EUSAGE, "a chunk has 1 to 256 rows, not %d",
@@ -105,13 +97,16 @@ static gdr_status check_options(Job *job, const gdr_compile_options *o)
     for (int i = 0; i < job->opt.ndims; i++)
         if (!job->opt.dims[i].name)
             return ctx_fail(job->ctx, GDR_EUSAGE, "dims[%d] has no name", i);
-    return resolve_target(job);
+    gdr_status status = resolve_target(job);
+    /* GPU code gains nothing measurable from the third level, which costs most of the time. */
+    if (!status && !job->opt.opt_level)
+        job->opt.opt_level = target_find(job->target)->gpu ? 2 : 3;
+    return status;
 }
 
 /* the key -------------------------------------------------------------------------------------- */
 
-static void hash_machine(const Job *job, CacheHash *h)
-{
+static void hash_machine(const Job *job, CacheHash *h) {
     if (strcmp(job->target, "host") == 0) {
         char *cpu = job->extra.cpu ? NULL : LLVMGetHostCPUName();
         char *features = job->extra.features ? NULL : LLVMGetHostCPUFeatures();
@@ -125,8 +120,7 @@ static void hash_machine(const Job *job, CacheHash *h)
     }
 }
 
-static CacheKey make_key(Job *job)
-{
+static CacheKey make_key(Job *job) {
     CacheHash *h = cache_hash_new();
     if (!h)
         longjmp(*job->arena.oom, 1);
@@ -161,8 +155,7 @@ static CacheKey make_key(Job *job)
 
 /* loading -------------------------------------------------------------------------------------- */
 
-static gdr_status load_host(Job *job)
-{
+static gdr_status load_host(Job *job) {
     gdr_kernel *kernel = job->kernel;
     const CgModule *m = &kernel->rec.module;
     char why[512] = "";
@@ -177,12 +170,11 @@ static gdr_status load_host(Job *job)
     return GDR_OK;
 }
 
-static gdr_status load_gpu(Job *job)
-{
+static gdr_status load_gpu(Job *job) {
     gdr_kernel *kernel = job->kernel;
     const Record *r = &kernel->rec;
     int n = r->module.entry.count;
-    CudaError e = { .text = "a cached kernel lacks code" };
+    CudaError e = {.text = "a cached kernel lacks code"};
     kernel->cuda_function = NEW_ARRAY(&kernel->arena, void *, n + 1);
     kernel->cuda_module = NEW_ARRAY(&kernel->arena, CudaModule *, n + 1);
     bool ok = r->cubin.count == n;
@@ -197,14 +189,12 @@ static gdr_status load_gpu(Job *job)
     if (!ok)
         return ctx_fail(job->ctx, e.no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e.text);
     for (int i = 0; i < r->warning.count; i++)
-        ctx_log(job->ctx, GDR_WARNING, "%s on %s: %s", r->shell->name, r->target,
-                r->warning.at[i]);
+        ctx_log(job->ctx, GDR_WARNING, "%s on %s: %s", r->shell->name, r->target, r->warning.at[i]);
     return GDR_OK;
 }
 
 /* Frees what loading made, so that a kernel can be loaded again or destroyed. */
-static void unload(gdr_kernel *kernel)
-{
+static void unload(gdr_kernel *kernel) {
     hostjit_free(kernel->host);
     for (int i = 0; kernel->cuda_module && i < kernel->rec.module.entry.count; i++)
         cuda_module_free(kernel->ctx->cuda, kernel->cuda_module[i]);
@@ -215,8 +205,7 @@ static void unload(gdr_kernel *kernel)
 }
 
 /* Record bytes -> a kernel ready to launch. */
-static gdr_status load(Job *job, const void *bytes, size_t len)
-{
+static gdr_status load(Job *job, const void *bytes, size_t len) {
     gdr_kernel *kernel = job->kernel;
     if (!record_read(&kernel->arena, bytes, len, &kernel->rec))
         return ctx_fail(job->ctx, GDR_EUNSUPPORTED, "a cached kernel cannot be read");
@@ -231,8 +220,7 @@ static gdr_status load(Job *job, const void *bytes, size_t len)
 
 /* the way through ------------------------------------------------------------------------------ */
 
-static gdr_status open_source(Job *job)
-{
+static gdr_status open_source(Job *job) {
     const CompileInput *in = job->input;
     if (in->source) {
         job->source = in->source;
@@ -244,14 +232,13 @@ static gdr_status open_source(Job *job)
     } else {
         if (in->length > 1 << 20)
             return ctx_fail(job->ctx, GDR_EINPUT, "%s: larger than 1 MiB", in->name);
-        job->source = source_from_text(&job->arena, in->name ? in->name : "spec", in->text,
-                                       in->length);
+        job->source =
+            source_from_text(&job->arena, in->name ? in->name : "spec", in->text, in->length);
     }
     return GDR_OK;
 }
 
-static void store(Job *job, CacheKey key, const Buf *bytes)
-{
+static void store(Job *job, CacheKey key, const Buf *bytes) {
     gdr_context *ctx = job->ctx;
     char why[512];
     if (cache_write(ctx->cache_dir, key, bytes->text, bytes->len, why, sizeof why))
@@ -264,8 +251,7 @@ static void store(Job *job, CacheKey key, const Buf *bytes)
         ctx_log(ctx, GDR_WARNING, "compiled kernels are not kept: %s", why);
 }
 
-static bool load_cached(Job *job, CacheKey key)
-{
+static bool load_cached(Job *job, CacheKey key) {
     size_t len;
     void *bytes = cache_read(job->ctx->cache_dir, key, &len);
     if (!bytes)
@@ -279,8 +265,7 @@ static bool load_cached(Job *job, CacheKey key)
     return false;
 }
 
-static gdr_status compile(Job *job)
-{
+static gdr_status compile(Job *job) {
     gdr_status status = open_source(job);
     if (status)
         return status;
@@ -304,8 +289,7 @@ static gdr_status compile(Job *job)
 
 gdr_status compile_input(gdr_context *ctx, const CompileInput *input,
                          const gdr_compile_options *options, const CompileExtra *extra,
-                         gdr_kernel **out)
-{
+                         gdr_kernel **out) {
     *out = NULL;
     Job *job = calloc(1, sizeof *job);
     gdr_kernel *kernel = calloc(1, sizeof *kernel);
@@ -343,21 +327,18 @@ gdr_status compile_input(gdr_context *ctx, const CompileInput *input,
 }
 
 gdr_status gdr_compile_string(gdr_context *ctx, const char *name, const char *text, size_t length,
-                              const gdr_compile_options *options, gdr_kernel **kernel)
-{
-    CompileInput input = { .name = name, .text = text, .length = length };
+                              const gdr_compile_options *options, gdr_kernel **kernel) {
+    CompileInput input = {.name = name, .text = text, .length = length};
     return compile_input(ctx, &input, options, NULL, kernel);
 }
 
 gdr_status gdr_compile_file(gdr_context *ctx, const char *path, const gdr_compile_options *options,
-                            gdr_kernel **kernel)
-{
-    CompileInput input = { .path = path };
+                            gdr_kernel **kernel) {
+    CompileInput input = {.path = path};
     return compile_input(ctx, &input, options, NULL, kernel);
 }
 
-void gdr_kernel_destroy(gdr_kernel *kernel)
-{
+void gdr_kernel_destroy(gdr_kernel *kernel) {
     if (!kernel)
         return;
     unload(kernel);

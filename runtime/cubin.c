@@ -14,8 +14,7 @@
 
 extern char **environ;
 
-char *ptxas_find(void)
-{
+char *ptxas_find(void) {
     const char *path = getenv("PATH");
     while (path && *path) {
         size_t n = strcspn(path, ":");
@@ -33,8 +32,7 @@ char *ptxas_find(void)
 
 /* LLVM writes everything that kernels share before the first, and each from a line
  * `.visible .entry NAME(` to the next such line; braces do not count, inline code has its own. */
-char *ptx_only(Arena *arena, const char *ptx, const char *symbol)
-{
+char *ptx_only(Arena *arena, const char *ptx, const char *symbol) {
     static const char start[] = "\n.visible .entry ";
     size_t n = strlen(symbol);
     const char *entry = strstr(ptx, start);
@@ -54,8 +52,7 @@ char *ptx_only(Arena *arena, const char *ptx, const char *symbol)
     return NULL;
 }
 
-static bool write_file(const char *path, const char *text)
-{
+static bool write_file(const char *path, const char *text) {
     FILE *f = fopen(path, "we");
     if (!f)
         return false;
@@ -64,8 +61,7 @@ static bool write_file(const char *path, const char *text)
 }
 
 /* The whole file as malloc'ed bytes with a NUL behind; NULL when it cannot be read. */
-static char *read_file(const char *path, size_t *len)
-{
+static char *read_file(const char *path, size_t *len) {
     FILE *f = fopen(path, "re");
     if (!f)
         return NULL;
@@ -92,11 +88,10 @@ static char *read_file(const char *path, size_t *len)
 }
 
 static bool spawn_ptxas(const char *ptxas, const char *arch, const char *in, const char *out,
-                        const char *log, int *exit_status)
-{
+                        const char *log, int *exit_status) {
     char arch_option[64];
     snprintf(arch_option, sizeof arch_option, "-arch=%s", arch);
-    const char *argv[] = { ptxas, arch_option, "-v", "--warn-on-spills", in, "-o", out, NULL };
+    const char *argv[] = {ptxas, arch_option, "-v", "--warn-on-spills", in, "-o", out, NULL};
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -118,8 +113,7 @@ static bool spawn_ptxas(const char *ptxas, const char *arch, const char *in, con
 }
 
 bool ptxas_run(const char *ptxas, const char *ptx, const char *arch, void **cubin, size_t *len,
-               char **log, char *why, size_t why_size)
-{
+               char **log, char *why, size_t why_size) {
     *cubin = NULL;
     *log = NULL;
     const char *tmp = getenv("TMPDIR");
@@ -156,8 +150,7 @@ bool ptxas_run(const char *ptxas, const char *ptx, const char *arch, void **cubi
 }
 
 /* "..., 12 bytes spill stores, ..." with a number other than 0. */
-static bool line_spills(const char *line, size_t n)
-{
+static bool line_spills(const char *line, size_t n) {
     const char *end = line + n, *from = line, *at;
     while ((at = memmem(from, (size_t)(end - from), " bytes spill", 12))) {
         for (const char *p = at; p > line && p[-1] >= '0' && p[-1] <= '9'; p--)
@@ -169,15 +162,12 @@ static bool line_spills(const char *line, size_t n)
 }
 
 /* C75xx: wgmma operations serialised, or waits the compiler had to add. */
-static bool line_serialised(const char *line, size_t n)
-{
+static bool line_serialised(const char *line, size_t n) {
     const char *at = memmem(line, n, "C75", 3);
-    return at && at + 5 <= line + n && at[3] >= '0' && at[3] <= '9' && at[4] >= '0' &&
-           at[4] <= '9';
+    return at && at + 5 <= line + n && at[3] >= '0' && at[3] <= '9' && at[4] >= '0' && at[4] <= '9';
 }
 
-int cubin_scan_log(const char *log, void (*warn)(void *user, const char *line), void *user)
-{
+int cubin_scan_log(const char *log, void (*warn)(void *user, const char *line), void *user) {
     int found = 0;
     while (log && *log) {
         size_t n = strcspn(log, "\n");

@@ -1,6 +1,6 @@
-/* The CUDA driver by dlopen: no CUDA header, no CUDA library at build time. The functions are listed
- * once in cuda.def; this file looks them up and wraps them so that every failure becomes one line of
- * text and the caller's current context is left as it was.
+/* The CUDA driver by dlopen: no CUDA header, no CUDA library at build time. The functions are
+ * listed once in cuda.def; this file looks them up and wraps them so that every failure becomes one
+ * line of text and the caller's current context is left as it was.
  *
  * The context used is the caller's current one if there is one, else the device's primary context,
  * the one that the CUDA runtime and the frameworks built on it use.
@@ -27,12 +27,20 @@ typedef struct Driver {
 enum { SUCCESS = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100 };
 enum { API_VERSION = 12000 }; /* the ABI asked of cuGetProcAddress */
 enum {
-    ATTR_CLOCK_KHZ = 13, ATTR_MEMORY_CLOCK_KHZ = 36, ATTR_MEMORY_BUS_BITS = 37,
-    ATTR_MULTIPROCESSORS = 16, ATTR_CC_MAJOR = 75, ATTR_CC_MINOR = 76,
+    ATTR_CLOCK_KHZ = 13,
+    ATTR_MEMORY_CLOCK_KHZ = 36,
+    ATTR_MEMORY_BUS_BITS = 37,
+    ATTR_MULTIPROCESSORS = 16,
+    ATTR_CC_MAJOR = 75,
+    ATTR_CC_MINOR = 76,
     FUNC_MAX_DYNAMIC_SHARED = 8,
     POOL_RELEASE_THRESHOLD = 4,
-    JIT_INFO_LOG = 3, JIT_INFO_LOG_SIZE = 4, JIT_ERROR_LOG = 5, JIT_ERROR_LOG_SIZE = 6,
-    JIT_LOG_VERBOSE = 12, JIT_INPUT_PTX = 1
+    JIT_INFO_LOG = 3,
+    JIT_INFO_LOG_SIZE = 4,
+    JIT_ERROR_LOG = 5,
+    JIT_ERROR_LOG_SIZE = 6,
+    JIT_LOG_VERBOSE = 12,
+    JIT_INPUT_PTX = 1
 };
 
 /* CUmemPoolProps. */
@@ -56,14 +64,19 @@ struct Cuda {
     int cc, driver_version, multiprocessors;
 };
 
-struct CudaModule { void *handle; };
+struct CudaModule {
+    void *handle;
+};
 
 typedef int GetProcAddress(const char *name, void **fn, int version, uint64_t flags, int *status);
 
-typedef struct Lookup { CudaLookup *symbol; void *library; GetProcAddress *get; } Lookup;
+typedef struct Lookup {
+    CudaLookup *symbol;
+    void *library;
+    GetProcAddress *get;
+} Lookup;
 
-static void *look_up(const Lookup *l, const char *name, bool v2)
-{
+static void *look_up(const Lookup *l, const char *name, bool v2) {
     void *fn = NULL;
     int status = 0;
     if (l->get && l->get(name, &fn, API_VERSION, 0, &status) == SUCCESS && fn)
@@ -74,13 +87,12 @@ static void *look_up(const Lookup *l, const char *name, bool v2)
 }
 
 /* Fills the table; the name of a missing function, or NULL. */
-static const char *load_functions(CudaLookup *symbol, void *library, Driver *d)
-{
-    Lookup l = { symbol, library, NULL };
+static const char *load_functions(CudaLookup *symbol, void *library, Driver *d) {
+    Lookup l = {symbol, library, NULL};
     *(void **)&l.get = symbol(library, "cuGetProcAddress_v2");
-#define LOAD(name, v2, optional)                                                                   \
-    *(void **)&d->name = look_up(&l, #name, v2);                                                   \
-    if (!d->name && !(optional))                                                                   \
+#define LOAD(name, v2, optional)                 \
+    *(void **)&d->name = look_up(&l, #name, v2); \
+    if (!d->name && !(optional))                 \
         return #name;
 #define FN(ret, name, args) LOAD(name, false, false)
 #define FN2(ret, name, args) LOAD(name, true, false)
@@ -95,8 +107,7 @@ static const char *load_functions(CudaLookup *symbol, void *library, Driver *d)
 
 /* opening -------------------------------------------------------------------------------------- */
 
-static bool fail(const Cuda *cuda, CudaError *e, const char *call, int error)
-{
+static bool fail(const Cuda *cuda, CudaError *e, const char *call, int error) {
     const char *name = NULL, *text = NULL;
     cuda->d.cuGetErrorName(error, &name);
     cuda->d.cuGetErrorString(error, &text);
@@ -106,8 +117,7 @@ static bool fail(const Cuda *cuda, CudaError *e, const char *call, int error)
     return false;
 }
 
-static bool open_context(Cuda *cuda, int device, CudaError *e)
-{
+static bool open_context(Cuda *cuda, int device, CudaError *e) {
     Driver *d = &cuda->d;
     int count = 0, error;
     if ((error = d->cuInit(0)) || (error = d->cuDeviceGetCount(&count)))
@@ -137,13 +147,12 @@ static bool open_context(Cuda *cuda, int device, CudaError *e)
     return true;
 }
 
-static void open_pool(Cuda *cuda)
-{
+static void open_pool(Cuda *cuda) {
     Driver *d = &cuda->d;
     if (!d->cuMemPoolCreate || !d->cuMemPoolDestroy || !d->cuMemPoolSetAttribute ||
         !d->cuMemAllocFromPoolAsync || !d->cuMemFreeAsync)
         return;
-    PoolProps props = { .alloc_type = 1, .location_type = 1, .location_id = cuda->device };
+    PoolProps props = {.alloc_type = 1, .location_type = 1, .location_id = cuda->device};
     if (d->cuMemPoolCreate(&cuda->pool, &props) != SUCCESS) {
         cuda->pool = NULL;
         return;
@@ -152,22 +161,20 @@ static void open_pool(Cuda *cuda)
     d->cuMemPoolSetAttribute(cuda->pool, POOL_RELEASE_THRESHOLD, &keep);
 }
 
-static void *open_library(char *why, size_t why_size)
-{
+static void *open_library(char *why, size_t why_size) {
     void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!library)
         snprintf(why, why_size, "no GPU driver: %s", dlerror());
     return library;
 }
 
-Cuda *cuda_open_with(CudaLookup *symbol, void *library, int device, char *why, size_t why_size)
-{
+Cuda *cuda_open_with(CudaLookup *symbol, void *library, int device, char *why, size_t why_size) {
     Cuda *cuda = calloc(1, sizeof *cuda);
     if (!cuda) {
         snprintf(why, why_size, "out of memory");
         return NULL;
     }
-    CudaError e = { .text = "" };
+    CudaError e = {.text = ""};
     const char *missing = load_functions(symbol, library, &cuda->d);
     if (missing)
         snprintf(why, why_size, "the GPU driver is too old: it has no %s", missing);
@@ -181,8 +188,7 @@ Cuda *cuda_open_with(CudaLookup *symbol, void *library, int device, char *why, s
     return NULL;
 }
 
-Cuda *cuda_open(int device, char *why, size_t why_size)
-{
+Cuda *cuda_open(int device, char *why, size_t why_size) {
     void *library = open_library(why, why_size);
     if (!library)
         return NULL;
@@ -194,8 +200,7 @@ Cuda *cuda_open(int device, char *why, size_t why_size)
     return cuda;
 }
 
-void cuda_close(Cuda *cuda)
-{
+void cuda_close(Cuda *cuda) {
     if (!cuda)
         return;
     if (cuda->pool)
@@ -207,32 +212,39 @@ void cuda_close(Cuda *cuda)
     free(cuda);
 }
 
-const char *cuda_device_name(const Cuda *cuda) { return cuda->name; }
-int cuda_compute_capability(const Cuda *cuda) { return cuda->cc; }
-int cuda_driver_version(const Cuda *cuda) { return cuda->driver_version; }
-int cuda_multiprocessors(const Cuda *cuda) { return cuda->multiprocessors; }
+const char *cuda_device_name(const Cuda *cuda) {
+    return cuda->name;
+}
+int cuda_compute_capability(const Cuda *cuda) {
+    return cuda->cc;
+}
+int cuda_driver_version(const Cuda *cuda) {
+    return cuda->driver_version;
+}
+int cuda_multiprocessors(const Cuda *cuda) {
+    return cuda->multiprocessors;
+}
 
-static double attribute(const Cuda *cuda, int which)
-{
+static double attribute(const Cuda *cuda, int which) {
     int value = 0;
     return cuda->d.cuDeviceGetAttribute(&value, which, cuda->device) == SUCCESS ? value : 0;
 }
 
-double cuda_bandwidth(const Cuda *cuda)
-{
+double cuda_bandwidth(const Cuda *cuda) {
     /* Two transfers a clock. */
     return 2e3 * attribute(cuda, ATTR_MEMORY_CLOCK_KHZ) * attribute(cuda, ATTR_MEMORY_BUS_BITS) / 8;
 }
 
-double cuda_matrix_rate(const Cuda *cuda)
-{
+double cuda_matrix_rate(const Cuda *cuda) {
     /* Operations a clock and multiprocessor, dense, 2-byte operands, f32 sums. */
-    double per_clock = cuda->cc >= 100 ? 8192 : cuda->cc == 90 ? 4096 : cuda->cc == 80 ? 2048 : 1024;
+    double per_clock = cuda->cc >= 100  ? 8192
+                       : cuda->cc == 90 ? 4096
+                       : cuda->cc == 80 ? 2048
+                                        : 1024;
     return 1e3 * attribute(cuda, ATTR_CLOCK_KHZ) * cuda->multiprocessors * per_clock;
 }
 
-int cuda_probe_version(void)
-{
+int cuda_probe_version(void) {
     char why[256];
     void *library = open_library(why, sizeof why);
     if (!library)
@@ -249,40 +261,37 @@ int cuda_probe_version(void)
 /* memory --------------------------------------------------------------------------------------- */
 
 /* Evaluates `call` with the context current; `what` names it in the error. */
-#define WITH_CONTEXT(cuda, e, what, call)                                                          \
-    do {                                                                                           \
-        void *popped_;                                                                             \
-        int error_ = (cuda)->d.cuCtxPushCurrent((cuda)->ctx);                                      \
-        if (error_)                                                                                \
-            return fail((cuda), (e), "cuCtxPushCurrent", error_);                                  \
-        error_ = (call);                                                                           \
-        (cuda)->d.cuCtxPopCurrent(&popped_);                                                       \
-        return error_ ? fail((cuda), (e), (what), error_) : true;                                  \
+#define WITH_CONTEXT(cuda, e, what, call)                         \
+    do {                                                          \
+        void *popped_;                                            \
+        int error_ = (cuda)->d.cuCtxPushCurrent((cuda)->ctx);     \
+        if (error_)                                               \
+            return fail((cuda), (e), "cuCtxPushCurrent", error_); \
+        error_ = (call);                                          \
+        (cuda)->d.cuCtxPopCurrent(&popped_);                      \
+        return error_ ? fail((cuda), (e), (what), error_) : true; \
     } while (0)
 
-bool cuda_alloc(Cuda *cuda, size_t bytes, uint64_t *ptr, CudaError *e)
-{
+bool cuda_alloc(Cuda *cuda, size_t bytes, uint64_t *ptr, CudaError *e) {
     *ptr = 0;
     WITH_CONTEXT(cuda, e, "allocating GPU memory", cuda->d.cuMemAlloc(ptr, bytes ? bytes : 16));
 }
 
-static bool free_memory(Cuda *cuda, uint64_t ptr, CudaError *e)
-{
+static bool free_memory(Cuda *cuda, uint64_t ptr, CudaError *e) {
     WITH_CONTEXT(cuda, e, "cuMemFree", cuda->d.cuMemFree(ptr));
 }
 
-void cuda_free(Cuda *cuda, uint64_t ptr)
-{
+void cuda_free(Cuda *cuda, uint64_t ptr) {
     CudaError e;
     if (ptr)
         free_memory(cuda, ptr, &e);
 }
 
-bool cuda_alloc_async(Cuda *cuda, size_t bytes, void *stream, uint64_t *ptr, CudaError *e)
-{
+bool cuda_alloc_async(Cuda *cuda, size_t bytes, void *stream, uint64_t *ptr, CudaError *e) {
     *ptr = 0;
     if (!cuda->pool) {
-        snprintf(e->text, sizeof e->text, "this GPU driver has no stream-ordered memory: "
+        snprintf(e->text, sizeof e->text,
+                 "this GPU driver has no stream-ordered memory: "
                  "give the launch a workspace");
         e->no_memory = false;
         return false;
@@ -291,41 +300,35 @@ bool cuda_alloc_async(Cuda *cuda, size_t bytes, void *stream, uint64_t *ptr, Cud
                  cuda->d.cuMemAllocFromPoolAsync(ptr, bytes, cuda->pool, stream));
 }
 
-bool cuda_free_async(Cuda *cuda, uint64_t ptr, void *stream, CudaError *e)
-{
+bool cuda_free_async(Cuda *cuda, uint64_t ptr, void *stream, CudaError *e) {
     WITH_CONTEXT(cuda, e, "cuMemFreeAsync", cuda->d.cuMemFreeAsync(ptr, stream));
 }
 
-bool cuda_upload(Cuda *cuda, uint64_t dst, const void *src, size_t bytes, CudaError *e)
-{
+bool cuda_upload(Cuda *cuda, uint64_t dst, const void *src, size_t bytes, CudaError *e) {
     if (!bytes)
         return true;
     WITH_CONTEXT(cuda, e, "copying to the GPU", cuda->d.cuMemcpyHtoD(dst, src, bytes));
 }
 
-bool cuda_download(Cuda *cuda, void *dst, uint64_t src, size_t bytes, CudaError *e)
-{
+bool cuda_download(Cuda *cuda, void *dst, uint64_t src, size_t bytes, CudaError *e) {
     if (!bytes)
         return true;
     WITH_CONTEXT(cuda, e, "copying from the GPU", cuda->d.cuMemcpyDtoH(dst, src, bytes));
 }
 
-bool cuda_fill(Cuda *cuda, uint64_t dst, unsigned char byte, size_t bytes, CudaError *e)
-{
+bool cuda_fill(Cuda *cuda, uint64_t dst, unsigned char byte, size_t bytes, CudaError *e) {
     if (!bytes)
         return true;
     WITH_CONTEXT(cuda, e, "filling GPU memory", cuda->d.cuMemsetD8(dst, byte, bytes));
 }
 
-bool cuda_synchronize(Cuda *cuda, CudaError *e)
-{
+bool cuda_synchronize(Cuda *cuda, CudaError *e) {
     WITH_CONTEXT(cuda, e, "the kernels failed", cuda->d.cuCtxSynchronize());
 }
 
 /* time ----------------------------------------------------------------------------------------- */
 
-static int time_between(Cuda *cuda, bool (*run)(void *user), void *user, bool *ran, float *ms)
-{
+static int time_between(Cuda *cuda, bool (*run)(void *user), void *user, bool *ran, float *ms) {
     Driver *d = &cuda->d;
     void *start = NULL, *end = NULL;
     int error = d->cuEventCreate(&start, 0);
@@ -346,13 +349,11 @@ static int time_between(Cuda *cuda, bool (*run)(void *user), void *user, bool *r
 }
 
 static bool timed(Cuda *cuda, bool (*run)(void *user), void *user, bool *ran, float *ms,
-                  CudaError *e)
-{
+                  CudaError *e) {
     WITH_CONTEXT(cuda, e, "timing kernels", time_between(cuda, run, user, ran, ms));
 }
 
-bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds, CudaError *e)
-{
+bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds, CudaError *e) {
     float ms = 0;
     bool ran = false;
     e->text[0] = '\0';
@@ -364,13 +365,11 @@ bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds,
 
 /* code ----------------------------------------------------------------------------------------- */
 
-static bool module_load(Cuda *cuda, const void *image, void **handle, CudaError *e)
-{
+static bool module_load(Cuda *cuda, const void *image, void **handle, CudaError *e) {
     WITH_CONTEXT(cuda, e, "loading GPU code", cuda->d.cuModuleLoadData(handle, image));
 }
 
-CudaModule *cuda_module_load(Cuda *cuda, const void *cubin, CudaError *e)
-{
+CudaModule *cuda_module_load(Cuda *cuda, const void *cubin, CudaError *e) {
     CudaModule *m = calloc(1, sizeof *m);
     if (!m) {
         snprintf(e->text, sizeof e->text, "out of memory");
@@ -384,13 +383,11 @@ CudaModule *cuda_module_load(Cuda *cuda, const void *cubin, CudaError *e)
     return m;
 }
 
-static bool module_unload(Cuda *cuda, CudaModule *m, CudaError *e)
-{
+static bool module_unload(Cuda *cuda, CudaModule *m, CudaError *e) {
     WITH_CONTEXT(cuda, e, "cuModuleUnload", cuda->d.cuModuleUnload(m->handle));
 }
 
-void cuda_module_free(Cuda *cuda, CudaModule *m)
-{
+void cuda_module_free(Cuda *cuda, CudaModule *m) {
     CudaError e;
     if (!m)
         return;
@@ -398,8 +395,7 @@ void cuda_module_free(Cuda *cuda, CudaModule *m)
     free(m);
 }
 
-static int get_function(Cuda *cuda, CudaModule *m, const char *symbol, int smem_bytes, void **fn)
-{
+static int get_function(Cuda *cuda, CudaModule *m, const char *symbol, int smem_bytes, void **fn) {
     int error = cuda->d.cuModuleGetFunction(fn, m->handle, symbol);
     if (!error && smem_bytes > 48 * 1024)
         error = cuda->d.cuFuncSetAttribute(*fn, FUNC_MAX_DYNAMIC_SHARED, smem_bytes);
@@ -407,24 +403,21 @@ static int get_function(Cuda *cuda, CudaModule *m, const char *symbol, int smem_
 }
 
 static bool function_of(Cuda *cuda, CudaModule *m, const char *symbol, int smem_bytes, void **fn,
-                        CudaError *e)
-{
+                        CudaError *e) {
     WITH_CONTEXT(cuda, e, symbol, get_function(cuda, m, symbol, smem_bytes, fn));
 }
 
-void *cuda_function(Cuda *cuda, CudaModule *m, const char *symbol, int smem_bytes, CudaError *e)
-{
+void *cuda_function(Cuda *cuda, CudaModule *m, const char *symbol, int smem_bytes, CudaError *e) {
     void *fn = NULL;
     return function_of(cuda, m, symbol, smem_bytes, &fn, e) ? fn : NULL;
 }
 
 bool cuda_launch(Cuda *cuda, void *function, int64_t blocks, int threads, int smem_bytes,
-                 void *stream, const int64_t *frame, int fields, CudaError *e)
-{
+                 void *stream, const int64_t *frame, int fields, CudaError *e) {
     (void)fields; /* the driver knows the parameter's size */
     if (blocks == 0)
         return true;
-    void *params[] = { (void *)(uintptr_t)frame };
+    void *params[] = {(void *)(uintptr_t)frame};
     WITH_CONTEXT(cuda, e, "launching a kernel",
                  cuda->d.cuLaunchKernel(function, (unsigned)blocks, 1, 1, (unsigned)threads, 1, 1,
                                         (unsigned)smem_bytes, stream, params, NULL));
@@ -433,13 +426,12 @@ bool cuda_launch(Cuda *cuda, void *function, int64_t blocks, int threads, int sm
 enum { LOG_BYTES = 16384 };
 
 static int link_ptx(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char *info,
-                    char *errors)
-{
+                    char *errors) {
     Driver *d = &cuda->d;
-    int option[] = { JIT_INFO_LOG, JIT_INFO_LOG_SIZE, JIT_ERROR_LOG, JIT_ERROR_LOG_SIZE,
-                     JIT_LOG_VERBOSE };
-    void *value[] = { info, (void *)(uintptr_t)LOG_BYTES, errors, (void *)(uintptr_t)LOG_BYTES,
-                      (void *)(uintptr_t)1 };
+    int option[] = {JIT_INFO_LOG, JIT_INFO_LOG_SIZE, JIT_ERROR_LOG, JIT_ERROR_LOG_SIZE,
+                    JIT_LOG_VERBOSE};
+    void *value[] = {info, (void *)(uintptr_t)LOG_BYTES, errors, (void *)(uintptr_t)LOG_BYTES,
+                     (void *)(uintptr_t)1};
     void *state = NULL, *image = NULL;
     size_t size = 0;
     int error = d->cuLinkCreate(5, option, value, &state);
@@ -463,13 +455,11 @@ static int link_ptx(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char
 }
 
 static bool link_with_context(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char *info,
-                              char *errors, CudaError *e)
-{
+                              char *errors, CudaError *e) {
     WITH_CONTEXT(cuda, e, "compiling PTX", link_ptx(cuda, ptx, cubin, len, info, errors));
 }
 
-bool cuda_link(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char **log, CudaError *e)
-{
+bool cuda_link(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char **log, CudaError *e) {
     *cubin = NULL;
     *log = NULL;
     char *info = calloc(2, LOG_BYTES + 1);

@@ -9,8 +9,8 @@
  * Every function that can fail returns a gdr_status; gdr_last_error() then says in one line what
  * was wrong for the calling thread. Nothing is global: everything hangs off a gdr_context, and all
  * functions may be called from several threads at once (destroying an object that another thread
- * still uses excepted). Structs that callers fill begin with `size` = sizeof the struct, or are
- * zero-initialised with GDR_..._INIT, so that fields can be added later.
+ * still uses excepted). Structs that callers fill begin with `size` = sizeof the struct, so that a
+ * library with other fields refuses them instead of misreading them.
  */
 #ifndef GDR_H
 #define GDR_H
@@ -37,22 +37,22 @@ extern "C" {
 /* status --------------------------------------------------------------------------------------- */
 
 /* X(name, exit status of the gdrc command, text) */
-#define GDR_STATUS_LIST(X)                                                                         \
-    X(OK, 0, "no error")                                                                           \
-    X(ESPEC, 1, "the spec has errors")                                                             \
-    X(EINPUT, 1, "a tensor, file or argument was refused")                                         \
-    X(ELIMIT, 1, "beyond a limit of the target or algorithm")                                      \
-    X(EUSAGE, 2, "an option is not valid")                                                         \
-    X(ENOMEM, 3, "out of memory")                                                                  \
-    X(ENODEV, 3, "no usable GPU or GPU driver")                                                    \
-    X(EDRIVER, 3, "the GPU driver reported an error")                                              \
+#define GDR_STATUS_LIST(X)                                    \
+    X(OK, 0, "no error")                                      \
+    X(ESPEC, 1, "the spec has errors")                        \
+    X(EINPUT, 1, "a tensor, file or argument was refused")    \
+    X(ELIMIT, 1, "beyond a limit of the target or algorithm") \
+    X(EUSAGE, 2, "an option is not valid")                    \
+    X(ENOMEM, 3, "out of memory")                             \
+    X(ENODEV, 3, "no usable GPU or GPU driver")               \
+    X(EDRIVER, 3, "the GPU driver reported an error")         \
     X(EUNSUPPORTED, 3, "not available in this build or environment")
 
 typedef enum gdr_status {
 #define GDR_X(name, exit_status, text) GDR_##name,
     GDR_STATUS_LIST(GDR_X)
 #undef GDR_X
-    GDR_STATUS_COUNT
+        GDR_STATUS_COUNT
 } gdr_status;
 
 /* A short text for a status; never NULL. */
@@ -83,13 +83,14 @@ typedef void (*gdr_diag_fn)(void *user, const gdr_diagnostic *d);
 typedef void (*gdr_log_fn)(void *user, gdr_severity severity, const char *message);
 
 typedef struct gdr_context_options {
-    size_t size;           /* sizeof(gdr_context_options) */
-    const char *cache_dir; /* NULL: $GDR_CACHE_DIR, $XDG_CACHE_HOME/gdrc or ~/.cache/gdrc; "": none */
-    int threads;           /* of CPU launches, the caller's included; 0: the CPUs this process may use */
-    int device;            /* ordinal of the GPU; the caller's current CUDA context wins over it */
-    gdr_diag_fn diag;      /* may be NULL */
-    gdr_log_fn log;        /* may be NULL */
-    void *user;            /* handed to both */
+    size_t size; /* sizeof(gdr_context_options) */
+    const char
+        *cache_dir;   /* NULL: $GDR_CACHE_DIR, $XDG_CACHE_HOME/gdrc or ~/.cache/gdrc; "": none */
+    int threads;      /* of CPU launches, the caller's included; 0: the CPUs this process may use */
+    int device;       /* ordinal of the GPU; the caller's current CUDA context wins over it */
+    gdr_diag_fn diag; /* may be NULL */
+    gdr_log_fn log;   /* may be NULL */
+    void *user;       /* handed to both */
 } gdr_context_options;
 
 /* `options` may be NULL. On failure *ctx is NULL. */
@@ -103,7 +104,12 @@ GDR_API const char *gdr_last_error(gdr_context *ctx);
 /* compile -------------------------------------------------------------------------------------- */
 
 typedef enum gdr_dtype {
-    GDR_F32, GDR_BF16, GDR_F16, GDR_F64, GDR_I32, GDR_I64,
+    GDR_F32,
+    GDR_BF16,
+    GDR_F16,
+    GDR_F64,
+    GDR_I32,
+    GDR_I64,
     GDR_DTYPE_COUNT
 } gdr_dtype;
 /* "f32", "bf16", ... */
@@ -112,32 +118,38 @@ GDR_API const char *gdr_dtype_name(gdr_dtype type);
 GDR_API size_t gdr_dtype_size(gdr_dtype type);
 
 typedef enum gdr_algo {
-    GDR_ALGO_AUTO,      /* chunk where the spec has a chunk form, else recurrent */
-    GDR_ALGO_CHUNK,     /* chunk by chunk, matrix products: long sequences */
-    GDR_ALGO_RECURRENT  /* token by token: decoding steps, and every spec */
+    GDR_ALGO_AUTO,     /* chunk where the spec has a chunk form, else recurrent */
+    GDR_ALGO_CHUNK,    /* chunk by chunk, matrix products: long sequences */
+    GDR_ALGO_RECURRENT /* token by token: decoding steps, and every spec */
 } gdr_algo;
 
-typedef struct gdr_dim { const char *name; int64_t size; } gdr_dim;
-typedef struct gdr_port_dtype { const char *name; gdr_dtype dtype; } gdr_port_dtype;
+typedef struct gdr_dim {
+    const char *name;
+    int64_t size;
+} gdr_dim;
+typedef struct gdr_port_dtype {
+    const char *name;
+    gdr_dtype dtype;
+} gdr_port_dtype;
 
 typedef struct gdr_compile_options {
-    size_t size;                 /* sizeof(gdr_compile_options) */
-    const char *variant;         /* NULL: the file's only one */
-    const gdr_dim *dims;         /* sizes that override the spec's defaults */
+    size_t size;         /* sizeof(gdr_compile_options) */
+    const char *variant; /* NULL: the file's only one */
+    const gdr_dim *dims; /* sizes that override the spec's defaults */
     int ndims;
     gdr_dtype dtype;             /* of per-token inputs and outputs: F32, BF16 or F16 */
     const gdr_port_dtype *types; /* other types for named inputs */
     int ntypes;
-    const char *target;          /* NULL or "host"; "cuda": the context's GPU; "sm_90a", "sm_80" */
+    const char *target; /* NULL or "host"; "cuda": the context's GPU; "sm_90a", "sm_80" */
     gdr_algo algo;
-    int chunk_rows;              /* rows of the chunk system; 0: the target's choice */
-    int opt_level;               /* 1..3; 0: 3 */
+    int chunk_rows; /* rows of the chunk system; 0: the target's choice */
+    int opt_level;  /* 1..3; 0: the target's choice */
 } gdr_compile_options;
 
-/* Spec text (`length` bytes; `name` appears in messages) or a spec file -> a kernel ready to launch.
- * From the cache when the same text and options were compiled before on this kind of machine.
- * `options` may be NULL. ESPEC: the messages went to the context's diag callback, the first one is
- * also gdr_last_error(). On failure *kernel is NULL. */
+/* Spec text (`length` bytes; `name` appears in messages) or a spec file -> a kernel ready to
+ * launch. From the cache when the same text and options were compiled before on this kind of
+ * machine. `options` may be NULL. ESPEC: the messages went to the context's diag callback, the
+ * first one is also gdr_last_error(). On failure *kernel is NULL. */
 GDR_API gdr_status gdr_compile_string(gdr_context *ctx, const char *name, const char *text,
                                       size_t length, const gdr_compile_options *options,
                                       gdr_kernel **kernel);
@@ -149,14 +161,15 @@ GDR_API void gdr_kernel_destroy(gdr_kernel *kernel); /* no launch of it may be i
 
 typedef enum gdr_port_kind { GDR_INPUT, GDR_PARAM, GDR_OUTPUT } gdr_port_kind;
 
-/* The shape of one token and head: the tensor's is [B,T,heads,shape...], a param's [heads,shape...]. */
+/* The shape of one token and head: the tensor's is [B,T,heads,shape...], a param's
+ * [heads,shape...]. */
 typedef struct gdr_port {
     const char *name;
     gdr_port_kind kind;
     gdr_dtype dtype;
     int ndim;
     int64_t shape[3];
-    double lo, hi;      /* declared range; infinite where open */
+    double lo, hi; /* declared range; infinite where open */
 } gdr_port;
 
 typedef struct gdr_facts {
@@ -186,8 +199,8 @@ GDR_API const char *gdr_kernel_manifest(const gdr_kernel *kernel);
 
 typedef enum gdr_device { GDR_CPU, GDR_CUDA } gdr_device;
 
-/* A dense tensor, in the manner of DLPack: row-major; strides count elements and may be NULL. Memory
- * must be aligned to its element type (GPU: to 16 bytes). */
+/* A dense tensor, in the manner of DLPack: row-major; strides count elements and may be NULL.
+ * Memory must be aligned to its element type (GPU: to 16 bytes). */
 typedef struct gdr_tensor {
     void *data;
     gdr_device device;
@@ -197,27 +210,30 @@ typedef struct gdr_tensor {
     const int64_t *strides;
 } gdr_tensor;
 
-typedef struct gdr_arg { const char *name; gdr_tensor tensor; } gdr_arg;
+typedef struct gdr_arg {
+    const char *name;
+    gdr_tensor tensor;
+} gdr_arg;
 
 /* One forward pass over B sequences of T tokens (dense), or over N packed ones (cu_seqlens, B = 1).
  *
  *   inputs   [B,T,Hi,shape...]; Hi divides H, the widest input's heads; head h uses head h*Hi/H
  *   params   [Hi,shape...], f32
  *   outputs  [B,T,H,shape...]
- *   S0, S    [N,H,K,V] f32: states before and after; NULL S0 = zero, NULL S = not wanted. S may be S0.
- *   cu_seqlens  [N+1] i32 or i64: sequence n owns tokens cu[n] .. cu[n+1]-1. On the CPU it is
+ *   S0, S    [N,H,K,V] f32: states before and after; NULL S0 = zero, NULL S = not wanted. S may be
+ * S0. cu_seqlens  [N+1] i32 or i64: sequence n owns tokens cu[n] .. cu[n+1]-1. On the CPU it is
  *            checked; in GPU memory it is trusted. Tokens past the last entry are not written.
  *
  * GPU: queued on `stream` (a CUstream, NULL = the default one) without any synchronisation, and
  * capturable in a CUDA graph. CPU: returns when done. A single decoding step is T = 1 on a
  * recurrent kernel with S0 and S. */
 typedef struct gdr_launch {
-    size_t size;                  /* sizeof(gdr_launch) */
-    const gdr_arg *args;          /* every input, param and output, in any order */
+    size_t size;         /* sizeof(gdr_launch) */
+    const gdr_arg *args; /* every input, param and output, in any order */
     int nargs;
     const gdr_tensor *cu_seqlens; /* NULL: dense */
     const gdr_tensor *S0, *S;
-    void *workspace;              /* GPU memory; NULL: from a pool of the context */
+    void *workspace; /* GPU memory; NULL: from a pool of the context */
     size_t workspace_bytes;
     void *stream;
 } gdr_launch;

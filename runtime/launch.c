@@ -14,20 +14,17 @@
 
 enum { GRID_MAX = 0x7fffffff };
 
-static gdr_status driver_failed(gdr_context *ctx, const CudaError *e)
-{
+static gdr_status driver_failed(gdr_context *ctx, const CudaError *e) {
     return ctx_fail(ctx, e->no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e->text);
 }
 
-static int64_t v_tiles(const gdr_kernel *kernel, const CgEntry *e)
-{
+static int64_t v_tiles(const gdr_kernel *kernel, const CgEntry *e) {
     int64_t V = kernel->rec.shell->axis.at[AXIS_V].size;
     return e->v_tile > 0 ? (V + e->v_tile - 1) / e->v_tile : 1;
 }
 
 /* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
-static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b)
-{
+static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b) {
     int64_t blocks;
     bool over = e->kind == ENTRY_factor
                     ? __builtin_mul_overflow(b->slots, b->HF, &blocks)
@@ -38,8 +35,7 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLa
 
 /* Of several chain entries the one that ends first, if blocks take turns on the multiprocessors: a
  * block's time is half latency, half the work of its columns when they are as many as that. */
-static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b)
-{
+static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b) {
     enum { COLUMNS_OF_LATENCY = 64 };
     const CgModule *m = &kernel->rec.module;
     int choice = -1, processors = cuda_multiprocessors(kernel->ctx->cuda);
@@ -48,7 +44,8 @@ static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b)
         const CgEntry *e = &m->entry.at[i];
         if (e->kind != ENTRY_chain)
             continue;
-        int64_t turns = (grid_of(kernel, e, b) + processors - 1) / (processors > 0 ? processors : 1);
+        int64_t turns =
+            (grid_of(kernel, e, b) + processors - 1) / (processors > 0 ? processors : 1);
         int64_t time = turns * (COLUMNS_OF_LATENCY + e->v_tile);
         if (time < least) {
             least = time;
@@ -58,8 +55,7 @@ static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b)
     return choice;
 }
 
-static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream)
-{
+static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
     gdr_context *ctx = kernel->ctx;
     const CgModule *m = &kernel->rec.module;
     int chain = choose_chain(kernel, b);
@@ -76,8 +72,7 @@ static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *
     return GDR_OK;
 }
 
-static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b)
-{
+static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
     gdr_context *ctx = kernel->ctx;
     CudaError e;
     for (int i = 0; i < kernel->rec.module.entry.count; i++)
@@ -103,8 +98,7 @@ static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, Boun
     return status;
 }
 
-static gdr_status forward_cpu(gdr_kernel *kernel, const BoundLaunch *b)
-{
+static gdr_status forward_cpu(gdr_kernel *kernel, const BoundLaunch *b) {
     int64_t tasks;
     if (__builtin_mul_overflow(b->N, b->H, &tasks))
         return ctx_fail(kernel->ctx, GDR_EINPUT, "N * H overflows 64 bits");
@@ -123,8 +117,7 @@ static gdr_status forward_cpu(gdr_kernel *kernel, const BoundLaunch *b)
     return GDR_OK;
 }
 
-gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch)
-{
+gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch) {
     BoundLaunch b;
     gdr_status status = launch_bind(kernel, launch, false, &b);
     if (status)
@@ -135,8 +128,7 @@ gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch)
     return status;
 }
 
-gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes)
-{
+gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes) {
     BoundLaunch b;
     *bytes = 0;
     gdr_status status = launch_bind(kernel, launch, true, &b);

@@ -2,17 +2,15 @@
  * codegen.h: ports and shapes, the frame's fields, entries and their launch rules, workspace. */
 #include "runtime/runtime.h"
 
-static void put_shape(const Kernel *k, const Port *p, Buf *out)
-{
+static void put_shape(const Kernel *k, const Port *p, Buf *out) {
     buf_puts(out, p->is_param ? "[\"heads\"" : "[\"B\", \"T\", \"heads\"");
     for (int i = 0; i < p->shape.rank; i++)
         buf_printf(out, ", %d", k->axis.at[p->shape.axis[i]].size);
     buf_puts(out, "]");
 }
 
-static void put_range(const Port *p, Buf *out)
-{
-    const double bound[2] = { p->lo, p->hi };
+static void put_range(const Port *p, Buf *out) {
+    const double bound[2] = {p->lo, p->hi};
     buf_puts(out, ", \"range\": [");
     for (int i = 0; i < 2; i++) {
         if (i)
@@ -26,12 +24,10 @@ static void put_range(const Port *p, Buf *out)
 }
 
 static void put_port(const Record *r, const Port *p, const char *kind, int pointer, int heads,
-                     Buf *out)
-{
+                     Buf *out) {
     buf_puts(out, "    {\"name\": ");
     buf_json_string(out, p->name);
-    buf_printf(out, ", \"kind\": \"%s\", \"dtype\": \"%s\", \"shape\": ", kind,
-               elem_name(p->elem));
+    buf_printf(out, ", \"kind\": \"%s\", \"dtype\": \"%s\", \"shape\": ", kind, elem_name(p->elem));
     put_shape(r->shell, p, out);
     put_range(p, out);
     buf_printf(out, ", \"pointer_field\": %d", pointer);
@@ -40,8 +36,7 @@ static void put_port(const Record *r, const Port *p, const char *kind, int point
     buf_puts(out, "}");
 }
 
-static void put_ports(const Record *r, Buf *out)
-{
+static void put_ports(const Record *r, Buf *out) {
     const Kernel *k = r->shell;
     buf_puts(out, "  \"ports\": [");
     for (int i = 0; i < k->in.count; i++) {
@@ -56,12 +51,12 @@ static void put_ports(const Record *r, Buf *out)
     buf_puts(out, "\n  ],\n");
 }
 
-static void put_frame(const Record *r, Buf *out)
-{
+static void put_frame(const Record *r, Buf *out) {
     static const char *const field[FRAME_PORTS] = {
-        [FRAME_T] = "T", [FRAME_N] = "N", [FRAME_H] = "H", [FRAME_HF] = "HF", [FRAME_CU] = "cu",
-        [FRAME_CU_WIDTH] = "cu_width", [FRAME_S0] = "S0", [FRAME_S] = "S",
-        [FRAME_WS] = "workspace", [FRAME_SLOTS] = "slots",
+        [FRAME_T] = "T",         [FRAME_N] = "N",   [FRAME_H] = "H",
+        [FRAME_HF] = "HF",       [FRAME_CU] = "cu", [FRAME_CU_WIDTH] = "cu_width",
+        [FRAME_S0] = "S0",       [FRAME_S] = "S",   [FRAME_WS] = "workspace",
+        [FRAME_SLOTS] = "slots",
     };
     buf_printf(out, "  \"frame\": {\"fields\": %d, \"type\": \"int64\"", frame_fields(r->shell));
     for (int i = 0; i < FRAME_PORTS; i++)
@@ -69,8 +64,7 @@ static void put_frame(const Record *r, Buf *out)
     buf_puts(out, "},\n");
 }
 
-static const char *entry_name(EntryKind kind)
-{
+static const char *entry_name(EntryKind kind) {
     switch (kind) {
     case ENTRY_factor: return "factor";
     case ENTRY_chain: return "chain";
@@ -80,8 +74,7 @@ static const char *entry_name(EntryKind kind)
     BUG("entry kind %d", (int)kind);
 }
 
-static void put_entry(const Record *r, const CgEntry *e, Buf *out)
-{
+static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
     int V = r->shell->axis.at[AXIS_V].size;
     buf_printf(out, "    {\"kind\": \"%s\", \"symbol\": ", entry_name(e->kind));
     buf_json_string(out, e->symbol);
@@ -90,8 +83,7 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out)
                    (long long)e->scratch_bytes);
         return;
     }
-    buf_printf(out, ", \"threads\": %d, \"dynamic_shared_bytes\": %d, ", e->threads,
-               e->smem_bytes);
+    buf_printf(out, ", \"threads\": %d, \"dynamic_shared_bytes\": %d, ", e->threads, e->smem_bytes);
     if (e->kind == ENTRY_factor)
         buf_puts(out, "\"blocks\": \"slots*HF\"}");
     else
@@ -99,11 +91,10 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out)
                    e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1);
 }
 
-static void put_facts(const Kernel *k, Buf *out)
-{
+static void put_facts(const Kernel *k, Buf *out) {
     const Facts *f = &k->facts;
-    buf_printf(out, "  \"decay\": \"%s\", \"updates\": %d, \"chunkable\": %s",
-               decay_name(f->decay), f->slots, f->chunkable ? "true" : "false");
+    buf_printf(out, "  \"decay\": \"%s\", \"updates\": %d, \"chunkable\": %s", decay_name(f->decay),
+               f->slots, f->chunkable ? "true" : "false");
     if (!f->chunkable && f->why_not) {
         buf_puts(out, ", \"why_not_chunkable\": ");
         buf_json_string(out, f->why_not);
@@ -111,8 +102,7 @@ static void put_facts(const Kernel *k, Buf *out)
     buf_puts(out, ",\n");
 }
 
-void manifest_print(const Record *r, Buf *out)
-{
+void manifest_print(const Record *r, Buf *out) {
     const Kernel *k = r->shell;
     buf_puts(out, "{\n  \"variant\": ");
     buf_json_string(out, k->name);
@@ -125,7 +115,8 @@ void manifest_print(const Record *r, Buf *out)
     buf_puts(out, "  \"state\": {\"shape\": [\"N\", \"H\", \"K\", \"V\"], \"dtype\": \"f32\"},\n");
     put_ports(r, out);
     put_frame(r, out);
-    buf_printf(out, "  \"workspace\": {\"bytes_per_slot_and_factor_head\": %lld, "
+    buf_printf(out,
+               "  \"workspace\": {\"bytes_per_slot_and_factor_head\": %lld, "
                "\"slots_dense\": \"N*ceil(T/chunk)\", \"slots_packed\": \"floor(T/chunk)+N\"},\n",
                (long long)r->module.ws_bytes_per_slot_head);
     buf_puts(out, "  \"factor_inputs\": [");
@@ -145,7 +136,7 @@ void manifest_print(const Record *r, Buf *out)
     buf_puts(out, "\n  ],\n");
     if (r->module.entry.count > 2)
         buf_puts(out, "  \"choose\": \"one chain entry: the first with a block for every "
-                 "multiprocessor, else the last\",\n");
+                      "multiprocessor, else the last\",\n");
     buf_puts(out, "  \"warnings\": [");
     for (int i = 0; i < r->warning.count; i++) {
         buf_puts(out, i ? ", " : "");

@@ -20,23 +20,22 @@ typedef struct Worker {
 } Worker;
 
 struct Pool {
-    int threads;              /* the caller's included */
-    Worker *worker;           /* [0] is whichever thread calls */
-    pthread_mutex_t turn;     /* held by the launch that runs */
-    pthread_mutex_t lock;     /* guards the fields below */
+    int threads;          /* the caller's included */
+    Worker *worker;       /* [0] is whichever thread calls */
+    pthread_mutex_t turn; /* held by the launch that runs */
+    pthread_mutex_t lock; /* guards the fields below */
     pthread_cond_t start, done;
-    uint64_t generation;      /* launches so far */
-    int busy;                 /* workers still in this launch */
+    uint64_t generation; /* launches so far */
+    int busy;            /* workers still in this launch */
     bool quit;
-    size_t scratch_bytes;     /* each worker has this much */
-    HostEntry *entry;         /* the launch that runs */
+    size_t scratch_bytes; /* each worker has this much */
+    HostEntry *entry;     /* the launch that runs */
     const int64_t *frame;
     int64_t tasks, run;
     atomic_int_fast64_t next;
 };
 
-static void work(Pool *p, void *scratch)
-{
+static void work(Pool *p, void *scratch) {
     for (;;) {
         int64_t first = atomic_fetch_add(&p->next, p->run);
         if (first >= p->tasks)
@@ -46,8 +45,7 @@ static void work(Pool *p, void *scratch)
     }
 }
 
-static void *worker_main(void *arg)
-{
+static void *worker_main(void *arg) {
     Worker *w = arg;
     Pool *p = w->pool;
     uint64_t seen = 0;
@@ -68,8 +66,7 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-static int usable_cpus(void)
-{
+static int usable_cpus(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set))
         return 1;
@@ -77,8 +74,7 @@ static int usable_cpus(void)
     return n > 0 ? n : 1;
 }
 
-Pool *pool_new(int threads)
-{
+Pool *pool_new(int threads) {
     if (threads <= 0)
         threads = usable_cpus();
     Pool *p = calloc(1, sizeof *p);
@@ -105,8 +101,7 @@ Pool *pool_new(int threads)
     return p;
 }
 
-void pool_free(Pool *p)
-{
+void pool_free(Pool *p) {
     if (!p)
         return;
     pthread_mutex_lock(&p->lock);
@@ -125,14 +120,12 @@ void pool_free(Pool *p)
     free(p);
 }
 
-int pool_threads(const Pool *p)
-{
+int pool_threads(const Pool *p) {
     return p->threads;
 }
 
 /* Only called while no worker runs. */
-static bool grow_scratch(Pool *p, size_t bytes)
-{
+static bool grow_scratch(Pool *p, size_t bytes) {
     if (bytes <= p->scratch_bytes)
         return true;
     p->scratch_bytes = 0;
@@ -147,8 +140,7 @@ static bool grow_scratch(Pool *p, size_t bytes)
 }
 
 bool pool_run(Pool *p, HostEntry *entry, const int64_t *frame, int64_t tasks,
-              int64_t scratch_bytes)
-{
+              int64_t scratch_bytes) {
     pthread_mutex_lock(&p->turn);
     bool ok = grow_scratch(p, scratch_bytes > 0 ? (size_t)scratch_bytes : 64);
     if (ok) {

@@ -2,22 +2,21 @@
  * nor the passes. One function walks the record in order and either writes or reads each field, so
  * the two directions cannot disagree.
  *
- * Reading trusts nothing: every length is checked against what is left, every count and enum against
- * its range; the first contradiction makes the whole record unreadable.
+ * Reading trusts nothing: every length is checked against what is left, every count and enum
+ * against its range; the first contradiction makes the whole record unreadable.
  */
 #include "runtime/runtime.h"
 
 #include <string.h>
 
 typedef struct Tape {
-    Buf *out;              /* writing when not NULL */
-    Arena *arena;          /* reading */
+    Buf *out;     /* writing when not NULL */
+    Arena *arena; /* reading */
     const uint8_t *at, *end;
     bool bad;
 } Tape;
 
-static void tape_bytes(Tape *t, void *p, size_t n)
-{
+static void tape_bytes(Tape *t, void *p, size_t n) {
     if (t->out) {
         buf_put(t->out, p, n);
     } else if (t->bad || (size_t)(t->end - t->at) < n) {
@@ -29,12 +28,15 @@ static void tape_bytes(Tape *t, void *p, size_t n)
     }
 }
 
-static void tape_i64(Tape *t, int64_t *x) { tape_bytes(t, x, sizeof *x); }
-static void tape_double(Tape *t, double *x) { tape_bytes(t, x, sizeof *x); }
+static void tape_i64(Tape *t, int64_t *x) {
+    tape_bytes(t, x, sizeof *x);
+}
+static void tape_double(Tape *t, double *x) {
+    tape_bytes(t, x, sizeof *x);
+}
 
 /* An int within [lo, hi]. */
-static void tape_int(Tape *t, int *x, int lo, int hi)
-{
+static void tape_int(Tape *t, int *x, int lo, int hi) {
     int64_t wide = *x;
     tape_i64(t, &wide);
     if (wide < lo || wide > hi) {
@@ -44,16 +46,14 @@ static void tape_int(Tape *t, int *x, int lo, int hi)
     *x = (int)wide;
 }
 
-static void tape_bool(Tape *t, bool *x)
-{
+static void tape_bool(Tape *t, bool *x) {
     int i = *x;
     tape_int(t, &i, 0, 1);
     *x = i;
 }
 
 /* Bytes with their length; read ones get a NUL behind. */
-static void tape_blob(Tape *t, const void **p, size_t *len)
-{
+static void tape_blob(Tape *t, const void **p, size_t *len) {
     int64_t n = t->out ? (*p ? (int64_t)*len : -1) : 0;
     tape_i64(t, &n);
     if (t->out) {
@@ -72,8 +72,7 @@ static void tape_blob(Tape *t, const void **p, size_t *len)
     }
 }
 
-static void tape_text(Tape *t, const char **s)
-{
+static void tape_text(Tape *t, const char **s) {
     const void *p = *s;
     size_t len = *s ? strlen(*s) : 0;
     tape_blob(t, &p, &len);
@@ -81,8 +80,7 @@ static void tape_text(Tape *t, const char **s)
 }
 
 /* A name that must be there. */
-static void tape_name(Tape *t, const char **s)
-{
+static void tape_name(Tape *t, const char **s) {
     tape_text(t, s);
     if (!*s) {
         t->bad = true;
@@ -91,18 +89,17 @@ static void tape_name(Tape *t, const char **s)
 }
 
 /* A vector's length; when reading, that many zeroed items are pushed. */
-#define TAPE_COUNT(t, vec, T, limit)                                                               \
-    do {                                                                                           \
-        int n_ = (vec)->count;                                                                     \
-        tape_int((t), &n_, 0, (limit));                                                            \
-        while (!(t)->out && (vec)->count < n_)                                                     \
-            VEC_PUSH((t)->arena, (vec), (T){0});                                                   \
+#define TAPE_COUNT(t, vec, T, limit)             \
+    do {                                         \
+        int n_ = (vec)->count;                   \
+        tape_int((t), &n_, 0, (limit));          \
+        while (!(t)->out && (vec)->count < n_)   \
+            VEC_PUSH((t)->arena, (vec), (T){0}); \
     } while (0)
 
 enum { AXES_MAX = 127, PORTS_MAX = 4096, ENTRIES_MAX = 64, SIZE_MAX_AXIS = 1 << 24 };
 
-static void tape_port(Tape *t, Port *p, int axes)
-{
+static void tape_port(Tape *t, Port *p, int axes) {
     int rank = p->shape.rank, elem = p->elem;
     tape_name(t, &p->name);
     tape_int(t, &rank, 0, 3);
@@ -119,8 +116,7 @@ static void tape_port(Tape *t, Port *p, int axes)
     p->elem = (Elem)elem;
 }
 
-static void tape_shell(Tape *t, Kernel *k)
-{
+static void tape_shell(Tape *t, Kernel *k) {
     tape_name(t, &k->name);
     tape_text(t, &k->state_name);
     TAPE_COUNT(t, &k->axis, Axis, AXES_MAX);
@@ -149,8 +145,7 @@ static void tape_shell(Tape *t, Kernel *k)
     tape_int(t, &f->slots, 0, 1 << 16);
 }
 
-static void tape_module(Tape *t, CgModule *m)
-{
+static void tape_module(Tape *t, CgModule *m) {
     const void *object = m->object, *text = m->text;
     tape_name(t, &m->target);
     tape_blob(t, &text, &m->text_len);
@@ -175,8 +170,7 @@ static void tape_module(Tape *t, CgModule *m)
         t->bad = true;
 }
 
-static void tape_record(Tape *t, Record *r)
-{
+static void tape_record(Tape *t, Record *r) {
     int algo = r->algo;
     tape_shell(t, r->shell);
     if (!t->bad)
@@ -196,16 +190,14 @@ static void tape_record(Tape *t, Record *r)
         tape_name(t, &r->warning.at[i]);
 }
 
-void record_write(const Record *r, Buf *out)
-{
-    Tape t = { .out = out };
+void record_write(const Record *r, Buf *out) {
+    Tape t = {.out = out};
     tape_record(&t, (Record *)(uintptr_t)r); /* writing changes nothing */
 }
 
-bool record_read(Arena *arena, const void *bytes, size_t len, Record *r)
-{
-    Tape t = { .arena = arena, .at = bytes, .end = (const uint8_t *)bytes + len };
-    *r = (Record){ .shell = NEW(arena, Kernel) };
+bool record_read(Arena *arena, const void *bytes, size_t len, Record *r) {
+    Tape t = {.arena = arena, .at = bytes, .end = (const uint8_t *)bytes + len};
+    *r = (Record){.shell = NEW(arena, Kernel)};
     r->shell->arena = arena;
     tape_record(&t, r);
     return !t.bad && t.at == t.end;

@@ -1,10 +1,10 @@
 /* runtime: what stands between the compiler and a caller's tensors.
  *
- *   api.c      the public functions of gdr.h: contexts, inspection     cuda.c     the driver, by dlopen
- *   compile.c  spec text -> loaded kernel, through the cache           cubin.c    PTX -> cubin
- *   build.c    spec text -> record: front end, passes, code generation   assemble.c all PTX -> cubins
- *   bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk entries
- *   launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
+ *   api.c      the public functions of gdr.h: contexts, inspection     cuda.c     the driver, by
+ * dlopen compile.c  spec text -> loaded kernel, through the cache           cubin.c    PTX -> cubin
+ *   build.c    spec text -> record: front end, passes, code generation   assemble.c all PTX ->
+ * cubins bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk
+ * entries launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
  *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
  *   hostjit.c  object file -> callable code
  *   safetensors.c  reading and writing tensor files (used by the command)
@@ -20,7 +20,7 @@
 
 #define GDR_TEXT_(x) #x
 #define GDR_TEXT(x) GDR_TEXT_(x)
-#define GDR_VERSION                                                                                \
+#define GDR_VERSION \
     GDR_TEXT(GDR_VERSION_MAJOR) "." GDR_TEXT(GDR_VERSION_MINOR) "." GDR_TEXT(GDR_VERSION_PATCH)
 
 /* hostjit.c ------------------------------------------------------------------------------------ */
@@ -53,7 +53,8 @@ const char *cuda_device_name(const Cuda *cuda);
 int cuda_compute_capability(const Cuda *cuda); /* 90 for 9.0 */
 int cuda_driver_version(const Cuda *cuda);     /* 13000 for CUDA 13.0 */
 int cuda_multiprocessors(const Cuda *cuda);
-/* Nominal bytes/s of the memory, and operations/s of the matrix units on 2-byte types; 0: unknown. */
+/* Nominal bytes/s of the memory, and operations/s of the matrix units on 2-byte types; 0: unknown.
+ */
 double cuda_bandwidth(const Cuda *cuda);
 double cuda_matrix_rate(const Cuda *cuda);
 /* Version of the installed driver without opening a device; 0 when there is none. */
@@ -61,7 +62,10 @@ int cuda_probe_version(void);
 
 /* All of these make the context current for the call and restore what was. On failure they return
  * false (NULL) with one line in `why`. Streams are CUstream, NULL = the default stream. */
-typedef struct CudaError { char text[512]; bool no_memory; } CudaError;
+typedef struct CudaError {
+    char text[512];
+    bool no_memory;
+} CudaError;
 bool cuda_alloc(Cuda *cuda, size_t bytes, uint64_t *ptr, CudaError *e);
 void cuda_free(Cuda *cuda, uint64_t ptr);
 bool cuda_alloc_async(Cuda *cuda, size_t bytes, void *stream, uint64_t *ptr, CudaError *e);
@@ -100,9 +104,11 @@ int cubin_scan_log(const char *log, void (*warn)(void *user, const char *line), 
 
 /* cache.c -------------------------------------------------------------------------------------- */
 
-typedef struct { uint8_t byte[32]; } CacheKey;
-typedef struct CacheHash CacheHash;    /* a key being made */
-CacheHash *cache_hash_new(void);       /* NULL: out of memory */
+typedef struct {
+    uint8_t byte[32];
+} CacheKey;
+typedef struct CacheHash CacheHash;                           /* a key being made */
+CacheHash *cache_hash_new(void);                              /* NULL: out of memory */
 void cache_hash_bytes(CacheHash *h, const void *p, size_t n); /* length and bytes */
 void cache_hash_text(CacheHash *h, const char *s);            /* NULL differs from "" */
 void cache_hash_int(CacheHash *h, int64_t x);
@@ -118,14 +124,17 @@ bool cache_write(const char *dir, CacheKey key, const void *payload, size_t len,
                  size_t why_size);
 
 /* A file written beside its place and renamed: all of it or nothing. */
-typedef struct FilePart { const void *bytes; size_t len; } FilePart;
+typedef struct FilePart {
+    const void *bytes;
+    size_t len;
+} FilePart;
 bool file_write_atomic(const char *path, const FilePart *part, int parts, char *why,
                        size_t why_size);
 
 /* pool.c --------------------------------------------------------------------------------------- */
 
 typedef struct Pool Pool;
-Pool *pool_new(int threads);           /* 0: the CPUs this process may use; NULL: out of memory */
+Pool *pool_new(int threads); /* 0: the CPUs this process may use; NULL: out of memory */
 void pool_free(Pool *p);
 int pool_threads(const Pool *p);
 /* Calls entry(frame, first, last, scratch) for all tasks 0..tasks-1 and waits. False: no memory. */
@@ -134,16 +143,19 @@ bool pool_run(Pool *p, HostEntry *entry, const int64_t *frame, int64_t tasks,
 
 /* compile.c ------------------------------------------------------------------------------------ */
 
-typedef struct Image { const void *bytes; size_t len; } Image;
+typedef struct Image {
+    const void *bytes;
+    size_t len;
+} Image;
 
 /* A compiled kernel as it is remembered: what inspection and launches need, and its code. */
 typedef struct Record {
-    Kernel *shell;          /* ports, axes, facts; no instructions */
-    CgModule module;        /* object/text: host object, or PTX */
+    Kernel *shell;   /* ports, axes, facts; no instructions */
+    CgModule module; /* object/text: host object, or PTX */
     Algo algo;
     const char *target;
-    bool *factor_reads;     /* per input: read by the factor role */
-    VEC(Image) cubin;       /* GPU, loaded code: one for each entry */
+    bool *factor_reads;        /* per input: read by the factor role */
+    VEC(Image) cubin;          /* GPU, loaded code: one for each entry */
     VEC(const char *) warning; /* of the GPU assembler */
 } Record;
 
@@ -166,10 +178,10 @@ struct gdr_context {
     gdr_diag_fn diag;
     gdr_log_fn log;
     void *user;
-    void *lock;             /* pthread_mutex_t: guards what follows */
-    ThreadError *errors;    /* last error text a thread */
-    Pool *pool;             /* made at the first CPU launch */
-    Cuda *cuda;             /* opened at the first use */
+    void *lock;          /* pthread_mutex_t: guards what follows */
+    ThreadError *errors; /* last error text a thread */
+    Pool *pool;          /* made at the first CPU launch */
+    Cuda *cuda;          /* opened at the first use */
     bool cache_warned;
 };
 
@@ -183,15 +195,16 @@ Pool *ctx_pool(gdr_context *ctx); /* NULL after ctx_fail(ENOMEM) */
 
 /* Options beyond the public ones, for the command. */
 typedef struct CompileExtra {
-    const PassWatch *watch;  /* dumps and times; the cache is then not used */
-    void (*diag)(void *user, const Diag *d); /* all messages of the spec, instead of the context's */
+    const PassWatch *watch; /* dumps and times; the cache is then not used */
+    void (*diag)(void *user,
+                 const Diag *d); /* all messages of the spec, instead of the context's */
     void *diag_user;
     bool no_cache;
-    bool no_load;            /* make code but do not load it: no device needed, no cubin made */
-    bool want_llvm;          /* rec.module.text is LLVM IR */
-    const char *prefix;      /* of symbols; the variant's name follows it */
+    bool no_load;               /* make code but do not load it: no device needed, no cubin made */
+    bool want_llvm;             /* rec.module.text is LLVM IR */
+    const char *prefix;         /* of symbols; the variant's name follows it */
     const char *cpu, *features; /* of the host target; NULL: this machine's */
-    int64_t fail_after;      /* test hook: arena requests after which memory has run out; 0: never */
+    int64_t fail_after; /* test hook: arena requests after which memory has run out; 0: never */
 } CompileExtra;
 
 /* What is compiled: a Source, or text, or a file's path. */
@@ -214,16 +227,16 @@ const char *target_for_gpu(int compute_capability);
 typedef struct Job {
     gdr_context *ctx;
     const CompileInput *input;
-    gdr_compile_options opt;     /* defaults filled in */
+    gdr_compile_options opt; /* defaults filled in */
     CompileExtra extra;
-    const char *target;          /* "host" or an sm_ name */
-    Cuda *cuda;                  /* when GPU code is to be loaded */
-    Arena arena;                 /* everything temporary */
+    const char *target; /* "host" or an sm_ name */
+    Cuda *cuda;         /* when GPU code is to be loaded */
+    Arena arena;        /* everything temporary */
     const Source *source;
     gdr_kernel *kernel;
-    struct Assembly *assembly;   /* per entry, while PTX becomes cubins */
+    struct Assembly *assembly; /* per entry, while PTX becomes cubins */
     int assemblies;
-    VEC(const char *) warning;   /* found in the assembler's logs */
+    VEC(const char *) warning; /* found in the assembler's logs */
 } Job;
 /* Front end, passes and code generation; the record's memory is the job's arena. */
 gdr_status job_build(Job *job, Record *out);
@@ -244,13 +257,14 @@ void manifest_print(const Record *r, Buf *out);
 
 /* A checked launch: the frame and the sizes that grids are made of. */
 typedef struct BoundLaunch {
-    int64_t *frame;          /* rec.shell's frame_fields, malloc'ed */
+    int64_t *frame; /* rec.shell's frame_fields, malloc'ed */
     int64_t B, T, N, H, HF, slots;
     bool packed;
-    size_t workspace;        /* bytes needed */
+    size_t workspace; /* bytes needed */
 } BoundLaunch;
 /* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */
-gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only, BoundLaunch *out);
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only,
+                       BoundLaunch *out);
 
 /* safetensors.c -------------------------------------------------------------------------------- */
 

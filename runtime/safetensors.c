@@ -21,8 +21,7 @@
 
 enum { HEADER_MAX = 100 << 20, PREFIX = 8 };
 
-int64_t tensor_elements(int ndim, const int64_t *shape, size_t elem_size)
-{
+int64_t tensor_elements(int ndim, const int64_t *shape, size_t elem_size) {
     int64_t n = 1, bytes;
     for (int i = 0; i < ndim; i++) {
         if (shape[i] < 0)
@@ -46,23 +45,20 @@ typedef struct Scan {
     bool bad;
 } Scan;
 
-static bool scan_fail(Scan *s, const char *fmt, const char *what)
-{
+static bool scan_fail(Scan *s, const char *fmt, const char *what) {
     if (!s->bad)
         snprintf(s->why, s->why_size, fmt, what);
     s->bad = true;
     return false;
 }
 
-static void skip_blanks(Scan *s)
-{
+static void skip_blanks(Scan *s) {
     while (s->at < s->end && strchr(" \t\r\n", *s->at) && *s->at)
         s->at++;
 }
 
 /* Takes the character if it comes next. */
-static bool take(Scan *s, char c)
-{
+static bool take(Scan *s, char c) {
     skip_blanks(s);
     if (s->bad || s->at == s->end || *s->at != c)
         return false;
@@ -70,21 +66,20 @@ static bool take(Scan *s, char c)
     return true;
 }
 
-static bool expect(Scan *s, char c)
-{
-    char what[2] = { c, '\0' };
+static bool expect(Scan *s, char c) {
+    char what[2] = {c, '\0'};
     return take(s, c) || scan_fail(s, "damaged header: no '%s' where one must be", what);
 }
 
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+static int hex_digit(char c) {
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
 }
 
 /* \uXXXX as UTF-8; surrogates pair up only in names that nobody uses, and are refused. */
-static bool scan_unicode(Scan *s, Buf *out)
-{
+static bool scan_unicode(Scan *s, Buf *out) {
     unsigned code = 0;
     if (s->end - s->at < 4)
         return scan_fail(s, "damaged header: %s", "a cut escape");
@@ -114,8 +109,7 @@ static bool scan_unicode(Scan *s, Buf *out)
 }
 
 /* A string; NULL after a failure. */
-static const char *scan_string(Scan *s)
-{
+static const char *scan_string(Scan *s) {
     static const char escape[] = "\"\\/bfnrt", meaning[] = "\"\\/\b\f\n\r\t";
     Buf out;
     buf_init(&out, s->arena);
@@ -149,8 +143,7 @@ static const char *scan_string(Scan *s)
 }
 
 /* A whole number >= 0. */
-static bool scan_count(Scan *s, int64_t *x)
-{
+static bool scan_count(Scan *s, int64_t *x) {
     skip_blanks(s);
     const char *from = s->at;
     int64_t n = 0;
@@ -165,9 +158,12 @@ static bool scan_count(Scan *s, int64_t *x)
 
 /* the header ----------------------------------------------------------------------------------- */
 
-static const struct { const char *name; gdr_dtype type; } dtype_table[] = {
-    { "F32", GDR_F32 }, { "BF16", GDR_BF16 }, { "F16", GDR_F16 },
-    { "F64", GDR_F64 }, { "I32", GDR_I32 },   { "I64", GDR_I64 },
+static const struct {
+    const char *name;
+    gdr_dtype type;
+} dtype_table[] = {
+    {"F32", GDR_F32}, {"BF16", GDR_BF16}, {"F16", GDR_F16},
+    {"F64", GDR_F64}, {"I32", GDR_I32},   {"I64", GDR_I64},
 };
 enum { DTYPES = sizeof dtype_table / sizeof dtype_table[0] };
 
@@ -178,8 +174,7 @@ typedef struct Entry {
     int64_t lo, hi; /* bytes of the data */
 } Entry;
 
-static bool scan_shape(Scan *s, Entry *e)
-{
+static bool scan_shape(Scan *s, Entry *e) {
     int64_t n;
     if (e->has_shape)
         return scan_fail(s, "tensor %s: two shapes", e->tensor.name);
@@ -198,8 +193,7 @@ static bool scan_shape(Scan *s, Entry *e)
     return expect(s, ']');
 }
 
-static bool scan_offsets(Scan *s, Entry *e)
-{
+static bool scan_offsets(Scan *s, Entry *e) {
     if (e->has_offsets)
         return scan_fail(s, "tensor %s: two data_offsets", e->tensor.name);
     e->has_offsets = true;
@@ -207,8 +201,7 @@ static bool scan_offsets(Scan *s, Entry *e)
            expect(s, ']');
 }
 
-static bool scan_entry(Scan *s, Entry *e)
-{
+static bool scan_entry(Scan *s, Entry *e) {
     if (!expect(s, '{'))
         return false;
     do {
@@ -237,8 +230,7 @@ static bool scan_entry(Scan *s, Entry *e)
     return true;
 }
 
-static bool scan_metadata(Scan *s)
-{
+static bool scan_metadata(Scan *s) {
     if (!expect(s, '{'))
         return false;
     if (take(s, '}'))
@@ -252,8 +244,7 @@ static bool scan_metadata(Scan *s)
 
 typedef VEC(Entry) Entries;
 
-static bool scan_header(Scan *s, Entries *out)
-{
+static bool scan_header(Scan *s, Entries *out) {
     bool metadata = false;
     if (!expect(s, '{'))
         return false;
@@ -269,7 +260,7 @@ static bool scan_header(Scan *s, Entries *out)
             if (!scan_metadata(s))
                 return false;
         } else {
-            Entry e = { .tensor.name = name };
+            Entry e = {.tensor.name = name};
             if (!scan_entry(s, &e))
                 return false;
             VEC_PUSH(s->arena, out, e);
@@ -284,20 +275,17 @@ static bool scan_header(Scan *s, Entries *out)
 
 /* checks --------------------------------------------------------------------------------------- */
 
-static int by_name(const void *a, const void *b)
-{
+static int by_name(const void *a, const void *b) {
     return strcmp(((const Entry *)a)->tensor.name, ((const Entry *)b)->tensor.name);
 }
 
-static int by_offset(const void *a, const void *b)
-{
+static int by_offset(const void *a, const void *b) {
     const Entry *x = a, *y = b;
     return x->lo != y->lo ? (x->lo > y->lo ? 1 : -1) : (x->hi > y->hi) - (x->hi < y->hi);
 }
 
 /* Offsets lie within the data and no two tensors overlap; names are unique. */
-static bool check_layout(Scan *s, Entries *entries, int64_t data_len)
-{
+static bool check_layout(Scan *s, Entries *entries, int64_t data_len) {
     Entry *e = entries->at;
     int n = entries->count;
     if (n)
@@ -316,8 +304,7 @@ static bool check_layout(Scan *s, Entries *entries, int64_t data_len)
     return true;
 }
 
-static bool finish_entry(Scan *s, Entry *e, char *data, TensorFile *f)
-{
+static bool finish_entry(Scan *s, Entry *e, char *data, TensorFile *f) {
     Tensor *t = &e->tensor;
     int type = 0;
     while (type < DTYPES && strcmp(dtype_table[type].name, e->dtype))
@@ -346,10 +333,9 @@ static bool finish_entry(Scan *s, Entry *e, char *data, TensorFile *f)
 }
 
 bool tensors_parse(Arena *arena, void *bytes, size_t len, TensorFile *f, char *why,
-                   size_t why_size)
-{
-    *f = (TensorFile){ 0 };
-    Scan s = { .arena = arena, .why = why, .why_size = why_size };
+                   size_t why_size) {
+    *f = (TensorFile){0};
+    Scan s = {.arena = arena, .why = why, .why_size = why_size};
     if (len < PREFIX)
         return scan_fail(&s, "%s", "truncated: no header");
     uint64_t header = 0;
@@ -363,9 +349,8 @@ bool tensors_parse(Arena *arena, void *bytes, size_t len, TensorFile *f, char *w
     char *data = (char *)bytes + PREFIX + header;
     s.at = (char *)bytes + PREFIX;
     s.end = data;
-    Entries entries = { 0 };
-    if (!scan_header(&s, &entries) ||
-        !check_layout(&s, &entries, (int64_t)(len - PREFIX - header)))
+    Entries entries = {0};
+    if (!scan_header(&s, &entries) || !check_layout(&s, &entries, (int64_t)(len - PREFIX - header)))
         return false;
     for (int i = 0; i < entries.count; i++)
         if (!finish_entry(&s, &entries.at[i], data, f))
@@ -375,9 +360,8 @@ bool tensors_parse(Arena *arena, void *bytes, size_t len, TensorFile *f, char *w
 
 /* files ---------------------------------------------------------------------------------------- */
 
-bool tensors_open(Arena *arena, const char *path, TensorFile *f, char *why, size_t why_size)
-{
-    *f = (TensorFile){ 0 };
+bool tensors_open(Arena *arena, const char *path, TensorFile *f, char *why, size_t why_size) {
+    *f = (TensorFile){0};
     char reason[256] = "";
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
@@ -407,15 +391,13 @@ bool tensors_open(Arena *arena, const char *path, TensorFile *f, char *why, size
     return false;
 }
 
-void tensors_close(TensorFile *f)
-{
+void tensors_close(TensorFile *f) {
     if (f->map)
         munmap(f->map, f->map_len);
-    *f = (TensorFile){ 0 };
+    *f = (TensorFile){0};
 }
 
-const Tensor *tensors_find(const TensorFile *f, const char *name)
-{
+const Tensor *tensors_find(const TensorFile *f, const char *name) {
     for (int i = 0; i < f->tensor.count; i++)
         if (!strcmp(f->tensor.at[i].name, name))
             return &f->tensor.at[i];
@@ -423,8 +405,7 @@ const Tensor *tensors_find(const TensorFile *f, const char *name)
 }
 
 bool tensors_write(Arena *arena, const char *path, const Tensor *tensor, int count, char *why,
-                   size_t why_size)
-{
+                   size_t why_size) {
     Buf head;
     buf_init(&head, arena);
     buf_puts(&head, "{");
@@ -449,9 +430,9 @@ bool tensors_write(Arena *arena, const char *path, const Tensor *tensor, int cou
     for (int i = 0; i < PREFIX; i++)
         prefix[i] = (uint8_t)((uint64_t)head.len >> (8 * i));
     FilePart *part = NEW_ARRAY(arena, FilePart, count + 2);
-    part[0] = (FilePart){ prefix, PREFIX };
-    part[1] = (FilePart){ head.text, head.len };
+    part[0] = (FilePart){prefix, PREFIX};
+    part[1] = (FilePart){head.text, head.len};
     for (int i = 0; i < count; i++)
-        part[i + 2] = (FilePart){ tensor[i].data, tensor[i].bytes };
+        part[i + 2] = (FilePart){tensor[i].data, tensor[i].bytes};
     return file_write_atomic(path, part, count + 2, why, why_size);
 }

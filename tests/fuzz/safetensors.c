@@ -1,5 +1,5 @@
-/* Any bytes as a tensor file: it is refused with a reason, or every byte it promises is there and each
- * tensor is found by its name. */
+/* Any bytes as a tensor file: it is refused with a reason, or every byte it promises is there and
+ * each tensor is found by its name. */
 #include "runtime/runtime.h"
 
 #include <stdlib.h>
@@ -7,17 +7,16 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static void touch(const Tensor *t)
-{
+static void touch(const Tensor *t) {
     volatile char sum = 0;
     CHECK((size_t)tensor_elements(t->ndim, t->shape, gdr_dtype_size(t->dtype)) *
-              gdr_dtype_size(t->dtype) == t->bytes);
+              gdr_dtype_size(t->dtype) ==
+          t->bytes);
     for (size_t i = 0; i < t->bytes; i++)
         sum = (char)(sum + ((const char *)t->data)[i]);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     Arena arena;
     TensorFile f;
     char why[256] = "";

@@ -1,5 +1,5 @@
-/* The public API on the CPU: what each wrong argument is answered with, and that right ones work from
- * several threads and in every state of memory. */
+/* The public API on the CPU: what each wrong argument is answered with, and that right ones work
+ * from several threads and in every state of memory. */
 #include "runtime/runtime.h"
 
 #include <math.h>
@@ -16,18 +16,16 @@ static const char spec[] = "variant s {\n dim K = 16, V = 8\n in q[K], k[K], v[V
                            " param scale\n state S[K, V]\n S = exp(g) * S\n"
                            " S = S + k * (scale * v)'\n out o[V] = S' * q\n}\n";
 
-static gdr_context *context(void)
-{
+static gdr_context *context(void) {
     gdr_context *ctx;
-    gdr_context_options o = { .size = sizeof o, .cache_dir = "", .threads = 2 };
+    gdr_context_options o = {.size = sizeof o, .cache_dir = "", .threads = 2};
     assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
     return ctx;
 }
 
-static gdr_kernel *compile(gdr_context *ctx, gdr_algo algo)
-{
+static gdr_kernel *compile(gdr_context *ctx, gdr_algo algo) {
     gdr_kernel *k = NULL;
-    gdr_compile_options o = { .size = sizeof o, .algo = algo };
+    gdr_compile_options o = {.size = sizeof o, .algo = algo};
     gdr_status status = gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k);
     if (status)
         fail_msg("%s", gdr_last_error(ctx));
@@ -45,47 +43,51 @@ typedef struct Call {
     gdr_launch launch;
 } Call;
 
-static Call *call_new(void)
-{
-    static const int64_t shape[PORTS][5] = { { B, T, 2, 16 }, { B, T, 2, 16 }, { B, T, H, 8 },
-                                             { B, T, H }, { H }, { B, T, H, 8 } };
-    static const int ndim[PORTS] = { 4, 4, 4, 3, 1, 4 };
-    static const char *const name[PORTS] = { "q", "k", "v", "g", "scale", "o" };
+static Call *call_new(void) {
+    static const int64_t shape[PORTS][5] = {{B, T, 2, 16}, {B, T, 2, 16}, {B, T, H, 8},
+                                            {B, T, H},     {H},           {B, T, H, 8}};
+    static const int ndim[PORTS] = {4, 4, 4, 3, 1, 4};
+    static const char *const name[PORTS] = {"q", "k", "v", "g", "scale", "o"};
     Call *c = calloc(1, sizeof *c);
     assert_non_null(c);
     memcpy(c->shape, shape, sizeof shape);
     for (int i = 0; i < PORTS; i++) {
         for (int j = 0; j < B * T * H * 16; j++)
             c->data[i][j] = i == G ? -0.1f : (float)((j * 7 + i) % 11) / 11;
-        c->arg[i] = (gdr_arg){ name[i], { c->data[i], GDR_CPU, GDR_F32, ndim[i], c->shape[i], NULL } };
+        c->arg[i] = (gdr_arg){name[i], {c->data[i], GDR_CPU, GDR_F32, ndim[i], c->shape[i], NULL}};
     }
-    memcpy(c->state_shape, (int64_t[]){ B, H, 16, 8 }, sizeof c->state_shape);
-    c->S0_tensor = (gdr_tensor){ c->S0, GDR_CPU, GDR_F32, 4, c->state_shape, NULL };
-    c->S_tensor = (gdr_tensor){ c->S, GDR_CPU, GDR_F32, 4, c->state_shape, NULL };
+    memcpy(c->state_shape, (int64_t[]){B, H, 16, 8}, sizeof c->state_shape);
+    c->S0_tensor = (gdr_tensor){c->S0, GDR_CPU, GDR_F32, 4, c->state_shape, NULL};
+    c->S_tensor = (gdr_tensor){c->S, GDR_CPU, GDR_F32, 4, c->state_shape, NULL};
     c->cu_shape[0] = 3;
-    c->cu_tensor = (gdr_tensor){ c->cu, GDR_CPU, GDR_I64, 1, c->cu_shape, NULL };
-    c->launch = (gdr_launch){ .size = sizeof c->launch, .args = c->arg, .nargs = PORTS,
-                              .S0 = &c->S0_tensor, .S = &c->S_tensor };
+    c->cu_tensor = (gdr_tensor){c->cu, GDR_CPU, GDR_I64, 1, c->cu_shape, NULL};
+    c->launch = (gdr_launch){.size = sizeof c->launch,
+                             .args = c->arg,
+                             .nargs = PORTS,
+                             .S0 = &c->S0_tensor,
+                             .S = &c->S_tensor};
     return c;
 }
 
-static void refused(gdr_kernel *k, gdr_context *ctx, Call *c, const char *text)
-{
+static void refused(gdr_kernel *k, gdr_context *ctx, Call *c, const char *text) {
     gdr_status status = gdr_forward(k, &c->launch);
     if (status != GDR_EINPUT || !strstr(gdr_last_error(ctx), text))
-        fail_msg("status %d, \"%s\" where \"%s\" was expected", (int)status, gdr_last_error(ctx), text);
+        fail_msg("status %d, \"%s\" where \"%s\" was expected", (int)status, gdr_last_error(ctx),
+                 text);
     free(c);
 }
 
-static void wrong_tensors_are_named(void **state)
-{
+static void wrong_tensors_are_named(void **state) {
     (void)state;
     gdr_context *ctx = context();
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
     Call *c = call_new();
     assert_int_equal(gdr_forward(k, &c->launch), GDR_OK);
     free(c);
-#define BROKEN(text, ...) c = call_new(); __VA_ARGS__; refused(k, ctx, c, text)
+#define BROKEN(text, ...) \
+    c = call_new();       \
+    __VA_ARGS__;          \
+    refused(k, ctx, c, text)
     BROKEN("o: missing output", c->launch.nargs = O);
     BROKEN("scale: missing parameter", c->arg[SCALE] = c->arg[O]; c->launch.nargs = O);
     BROKEN("zz: the variant s has no such tensor", c->arg[Q].name = "zz");
@@ -106,7 +108,7 @@ static void wrong_tensors_are_named(void **state)
     BROKEN("q: negative size", c->shape[Q][1] = -5);
     BROKEN("q: 9 dimensions", c->arg[Q].tensor.ndim = 9);
     BROKEN("overflows 64 bits", c->shape[Q][0] = INT64_MAX / 8; c->shape[Q][1] = 1 << 20);
-    int64_t strides[] = { 160, 32, 8, 1 };
+    int64_t strides[] = {160, 32, 8, 1};
     BROKEN("q: not dense", c->arg[Q].tensor.strides = strides);
     BROKEN("S0: shape is [2,4,16,9], need [2,4,16,8]", c->state_shape[3] = 9);
     BROKEN("S: data type is bf16", c->S_tensor.dtype = GDR_BF16; c->launch.S0 = NULL);
@@ -119,19 +121,17 @@ static void wrong_tensors_are_named(void **state)
 }
 
 /* The same call with B = 1 and N = 2 packed sequences. */
-static Call *packed_new(int64_t a, int64_t b, int64_t c)
-{
+static Call *packed_new(int64_t a, int64_t b, int64_t c) {
     Call *p = call_new();
     for (int i = 0; i < PORTS; i++)
         if (i != SCALE)
             p->shape[i][0] = 1;
-    memcpy(p->cu, (int64_t[]){ a, b, c }, sizeof p->cu);
+    memcpy(p->cu, (int64_t[]){a, b, c}, sizeof p->cu);
     p->launch.cu_seqlens = &p->cu_tensor;
     return p;
 }
 
-static void wrong_offsets_are_refused(void **state)
-{
+static void wrong_offsets_are_refused(void **state) {
     (void)state;
     gdr_context *ctx = context();
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
@@ -161,8 +161,7 @@ static void wrong_offsets_are_refused(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void empty_batches_do_nothing(void **state)
-{
+static void empty_batches_do_nothing(void **state) {
     (void)state;
     gdr_context *ctx = context();
     for (gdr_algo algo = GDR_ALGO_CHUNK; algo <= GDR_ALGO_RECURRENT; algo++) {
@@ -188,27 +187,30 @@ static void empty_batches_do_nothing(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void compile_options_are_checked(void **state)
-{
+static void compile_options_are_checked(void **state) {
     (void)state;
     gdr_context *ctx = context();
     gdr_kernel *k = (gdr_kernel *)ctx;
-    gdr_dim zero = { "K", 0 }, unknown = { "N", 4 }, huge = { "K", INT64_MAX };
-    gdr_port_dtype no_port = { "zz", GDR_F32 }, bad_param = { "scale", GDR_BF16 };
-    const struct { gdr_compile_options o; gdr_status status; const char *text; } c[] = {
-        { { .size = 1 }, GDR_EUSAGE, "size is 1" },
-        { { .target = "sm_1" }, GDR_EUSAGE, "unknown target sm_1; known: host, cuda, sm_80" },
-        { { .dtype = GDR_I32 }, GDR_EUSAGE, "i32 is not a type" },
-        { { .dtype = GDR_F64 }, GDR_EUSAGE, "f64 is not a type" },
-        { { .algo = (gdr_algo)7 }, GDR_EUSAGE, "unknown algorithm" },
-        { { .chunk_rows = 1000 }, GDR_EUSAGE, "1 to 256 rows" },
-        { { .opt_level = 9 }, GDR_EUSAGE, "opt_level 9" },
-        { { .variant = "t" }, GDR_ESPEC, "t" },
-        { { .dims = &zero, .ndims = 1 }, GDR_ESPEC, "K" },
-        { { .dims = &huge, .ndims = 1 }, GDR_ESPEC, "K" },
-        { { .dims = &unknown, .ndims = 1 }, GDR_ESPEC, "N" },
-        { { .types = &no_port, .ntypes = 1 }, GDR_EUSAGE, "no input called zz" },
-        { { .types = &bad_param, .ntypes = 1 }, GDR_EUSAGE, "scale cannot be bf16" },
+    gdr_dim zero = {"K", 0}, unknown = {"N", 4}, huge = {"K", INT64_MAX};
+    gdr_port_dtype no_port = {"zz", GDR_F32}, bad_param = {"scale", GDR_BF16};
+    const struct {
+        gdr_compile_options o;
+        gdr_status status;
+        const char *text;
+    } c[] = {
+        {{.size = 1}, GDR_EUSAGE, "size is 1"},
+        {{.target = "sm_1"}, GDR_EUSAGE, "unknown target sm_1; known: host, cuda, sm_80"},
+        {{.dtype = GDR_I32}, GDR_EUSAGE, "i32 is not a type"},
+        {{.dtype = GDR_F64}, GDR_EUSAGE, "f64 is not a type"},
+        {{.algo = (gdr_algo)7}, GDR_EUSAGE, "unknown algorithm"},
+        {{.chunk_rows = 1000}, GDR_EUSAGE, "1 to 256 rows"},
+        {{.opt_level = 9}, GDR_EUSAGE, "opt_level 9"},
+        {{.variant = "t"}, GDR_ESPEC, "t"},
+        {{.dims = &zero, .ndims = 1}, GDR_ESPEC, "K"},
+        {{.dims = &huge, .ndims = 1}, GDR_ESPEC, "K"},
+        {{.dims = &unknown, .ndims = 1}, GDR_ESPEC, "N"},
+        {{.types = &no_port, .ntypes = 1}, GDR_EUSAGE, "no input called zz"},
+        {{.types = &bad_param, .ntypes = 1}, GDR_EUSAGE, "scale cannot be bf16"},
     };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         gdr_compile_options o = c[i].o;
@@ -226,8 +228,7 @@ static void compile_options_are_checked(void **state)
 
 static int messages;
 
-static void on_diag(void *user, const gdr_diagnostic *d)
-{
+static void on_diag(void *user, const gdr_diagnostic *d) {
     assert_ptr_equal(user, &messages);
     assert_string_equal(d->file, "bad");
     if (d->severity == GDR_ERROR && !messages++) {
@@ -236,13 +237,12 @@ static void on_diag(void *user, const gdr_diagnostic *d)
     }
 }
 
-static void spec_errors_reach_the_callback(void **state)
-{
+static void spec_errors_reach_the_callback(void **state) {
     (void)state;
     gdr_context *ctx;
     gdr_kernel *k;
     const char *bad = "variant s { state S[K, V]; out o[V] = S' * q }";
-    gdr_context_options o = { .size = sizeof o, .cache_dir = "", .diag = on_diag, .user = &messages };
+    gdr_context_options o = {.size = sizeof o, .cache_dir = "", .diag = on_diag, .user = &messages};
     assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
     assert_int_equal(gdr_compile_string(ctx, "bad", bad, strlen(bad), NULL, &k), GDR_ESPEC);
     assert_true(messages > 0);
@@ -250,14 +250,13 @@ static void spec_errors_reach_the_callback(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void no_chunk_form_is_a_limit(void **state)
-{
+static void no_chunk_form_is_a_limit(void **state) {
     (void)state;
     gdr_context *ctx = context();
     gdr_kernel *k;
     const char *text = "variant s { dim K = 8, V = 8; in q[K], k[K], v[V], b[V]; state S[K, V]\n"
                        "let r = S' * k; S = S + k * (b .* (v - r))'; out o[V] = S' * q }";
-    gdr_compile_options o = { .size = sizeof o, .algo = GDR_ALGO_CHUNK };
+    gdr_compile_options o = {.size = sizeof o, .algo = GDR_ALGO_CHUNK};
     assert_int_equal(gdr_compile_string(ctx, "s", text, strlen(text), &o, &k), GDR_ELIMIT);
     assert_non_null(strstr(gdr_last_error(ctx), "s:2:"));
     o.algo = GDR_ALGO_AUTO;
@@ -271,8 +270,7 @@ static void no_chunk_form_is_a_limit(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void inspection_tells_all(void **state)
-{
+static void inspection_tells_all(void **state) {
     (void)state;
     gdr_context *ctx = context();
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
@@ -308,8 +306,7 @@ static void inspection_tells_all(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void statuses_have_texts(void **state)
-{
+static void statuses_have_texts(void **state) {
     (void)state;
     for (int s = GDR_OK; s < GDR_STATUS_COUNT; s++) {
         assert_true(strlen(gdr_strstatus((gdr_status)s)) > 4);
@@ -318,17 +315,21 @@ static void statuses_have_texts(void **state)
     assert_string_equal(gdr_strstatus((gdr_status)1000), "unknown status");
     assert_non_null(strstr(gdr_version(), "LLVM 22"));
     gdr_context *ctx;
-    gdr_context_options o = { .size = 1 };
+    gdr_context_options o = {.size = 1};
     assert_int_equal(gdr_context_create(&o, &ctx), GDR_EUSAGE);
     assert_null(ctx);
     gdr_context_destroy(NULL);
     gdr_kernel_destroy(NULL);
 }
 
-typedef struct Worker { gdr_context *ctx; gdr_kernel *shared; float o[B * T * H * 8]; int ok; } Worker;
+typedef struct Worker {
+    gdr_context *ctx;
+    gdr_kernel *shared;
+    float o[B * T * H * 8];
+    int ok;
+} Worker;
 
-static void *worker_main(void *arg)
-{
+static void *worker_main(void *arg) {
     Worker *w = arg;
     gdr_kernel *own = compile(w->ctx, GDR_ALGO_RECURRENT);
     w->ok = 1;
@@ -345,8 +346,7 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-static void threads_share_a_context(void **state)
-{
+static void threads_share_a_context(void **state) {
     (void)state;
     enum { THREADS = 4 };
     gdr_context *ctx = context();
@@ -369,16 +369,17 @@ static void threads_share_a_context(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void memory_may_run_out_anywhere(void **state)
-{
+static void memory_may_run_out_anywhere(void **state) {
     (void)state;
     gdr_context *ctx = context();
-    CompileInput input = { .name = "s", .text = spec, .length = sizeof spec - 1 };
-    const char *const target[] = { "host", "sm_80" };
+    CompileInput input = {.name = "s", .text = spec, .length = sizeof spec - 1};
+    const char *const target[] = {"host", "sm_80"};
     for (int i = 0; i < 4; i++) {
-        gdr_compile_options o = { .size = sizeof o, .opt_level = 1, .target = target[i / 2],
-                                  .algo = i % 2 ? GDR_ALGO_CHUNK : GDR_ALGO_RECURRENT };
-        CompileExtra extra = { .no_load = i >= 2 };
+        gdr_compile_options o = {.size = sizeof o,
+                                 .opt_level = 1,
+                                 .target = target[i / 2],
+                                 .algo = i % 2 ? GDR_ALGO_CHUNK : GDR_ALGO_RECURRENT};
+        CompileExtra extra = {.no_load = i >= 2};
         int failures = 0;
         for (int64_t n = 1; n < INT64_C(1) << 40; n += 1 + n / 4) {
             gdr_kernel *k;
@@ -398,8 +399,7 @@ static void memory_may_run_out_anywhere(void **state)
     gdr_context_destroy(ctx);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_tensors_are_named),
         cmocka_unit_test(wrong_offsets_are_refused),

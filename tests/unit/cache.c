@@ -17,31 +17,27 @@
 
 static char dir[64];
 
-static int make_dir(void **state)
-{
+static int make_dir(void **state) {
     (void)state;
     strcpy(dir, "/tmp/gdr-cache-XXXXXX");
     return mkdtemp(dir) ? 0 : -1;
 }
 
-static int remove_dir(void **state)
-{
+static int remove_dir(void **state) {
     char command[192];
     (void)state;
     snprintf(command, sizeof command, "chmod -R u+w %s && rm -r %s", dir, dir);
     return system(command);
 }
 
-static CacheKey key_of(const char *text)
-{
+static CacheKey key_of(const char *text) {
     CacheHash *h = cache_hash_new();
     cache_hash_text(h, text);
     return cache_hash_end(h);
 }
 
 /* The path of the only entry below dir. */
-static char *entry(void)
-{
+static char *entry(void) {
     static char path[1024];
     DIR *top = opendir(dir);
     path[0] = '\0';
@@ -61,10 +57,10 @@ static char *entry(void)
     return path;
 }
 
-static void keys_differ_where_inputs_do(void **state)
-{
+static void keys_differ_where_inputs_do(void **state) {
     (void)state;
-    CacheKey a = key_of("a"), b = key_of("b"), again = key_of("a"), none = key_of(NULL), empty = key_of("");
+    CacheKey a = key_of("a"), b = key_of("b"), again = key_of("a"), none = key_of(NULL),
+             empty = key_of("");
     assert_memory_equal(a.byte, again.byte, sizeof a.byte);
     assert_memory_not_equal(a.byte, b.byte, sizeof a.byte);
     assert_memory_not_equal(none.byte, empty.byte, sizeof a.byte);
@@ -77,8 +73,7 @@ static void keys_differ_where_inputs_do(void **state)
     assert_memory_not_equal(kx.byte, ky.byte, sizeof kx.byte);
 }
 
-static void damage_of_every_byte_is_found(void **state)
-{
+static void damage_of_every_byte_is_found(void **state) {
     (void)state;
     char why[256], payload[] = "the payload";
     size_t len;
@@ -115,8 +110,7 @@ static void damage_of_every_byte_is_found(void **state)
     free(back);
 }
 
-static void writers_do_not_disturb_each_other(void **state)
-{
+static void writers_do_not_disturb_each_other(void **state) {
     (void)state;
     enum { PROCESSES = 6, ROUNDS = 200 };
     static char payload[20000];
@@ -148,8 +142,7 @@ static void writers_do_not_disturb_each_other(void **state)
     assert_int_equal(system(command), 0);
 }
 
-static void directory_follows_the_environment(void **state)
-{
+static void directory_follows_the_environment(void **state) {
     (void)state;
     setenv("GDR_CACHE_DIR", "/a", 1);
     setenv("XDG_CACHE_HOME", "/b", 1);
@@ -179,8 +172,7 @@ static const char spec[] = "variant s { dim K = 16, V = 16; in q[K], k[K], v[V];
                            "S = S + k * v'; out o[V] = S' * q }";
 static int warnings;
 
-static void on_log(void *user, gdr_severity severity, const char *message)
-{
+static void on_log(void *user, gdr_severity severity, const char *message) {
     (void)user;
     assert_int_equal(severity, GDR_WARNING);
     assert_non_null(strstr(message, "compiled kernels are not kept"));
@@ -188,14 +180,13 @@ static void on_log(void *user, gdr_severity severity, const char *message)
 }
 
 /* Compiles in a fresh context; whether it came from the cache. */
-static int compile_in(const char *where, int64_t V)
-{
+static int compile_in(const char *where, int64_t V) {
     gdr_context *ctx;
     gdr_kernel *k;
     gdr_facts f;
-    gdr_dim dim = { "V", V };
-    gdr_context_options o = { .size = sizeof o, .cache_dir = where, .log = on_log };
-    gdr_compile_options c = { .size = sizeof c, .dims = &dim, .ndims = 1, .opt_level = 1 };
+    gdr_dim dim = {"V", V};
+    gdr_context_options o = {.size = sizeof o, .cache_dir = where, .log = on_log};
+    gdr_compile_options c = {.size = sizeof c, .dims = &dim, .ndims = 1, .opt_level = 1};
     assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &c, &k), GDR_OK);
@@ -207,8 +198,7 @@ static int compile_in(const char *where, int64_t V)
     return f.from_cache;
 }
 
-static void kernels_come_from_the_cache_until_it_is_damaged(void **state)
-{
+static void kernels_come_from_the_cache_until_it_is_damaged(void **state) {
     (void)state;
     assert_int_equal(compile_in(dir, 16), 0);
     assert_int_equal(compile_in(dir, 16), 1);
@@ -220,8 +210,7 @@ static void kernels_come_from_the_cache_until_it_is_damaged(void **state)
     assert_int_equal(warnings, 0);
 }
 
-static void unwritable_cache_warns_once(void **state)
-{
+static void unwritable_cache_warns_once(void **state) {
     char below[128];
     (void)state;
     warnings = 0;
@@ -234,13 +223,12 @@ static void unwritable_cache_warns_once(void **state)
 }
 
 /* A record read from bytes that were cut or changed is refused or whole, never half. */
-static void records_survive_any_bytes(void **state)
-{
+static void records_survive_any_bytes(void **state) {
     (void)state;
     gdr_context *ctx;
     gdr_kernel *k;
-    gdr_context_options o = { .size = sizeof o, .cache_dir = "" };
-    gdr_compile_options c = { .size = sizeof c, .opt_level = 1, .algo = GDR_ALGO_RECURRENT };
+    gdr_context_options o = {.size = sizeof o, .cache_dir = ""};
+    gdr_compile_options c = {.size = sizeof c, .opt_level = 1, .algo = GDR_ALGO_RECURRENT};
     assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
     assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &c, &k), GDR_OK);
     Arena arena;
@@ -266,7 +254,7 @@ static void records_survive_any_bytes(void **state)
         free(exact);
     }
     for (size_t i = 0; i < bytes.len; i++) {
-        static const char flip[] = { 1, 0x40, (char)0x80, (char)0xff };
+        static const char flip[] = {1, 0x40, (char)0x80, (char)0xff};
         for (size_t f = 0; f < sizeof flip; f++) {
             Arena scratch;
             arena_init(&scratch, NULL);
@@ -286,8 +274,7 @@ static void records_survive_any_bytes(void **state)
     gdr_context_destroy(ctx);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_differ_where_inputs_do),
         cmocka_unit_test_setup_teardown(damage_of_every_byte_is_found, make_dir, remove_dir),

@@ -1,5 +1,5 @@
-/* The GPU side of the runtime against a driver made of functions in this file: which calls are made,
- * in which order and with what, and what becomes of every failure. No GPU is needed. */
+/* The GPU side of the runtime against a driver made of functions in this file: which calls are
+ * made, in which order and with what, and what becomes of every failure. No GPU is needed. */
 #include "runtime/runtime.h"
 
 #include <setjmp.h>
@@ -18,84 +18,139 @@ static struct Stub {
     const char *fail_name, *missing, *log;
     bool no_pool;
     int launches;
-    struct { unsigned grid, block, shared; void *stream; int64_t frame[FIELDS]; const char *name; }
-        launch[LAUNCHES_MAX];
+    struct {
+        unsigned grid, block, shared;
+        void *stream;
+        int64_t frame[FIELDS];
+        const char *name;
+    } launch[LAUNCHES_MAX];
     int attributes;
 } stub;
 
 /* Every call goes through here: the named one fails. */
-static int outcome(const char *name)
-{
+static int outcome(const char *name) {
     return stub.fail_name && !strcmp(name, stub.fail_name) ? stub.fail_call : 0;
 }
 
-static int s_cuInit(unsigned f) { (void)f; return outcome("cuInit"); }
-static int s_cuDriverGetVersion(int *v) { *v = 13000; return 0; }
-static int s_cuGetErrorString(int e, const char **t) { (void)e; *t = "stub failure"; return 0; }
-static int s_cuGetErrorName(int e, const char **t) { *t = e == OOM ? "OOM" : "STUB"; return 0; }
-static int s_cuDeviceGetCount(int *n) { *n = stub.devices; return 0; }
-static int s_cuDeviceGet(int *d, int i) { *d = i; return 0; }
-static int s_cuDeviceGetName(char *n, int len, int d) { (void)d; strncpy(n, "Stub GPU", (size_t)len); return 0; }
-static int s_cuDeviceGetAttribute(int *v, int a, int d)
-{
+static int s_cuInit(unsigned f) {
+    (void)f;
+    return outcome("cuInit");
+}
+static int s_cuDriverGetVersion(int *v) {
+    *v = 13000;
+    return 0;
+}
+static int s_cuGetErrorString(int e, const char **t) {
+    (void)e;
+    *t = "stub failure";
+    return 0;
+}
+static int s_cuGetErrorName(int e, const char **t) {
+    *t = e == OOM ? "OOM" : "STUB";
+    return 0;
+}
+static int s_cuDeviceGetCount(int *n) {
+    *n = stub.devices;
+    return 0;
+}
+static int s_cuDeviceGet(int *d, int i) {
+    *d = i;
+    return 0;
+}
+static int s_cuDeviceGetName(char *n, int len, int d) {
+    (void)d;
+    strncpy(n, "Stub GPU", (size_t)len);
+    return 0;
+}
+static int s_cuDeviceGetAttribute(int *v, int a, int d) {
     (void)d;
     *v = a == 75 ? stub.cc_major : a == 16 ? 132 : 0;
     return 0;
 }
-static int s_cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; *c = &stub; return 0; }
-static int s_cuDevicePrimaryCtxRelease(int d) { (void)d; return 0; }
-static int s_cuCtxGetCurrent(void **c) { *c = NULL; return 0; }
-static int s_cuCtxPushCurrent(void *c)
-{
+static int s_cuDevicePrimaryCtxRetain(void **c, int d) {
+    (void)d;
+    *c = &stub;
+    return 0;
+}
+static int s_cuDevicePrimaryCtxRelease(int d) {
+    (void)d;
+    return 0;
+}
+static int s_cuCtxGetCurrent(void **c) {
+    *c = NULL;
+    return 0;
+}
+static int s_cuCtxPushCurrent(void *c) {
     (void)c;
     __atomic_add_fetch(&stub.current_depth, 1, __ATOMIC_RELAXED);
     return outcome("cuCtxPushCurrent");
 }
-static int s_cuCtxPopCurrent(void **c)
-{
+static int s_cuCtxPopCurrent(void **c) {
     *c = &stub;
     __atomic_add_fetch(&stub.current_depth, -1, __ATOMIC_RELAXED);
     return 0;
 }
-static int s_cuCtxGetDevice(int *d) { *d = 0; return 0; }
-static int s_cuCtxSynchronize(void) { return outcome("cuCtxSynchronize"); }
-static int s_cuMemAlloc(uint64_t *p, size_t n)
-{
+static int s_cuCtxGetDevice(int *d) {
+    *d = 0;
+    return 0;
+}
+static int s_cuCtxSynchronize(void) {
+    return outcome("cuCtxSynchronize");
+}
+static int s_cuMemAlloc(uint64_t *p, size_t n) {
     stub.allocs++;
     *p = (uint64_t)(uintptr_t)aligned_alloc(256, (n + 255) / 256 * 256);
     return outcome("cuMemAlloc");
 }
-static int s_cuMemFree(uint64_t p) { stub.allocs--; free((void *)(uintptr_t)p); return 0; }
-static int s_cuMemcpyHtoD(uint64_t d, const void *s, size_t n) { memcpy((void *)(uintptr_t)d, s, n); return 0; }
-static int s_cuMemcpyDtoH(void *d, uint64_t s, size_t n) { memcpy(d, (void *)(uintptr_t)s, n); return 0; }
-static int s_cuMemsetD8(uint64_t d, unsigned char b, size_t n) { memset((void *)(uintptr_t)d, b, n); return 0; }
-static int s_cuModuleLoadData(void **m, const void *image)
-{
+static int s_cuMemFree(uint64_t p) {
+    stub.allocs--;
+    free((void *)(uintptr_t)p);
+    return 0;
+}
+static int s_cuMemcpyHtoD(uint64_t d, const void *s, size_t n) {
+    memcpy((void *)(uintptr_t)d, s, n);
+    return 0;
+}
+static int s_cuMemcpyDtoH(void *d, uint64_t s, size_t n) {
+    memcpy(d, (void *)(uintptr_t)s, n);
+    return 0;
+}
+static int s_cuMemsetD8(uint64_t d, unsigned char b, size_t n) {
+    memset((void *)(uintptr_t)d, b, n);
+    return 0;
+}
+static int s_cuModuleLoadData(void **m, const void *image) {
     assert_string_equal(image, "stub cubin");
     *m = &stub;
     return outcome("cuModuleLoadData");
 }
-static int s_cuModuleUnload(void *m) { (void)m; return 0; }
-static int s_cuModuleGetFunction(void **f, void *m, const char *name)
-{
+static int s_cuModuleUnload(void *m) {
+    (void)m;
+    return 0;
+}
+static int s_cuModuleGetFunction(void **f, void *m, const char *name) {
     static char names[16][64];
     static unsigned count;
     (void)m;
     *f = strncpy(names[count++ % 16], name, 63); /* a function is its name */
     return outcome("cuModuleGetFunction");
 }
-static int s_cuFuncSetAttribute(void *f, int a, int v)
-{
+static int s_cuFuncSetAttribute(void *f, int a, int v) {
     (void)f;
     assert_int_equal(a, 8);
     assert_true(v > 48 * 1024);
     stub.attributes++;
     return 0;
 }
-static int s_cuFuncGetAttribute(int *v, int a, void *f) { (void)a; (void)f; *v = 0; return 0; }
-static int s_cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                            unsigned bz, unsigned smem, void *stream, void **params, void **extra)
-{
+static int s_cuFuncGetAttribute(int *v, int a, void *f) {
+    (void)a;
+    (void)f;
+    *v = 0;
+    return 0;
+}
+static int s_cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                            unsigned by, unsigned bz, unsigned smem, void *stream, void **params,
+                            void **extra) {
     assert_int_equal(gy * gz * by * bz, 1);
     assert_null(extra);
     assert_true(stub.launches < LAUNCHES_MAX);
@@ -109,18 +164,20 @@ static int s_cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsi
     return outcome("cuLaunchKernel");
 }
 static _Thread_local char *info_log; /* kernels are assembled in threads of their own */
-static int s_cuLinkCreate(unsigned n, int *option, void **value, void **state)
-{
+static int s_cuLinkCreate(unsigned n, int *option, void **value, void **state) {
     for (unsigned i = 0; i < n; i++)
         if (option[i] == 3)
             info_log = value[i];
     *state = &stub;
     return 0;
 }
-static int s_cuLinkAddData(void *state, int type, void *data, size_t size, const char *name, unsigned n,
-                           int *option, void **value)
-{
-    (void)state; (void)name; (void)n; (void)option; (void)value;
+static int s_cuLinkAddData(void *state, int type, void *data, size_t size, const char *name,
+                           unsigned n, int *option, void **value) {
+    (void)state;
+    (void)name;
+    (void)n;
+    (void)option;
+    (void)value;
     assert_int_equal(type, 1);
     assert_int_equal(strlen(data) + 1, size);
     const char *entry = strstr(data, ".visible .entry"); /* one kernel at a time */
@@ -130,8 +187,7 @@ static int s_cuLinkAddData(void *state, int type, void *data, size_t size, const
         strcpy(info_log, stub.log);
     return outcome("cuLinkAddData");
 }
-static int s_cuLinkComplete(void *state, void **cubin, size_t *size)
-{
+static int s_cuLinkComplete(void *state, void **cubin, size_t *size) {
     static char image[] = "stub cubin";
     (void)state;
     __atomic_add_fetch(&stub.link_calls, 1, __ATOMIC_RELAXED);
@@ -139,24 +195,58 @@ static int s_cuLinkComplete(void *state, void **cubin, size_t *size)
     *size = sizeof image;
     return 0;
 }
-static int s_cuLinkDestroy(void *state) { (void)state; return 0; }
-static int s_cuEventCreate(void **e, unsigned f) { (void)f; *e = &stub; return 0; }
-static int s_cuEventDestroy(void *e) { (void)e; return 0; }
-static int s_cuEventRecord(void *e, void *s) { (void)e; (void)s; return 0; }
-static int s_cuEventSynchronize(void *e) { (void)e; return 0; }
-static int s_cuEventElapsedTime(float *ms, void *a, void *b) { (void)a; (void)b; *ms = 2; return 0; }
-static int s_cuMemPoolCreate(void **p, const void *props) { (void)props; *p = &stub; return 0; }
-static int s_cuMemPoolDestroy(void *p) { (void)p; return 0; }
-static int s_cuMemPoolSetAttribute(void *p, int a, void *v) { (void)p; (void)a; (void)v; return 0; }
-static int s_cuMemAllocFromPoolAsync(uint64_t *p, size_t n, void *pool, void *stream)
-{
-    (void)n; (void)pool; (void)stream;
+static int s_cuLinkDestroy(void *state) {
+    (void)state;
+    return 0;
+}
+static int s_cuEventCreate(void **e, unsigned f) {
+    (void)f;
+    *e = &stub;
+    return 0;
+}
+static int s_cuEventDestroy(void *e) {
+    (void)e;
+    return 0;
+}
+static int s_cuEventRecord(void *e, void *s) {
+    (void)e;
+    (void)s;
+    return 0;
+}
+static int s_cuEventSynchronize(void *e) {
+    (void)e;
+    return 0;
+}
+static int s_cuEventElapsedTime(float *ms, void *a, void *b) {
+    (void)a;
+    (void)b;
+    *ms = 2;
+    return 0;
+}
+static int s_cuMemPoolCreate(void **p, const void *props) {
+    (void)props;
+    *p = &stub;
+    return 0;
+}
+static int s_cuMemPoolDestroy(void *p) {
+    (void)p;
+    return 0;
+}
+static int s_cuMemPoolSetAttribute(void *p, int a, void *v) {
+    (void)p;
+    (void)a;
+    (void)v;
+    return 0;
+}
+static int s_cuMemAllocFromPoolAsync(uint64_t *p, size_t n, void *pool, void *stream) {
+    (void)n;
+    (void)pool;
+    (void)stream;
     stub.pool_allocs++;
     *p = 0x100000;
     return outcome("cuMemAllocFromPoolAsync");
 }
-static int s_cuMemFreeAsync(uint64_t p, void *stream)
-{
+static int s_cuMemFreeAsync(uint64_t p, void *stream) {
     (void)stream;
     assert_int_equal(p, 0x100000);
     stub.pool_frees++;
@@ -164,15 +254,22 @@ static int s_cuMemFreeAsync(uint64_t p, void *stream)
 }
 
 /* As dlsym, over the functions above; names with _v2 where the real driver has them so. */
-static void *symbol(void *library, const char *name)
-{
+static void *symbol(void *library, const char *name) {
     (void)library;
     if (stub.missing && !strcmp(name, stub.missing))
         return NULL;
     if (stub.no_pool && strstr(name, "Pool"))
         return NULL;
-#define FN(ret, fn, args) if (!strcmp(name, #fn)) { ret (*f) args = s_##fn; return *(void **)&f; }
-#define FN2(ret, fn, args) if (!strcmp(name, #fn "_v2")) { ret (*f) args = s_##fn; return *(void **)&f; }
+#define FN(ret, fn, args)      \
+    if (!strcmp(name, #fn)) {  \
+        ret(*f) args = s_##fn; \
+        return *(void **)&f;   \
+    }
+#define FN2(ret, fn, args)          \
+    if (!strcmp(name, #fn "_v2")) { \
+        ret(*f) args = s_##fn;      \
+        return *(void **)&f;        \
+    }
 #define FNOPT FN
 #include "runtime/cuda.def"
 #undef FN
@@ -185,18 +282,16 @@ static void *symbol(void *library, const char *name)
 
 static char logged[1024];
 
-static void on_log(void *user, gdr_severity severity, const char *message)
-{
+static void on_log(void *user, gdr_severity severity, const char *message) {
     (void)user;
     assert_int_equal(severity, GDR_WARNING);
     strncpy(logged, message, sizeof logged - 1);
 }
 
-static gdr_context *open_stub(const char *cache)
-{
+static gdr_context *open_stub(const char *cache) {
     gdr_context *ctx;
     char why[512] = "";
-    gdr_context_options o = { .size = sizeof o, .cache_dir = cache, .log = on_log };
+    gdr_context_options o = {.size = sizeof o, .cache_dir = cache, .log = on_log};
     assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
     ctx->cuda = cuda_open_with(symbol, NULL, 0, why, sizeof why);
     assert_string_equal(why, "");
@@ -207,45 +302,46 @@ static const char spec[] = "variant s { dim K = 64, V = 96; in q[K], k[K], v[V];
                            "state S[K, V]\nS = exp(g) * S\nS = S + k * (v - S' * k)'\n"
                            "out o[V] = S' * q\n}\n";
 
-static gdr_kernel *compile(gdr_context *ctx, gdr_algo algo)
-{
+static gdr_kernel *compile(gdr_context *ctx, gdr_algo algo) {
     gdr_kernel *k;
-    gdr_compile_options o = { .size = sizeof o, .target = "cuda", .algo = algo, .dtype = GDR_BF16 };
+    gdr_compile_options o = {.size = sizeof o, .target = "cuda", .algo = algo, .dtype = GDR_BF16};
     assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k), GDR_OK);
     return k;
 }
 
 /* q, k with 2 heads, v, g, o with 4; B = 3, T = 100. */
-static gdr_status forward(gdr_kernel *k, void *workspace, size_t bytes, void *stream)
-{
-    static const int64_t narrow[] = { 3, 100, 2, 64 }, wide[] = { 3, 100, 4, 96 };
-    static const int64_t state[] = { 3, 4, 64, 96 };
+static gdr_status forward(gdr_kernel *k, void *workspace, size_t bytes, void *stream) {
+    static const int64_t narrow[] = {3, 100, 2, 64}, wide[] = {3, 100, 4, 96};
+    static const int64_t state[] = {3, 4, 64, 96};
     void *p = (void *)(uintptr_t)0x1000;
     gdr_arg arg[] = {
-        { "q", { p, GDR_CUDA, GDR_BF16, 4, narrow, NULL } },
-        { "k", { p, GDR_CUDA, GDR_BF16, 4, narrow, NULL } },
-        { "v", { p, GDR_CUDA, GDR_BF16, 4, wide, NULL } },
-        { "g", { p, GDR_CUDA, GDR_BF16, 3, wide, NULL } },
-        { "o", { p, GDR_CUDA, GDR_BF16, 4, wide, NULL } },
+        {"q", {p, GDR_CUDA, GDR_BF16, 4, narrow, NULL}},
+        {"k", {p, GDR_CUDA, GDR_BF16, 4, narrow, NULL}},
+        {"v", {p, GDR_CUDA, GDR_BF16, 4, wide, NULL}},
+        {"g", {p, GDR_CUDA, GDR_BF16, 3, wide, NULL}},
+        {"o", {p, GDR_CUDA, GDR_BF16, 4, wide, NULL}},
     };
-    gdr_tensor S = { p, GDR_CUDA, GDR_F32, 4, state, NULL };
-    gdr_launch l = { .size = sizeof l, .args = arg, .nargs = 5, .S = &S, .workspace = workspace,
-                     .workspace_bytes = bytes, .stream = stream };
+    gdr_tensor S = {p, GDR_CUDA, GDR_F32, 4, state, NULL};
+    gdr_launch l = {.size = sizeof l,
+                    .args = arg,
+                    .nargs = 5,
+                    .S = &S,
+                    .workspace = workspace,
+                    .workspace_bytes = bytes,
+                    .stream = stream};
     return gdr_forward(k, &l);
 }
 
-static int fresh(void **state)
-{
+static int fresh(void **state) {
     (void)state;
-    stub = (struct Stub){ .devices = 1, .cc_major = 9 };
+    stub = (struct Stub){.devices = 1, .cc_major = 9};
     logged[0] = '\0';
     return 0;
 }
 
 /* tests ---------------------------------------------------------------------------------------- */
 
-static void chunk_launches_factor_then_chain(void **state)
-{
+static void chunk_launches_factor_then_chain(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
@@ -280,8 +376,7 @@ static void chunk_launches_factor_then_chain(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void recurrent_needs_no_workspace(void **state)
-{
+static void recurrent_needs_no_workspace(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
     gdr_kernel *k = compile(ctx, GDR_ALGO_RECURRENT);
@@ -292,8 +387,7 @@ static void recurrent_needs_no_workspace(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void callers_workspace_is_checked_and_used(void **state)
-{
+static void callers_workspace_is_checked_and_used(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
@@ -308,8 +402,7 @@ static void callers_workspace_is_checked_and_used(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void failures_have_a_status_and_a_text(void **state)
-{
+static void failures_have_a_status_and_a_text(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
@@ -323,7 +416,7 @@ static void failures_have_a_status_and_a_text(void **state)
     assert_int_equal(forward(k, NULL, 0, NULL), GDR_ENOMEM);
     gdr_kernel_destroy(k);
     k = NULL;
-    gdr_compile_options o = { .size = sizeof o, .target = "cuda" };
+    gdr_compile_options o = {.size = sizeof o, .target = "cuda"};
     stub.fail_name = "cuModuleLoadData";
     assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k), GDR_ENOMEM);
     assert_null(k);
@@ -334,8 +427,7 @@ static void failures_have_a_status_and_a_text(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void old_driver_without_pools_asks_for_a_workspace(void **state)
-{
+static void old_driver_without_pools_asks_for_a_workspace(void **state) {
     (void)state;
     stub.no_pool = true;
     gdr_context *ctx = open_stub("");
@@ -346,8 +438,7 @@ static void old_driver_without_pools_asks_for_a_workspace(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void opening_says_what_is_missing(void **state)
-{
+static void opening_says_what_is_missing(void **state) {
     (void)state;
     char why[512];
     stub.missing = "cuLinkCreate_v2";
@@ -366,13 +457,12 @@ static void opening_says_what_is_missing(void **state)
     assert_non_null(strstr(why, "stub failure"));
 }
 
-static void a_gpu_too_old_is_refused(void **state)
-{
+static void a_gpu_too_old_is_refused(void **state) {
     (void)state;
     gdr_kernel *k;
     stub.cc_major = 7;
     gdr_context *ctx = open_stub("");
-    gdr_compile_options o = { .size = sizeof o, .target = "cuda" };
+    gdr_compile_options o = {.size = sizeof o, .target = "cuda"};
     assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k), GDR_ENODEV);
     o.target = "sm_90a";
     assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k), GDR_ENODEV);
@@ -384,8 +474,7 @@ static void a_gpu_too_old_is_refused(void **state)
     assert_null(target_for_gpu(75));
 }
 
-static void cubins_are_cached_and_slow_ones_say_so_each_time(void **state)
-{
+static void cubins_are_cached_and_slow_ones_say_so_each_time(void **state) {
     (void)state;
     char dir[] = "/tmp/gdr-stub-XXXXXX", command[64];
     int entries = 0;
@@ -407,21 +496,20 @@ static void cubins_are_cached_and_slow_ones_say_so_each_time(void **state)
     assert_int_equal(system(command), 0);
 }
 
-static void host_tensors_are_refused(void **state)
-{
+static void host_tensors_are_refused(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
-    static const int64_t shape[] = { 1, 1, 1, 64 };
+    static const int64_t shape[] = {1, 1, 1, 64};
     char x[128];
-    gdr_arg arg[] = { { "q", { x, GDR_CPU, GDR_BF16, 4, shape, NULL } } };
-    gdr_launch l = { .size = sizeof l, .args = arg, .nargs = 1 };
+    gdr_arg arg[] = {{"q", {x, GDR_CPU, GDR_BF16, 4, shape, NULL}}};
+    gdr_launch l = {.size = sizeof l, .args = arg, .nargs = 1};
     assert_int_equal(gdr_forward(k, &l), GDR_EINPUT);
     assert_non_null(strstr(gdr_last_error(ctx), "k: missing input"));
-    const char *name[] = { "k", "v", "g", "o" };
-    gdr_arg all[5] = { arg[0] };
+    const char *name[] = {"k", "v", "g", "o"};
+    gdr_arg all[5] = {arg[0]};
     for (int i = 0; i < 4; i++)
-        all[i + 1] = (gdr_arg){ name[i], arg[0].tensor };
+        all[i + 1] = (gdr_arg){name[i], arg[0].tensor};
     l.args = all;
     l.nargs = 5;
     assert_int_equal(gdr_forward(k, &l), GDR_EINPUT);
@@ -430,8 +518,7 @@ static void host_tensors_are_refused(void **state)
     gdr_context_destroy(ctx);
 }
 
-static void kernels_are_cut_out_of_ptx(void **state)
-{
+static void kernels_are_cut_out_of_ptx(void **state) {
     (void)state;
 #define SHARED ".version 8.8\n.extern .shared .b8 m[];\n"
 #define KERNEL_A "\n.visible .entry a(\n)\n{\n{\n}\n\tret;\n}\n\t// .globl ab\n"
@@ -445,24 +532,26 @@ static void kernels_are_cut_out_of_ptx(void **state)
     arena_free(&arena);
 }
 
-static void count_line(void *user, const char *line)
-{
+static void count_line(void *user, const char *line) {
     assert_true(line[0] != ' ');
     ++*(int *)user;
 }
 
-static void logs_are_scanned_for_slow_code(void **state)
-{
+static void logs_are_scanned_for_slow_code(void **state) {
     (void)state;
-    const struct { const char *log; int found; } c[] = {
-        { "ptxas info    : Used 168 registers, used 1 barriers\n", 0 },
-        { "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", 0 },
-        { "    8 bytes stack frame, 100 bytes spill stores, 0 bytes spill loads\n", 1 },
-        { "info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are "
-          "serialized\nptxas info : fine\n", 1 },
-        { "warning : C7508 setmaxnreg ignored", 1 },
-        { "a\n\n10 bytes spill stores\nC75 is no code\n", 1 },
-        { "", 0 },
+    const struct {
+        const char *log;
+        int found;
+    } c[] = {
+        {"ptxas info    : Used 168 registers, used 1 barriers\n", 0},
+        {"    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", 0},
+        {"    8 bytes stack frame, 100 bytes spill stores, 0 bytes spill loads\n", 1},
+        {"info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are "
+         "serialized\nptxas info : fine\n",
+         1},
+        {"warning : C7508 setmaxnreg ignored", 1},
+        {"a\n\n10 bytes spill stores\nC75 is no code\n", 1},
+        {"", 0},
     };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         int calls = 0;
@@ -472,8 +561,7 @@ static void logs_are_scanned_for_slow_code(void **state)
     assert_int_equal(cubin_scan_log(NULL, count_line, NULL), 0);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(chunk_launches_factor_then_chain, fresh),
         cmocka_unit_test_setup(recurrent_needs_no_workspace, fresh),

@@ -9,8 +9,7 @@
 
 #include <cmocka.h>
 
-static const Command *call(const char *name)
-{
+static const Command *call(const char *name) {
     for (int i = 0; i < command_count; i++)
         if (!strcmp(command_list[i].name, name))
             return &command_list[i];
@@ -19,8 +18,7 @@ static const Command *call(const char *name)
 
 enum { ARGS_MAX = 8 };
 
-static int parse(Driver *d, const char *command, const char *const *args)
-{
+static int parse(Driver *d, const char *command, const char *const *args) {
     char *argv[ARGS_MAX];
     int argc = 0;
     memset(d, 0, sizeof *d);
@@ -31,15 +29,14 @@ static int parse(Driver *d, const char *command, const char *const *args)
     return options_parse(d, call(command), argc, argv);
 }
 
-static void values_are_read(void **state)
-{
+static void values_are_read(void **state) {
     (void)state;
     Driver d;
-    const char *const run[] = { "a.gdr", "--in=x", "--out", "y", "--device", "cuda", "--dim", NULL };
+    const char *const run[] = {"a.gdr", "--in=x", "--out", "y", "--device", "cuda", "--dim", NULL};
     assert_int_equal(parse(&d, "run", run), EXIT_usage); /* --dim without a value */
     arena_free(&d.arena);
-    const char *const good[] = { "--dim", "K=64", "--dim=V=32", "--algo=recurrent", "--chunk", "16", "a.gdr",
-                                 "--dtype=bf16" };
+    const char *const good[] = {"--dim",   "K=64", "--dim=V=32", "--algo=recurrent",
+                                "--chunk", "16",   "a.gdr",      "--dtype=bf16"};
     char *argv[8];
     memcpy(argv, good, sizeof argv);
     memset(&d, 0, sizeof d);
@@ -52,48 +49,50 @@ static void values_are_read(void **state)
     assert_true(d.opt.has_dtype && d.opt.dtype == GDR_BF16);
     assert_string_equal(d.opt.file.at[0], "a.gdr");
     arena_free(&d.arena);
-    const char *const bench[] = { "a", "--shape", "1,8192,96", "--shape=1,8192,64,16", NULL };
+    const char *const bench[] = {"a", "--shape", "1,8192,96", "--shape=1,8192,64,16", NULL};
     assert_int_equal(parse(&d, "bench", bench), 0);
     assert_int_equal(d.opt.shape.at[0].key_heads, 96);
     assert_int_equal(d.opt.shape.at[1].key_heads, 16);
     arena_free(&d.arena);
-    const char *const dashes[] = { "--", "--check", NULL };
+    const char *const dashes[] = {"--", "--check", NULL};
     assert_int_equal(parse(&d, "check", dashes), 0);
     assert_string_equal(d.opt.file.at[0], "--check");
     arena_free(&d.arena);
-    const char *const letter[] = { "-odir", "a", NULL };
+    const char *const letter[] = {"-odir", "a", NULL};
     assert_int_equal(parse(&d, "compile", letter), 0);
     assert_string_equal(d.opt.dir, "dir");
     arena_free(&d.arena);
 }
 
-static void mistakes_are_usage_errors(void **state)
-{
+static void mistakes_are_usage_errors(void **state) {
     (void)state;
-    const struct { const char *command; const char *args[4]; } c[] = {
-        { "check", { NULL } },
-        { "run", { "a", "b", NULL } },
-        { "check", { "a", "--nonsense", NULL } },
-        { "check", { "a", "--device", "cpu", NULL } },  /* no option of this call */
-        { "run", { "a", "--device=tpu", NULL } },
-        { "run", { "a", "--device=", NULL } },
-        { "run", { "a", "--dim", "K", NULL } },
-        { "run", { "a", "--dim", "=4", NULL } },
-        { "run", { "a", "--dim", "K=0", NULL } },
-        { "run", { "a", "--dim", "K=4x", NULL } },
-        { "run", { "a", "--dim", "K=99999999999999999999", NULL } },
-        { "run", { "a", "--chunk", "0", NULL } },
-        { "run", { "a", "--chunk", "257", NULL } },
-        { "run", { "a", "--dtype", "f64", NULL } },
-        { "run", { "a", "--no-cache=1", NULL } },
-        { "run", { "a", "--dump-after", "nopass", NULL } },
-        { "verify", { "a", "--seed", "-1", NULL } },
-        { "bench", { "a", "--shape", "1,2", NULL } },
-        { "bench", { "a", "--shape", "1,2,3,4,5", NULL } },
-        { "bench", { "a", "--shape", "1,0,3", NULL } },
-        { "bench", { "a", "--shape", "1,2,x", NULL } },
-        { "fmt", { "a", "-x", NULL } },
-        { "fmt", { "a", "--i", NULL } },
+    const struct {
+        const char *command;
+        const char *args[4];
+    } c[] = {
+        {"check", {NULL}},
+        {"run", {"a", "b", NULL}},
+        {"check", {"a", "--nonsense", NULL}},
+        {"check", {"a", "--device", "cpu", NULL}}, /* no option of this call */
+        {"run", {"a", "--device=tpu", NULL}},
+        {"run", {"a", "--device=", NULL}},
+        {"run", {"a", "--dim", "K", NULL}},
+        {"run", {"a", "--dim", "=4", NULL}},
+        {"run", {"a", "--dim", "K=0", NULL}},
+        {"run", {"a", "--dim", "K=4x", NULL}},
+        {"run", {"a", "--dim", "K=99999999999999999999", NULL}},
+        {"run", {"a", "--chunk", "0", NULL}},
+        {"run", {"a", "--chunk", "257", NULL}},
+        {"run", {"a", "--dtype", "f64", NULL}},
+        {"run", {"a", "--no-cache=1", NULL}},
+        {"run", {"a", "--dump-after", "nopass", NULL}},
+        {"verify", {"a", "--seed", "-1", NULL}},
+        {"bench", {"a", "--shape", "1,2", NULL}},
+        {"bench", {"a", "--shape", "1,2,3,4,5", NULL}},
+        {"bench", {"a", "--shape", "1,0,3", NULL}},
+        {"bench", {"a", "--shape", "1,2,x", NULL}},
+        {"fmt", {"a", "-x", NULL}},
+        {"fmt", {"a", "--i", NULL}},
     };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         Driver d;
@@ -103,8 +102,7 @@ static void mistakes_are_usage_errors(void **state)
     }
 }
 
-static void every_call_has_help_with_an_example(void **state)
-{
+static void every_call_has_help_with_an_example(void **state) {
     (void)state;
     for (int i = 0; i < command_count; i++) {
         Arena a;
@@ -119,26 +117,28 @@ static void every_call_has_help_with_an_example(void **state)
     }
 }
 
-static void numbers_round_to_nearest_even(void **state)
-{
+static void numbers_round_to_nearest_even(void **state) {
     (void)state;
-    const struct { double x; uint16_t f16, bf16; } c[] = {
-        { 0, 0, 0 },
-        { -0.0, 0x8000, 0x8000 },
-        { 1, 0x3c00, 0x3f80 },
-        { -2, 0xc000, 0xc000 },
-        { 65504, 0x7bff, 0x4780 },
-        { 65519.99, 0x7bff, 0x4780 },
-        { 65520, 0x7c00, 0x4780 },
-        { INFINITY, 0x7c00, 0x7f80 },
-        { 0x1p-24, 1, 0x3380 },
-        { 0x1p-25, 0, 0x3300 },             /* a tie goes to even */
-        { 0x1.8p-24, 2, 0x33c0 },
-        { 0x1.ffcp-15, 0x0400, 0x3880 },    /* rounds up into the first normal */
-        { 1 + 0x1p-11, 0x3c00, 0x3f80 },
-        { 1 + 0x1.8p-10, 0x3c02, 0x3f80 },
-        { 1 + 0x1p-8, 0x3c04, 0x3f80 },
-        { 1 + 0x1.8p-7, 0x3c0c, 0x3f82 },
+    const struct {
+        double x;
+        uint16_t f16, bf16;
+    } c[] = {
+        {0, 0, 0},
+        {-0.0, 0x8000, 0x8000},
+        {1, 0x3c00, 0x3f80},
+        {-2, 0xc000, 0xc000},
+        {65504, 0x7bff, 0x4780},
+        {65519.99, 0x7bff, 0x4780},
+        {65520, 0x7c00, 0x4780},
+        {INFINITY, 0x7c00, 0x7f80},
+        {0x1p-24, 1, 0x3380},
+        {0x1p-25, 0, 0x3300}, /* a tie goes to even */
+        {0x1.8p-24, 2, 0x33c0},
+        {0x1.ffcp-15, 0x0400, 0x3880}, /* rounds up into the first normal */
+        {1 + 0x1p-11, 0x3c00, 0x3f80},
+        {1 + 0x1.8p-10, 0x3c02, 0x3f80},
+        {1 + 0x1p-8, 0x3c04, 0x3f80},
+        {1 + 0x1.8p-7, 0x3c0c, 0x3f82},
     };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         uint16_t h, b;
@@ -159,16 +159,19 @@ static void numbers_round_to_nearest_even(void **state)
     }
 }
 
-static void distances_see_one_bad_head(void **state)
-{
+static void distances_see_one_bad_head(void **state) {
     (void)state;
     enum { N = 2, T = 3, H = 4, V = 8 };
     static double ref[N * T * H * V], x[N * T * H * V];
-    Tensor r = { .name = "o", .dtype = GDR_F64, .ndim = 4, .shape = { N, T, H, V }, .data = ref,
-                 .bytes = sizeof ref };
+    Tensor r = {.name = "o",
+                .dtype = GDR_F64,
+                .ndim = 4,
+                .shape = {N, T, H, V},
+                .data = ref,
+                .bytes = sizeof ref};
     Tensor have = r;
     have.data = x;
-    Problem p = { .B = N, .N = N, .T = T, .H = H };
+    Problem p = {.B = N, .N = N, .T = T, .H = H};
     for (int i = 0; i < N * T * H * V; i++)
         x[i] = ref[i] = 1 + i % 3;
     Distance d = measure_out(&p, &r, &have);
@@ -179,7 +182,8 @@ static void distances_see_one_bad_head(void **state)
     assert_true(d.sequence > 1.3 * d.whole && d.sequence < 1.5 * d.whole);
     assert_false(distance_ok(&d, d.whole / 1.01));
     assert_true(distance_ok(&d, d.whole * 1.01));
-    assert_false(distance_ok(&(Distance){ .whole = 1e-3, .head = 0.02, .max_abs = 1, .finite = true }, 0.005));
+    assert_false(
+        distance_ok(&(Distance){.whole = 1e-3, .head = 0.02, .max_abs = 1, .finite = true}, 0.005));
     x[0] = NAN;
     d = measure_out(&p, &r, &have);
     assert_false(distance_ok(&d, 1e9));
@@ -189,8 +193,7 @@ static void distances_see_one_bad_head(void **state)
     assert_true(distance_ok(&d, 1e-12)); /* within 1e-6 at once */
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_are_read),
         cmocka_unit_test(mistakes_are_usage_errors),
