@@ -97,7 +97,7 @@ static void plan_shared(Factor *f)
 {
     const System *s = f->s;
     int at = 0, threads = 32 * s->warps;
-    int stash = (s->families - factor_first_stash(s)) * 2 * (s->kp / SLAB) * threads * 16;
+    int stash = s->families * 2 * (s->kp / SLAB) * threads * 16;
     f->sh_p = at;
     at += s->rows * s->kp * 2;
     f->sh_total = at;

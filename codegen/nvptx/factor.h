@@ -106,12 +106,12 @@ typedef struct Factor {
     Val shrink;               /* 1 / the record's scale */
     Val key_shrink[2];        /* p_scaled: 1 over the keys' scales, which are in sh_keys */
     Val **loaded[2];          /* accesses of an input that are at hand, by value number, or NULL */
+    int parked[MAX_FAMILIES + 1], nparked;  /* inputs that the row sums leave where keys and stash go */
     int staged[MAX_STAGED_INPUTS], nstaged; /* inputs whose next slab is copied ahead of use */
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
     /* shared memory, byte offsets */
     int sh_p;                 /* [rows][kp] operand type, units permuted: factor_key_unit */
-    int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash, without
-                                 family 0 where it is a multiple of the keys */
+    int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash */
     int sh_total;             /* [warps][kp] f32: product of a 16-row block's decays */
     int sh_total_pair;        /* [warps + 1][kp] the same in f16, the last row 1 */
     int sh_stage;             /* [staged][half][access][threads] 16-byte lane-private copies */
@@ -146,7 +146,11 @@ void factor_scalar_tail(Factor *f);
 Val factor_key_unit(Factor *f, Val row, Val unit);   /* 8 channels of the key tile */
 void factor_store_unit(Cg *cg, Val p, const Val unit[4]);
 void factor_load_unit(Cg *cg, Val p, Val unit[4]);
-Val factor_stash_unit(Factor *f, int family, int h, Val slab);
+/* A slab's left rows [half][pair] lie in the stash as the two k-steps' A fragments, so that one load
+ * brings a fragment's four registers in order. */
+Val factor_stash_unit(Factor *f, int family, int step, Val slab);
+void factor_store_left(Factor *f, int family, Val slab, Val (*left)[4]);
+void factor_load_left(Factor *f, int family, Val slab, Val (*left)[4]);
 void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8]);
 void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4]);
 void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]);
@@ -159,18 +163,13 @@ void factor_products(Factor *f);       /* M_f, P to the workspace */
 /* factor_input.c: reading the rows' inputs. */
 bool factor_reduce(Factor *f, const char **why);   /* row sums, finished before the rows pass */
 void factor_scale_rows(Factor *f);                 /* scales of rows and keys that need them */
-void factor_plan_stage(Factor *f);                 /* which inputs are copied ahead */
+void factor_plan_stage(Factor *f);                 /* which inputs are parked or copied ahead */
 int factor_stage_bytes(const Factor *f);
 void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inputs */
 /* Move to slab `slab`: wait for its copies, take them, start the next slab's. */
 void factor_enter_slab(Factor *f, Val slab);
 bool factor_lookup(ValueAt *at, int v, Val *out);
 Val factor_no_sum(ValueAt *at, int v, int axis, Val partial);
-
-/* First family with a stash of its own. */
-static inline int factor_first_stash(const System *s) { return s->key_multiple >= 0; }
-/* This lane's unit of row half h of family i for the blocks pass. */
-Val factor_left_unit(Factor *f, int i, int h, Val slab);
 
 /* corrected: before, in and after the rows pass. */
 void factor_begin_correction(Factor *f);

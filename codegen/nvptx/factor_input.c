@@ -1,9 +1,10 @@
 /* How the factor kernel reads its rows' inputs: 8 channels of two rows a lane and slab, straight into
  * the registers that matrix operands are made of.
  *
- * Memory is far: a slab's inputs are copied to shared memory while the slab before it is worked on,
- * by the lane that will use them, so no barrier is needed; and the sums over a row's channels
- * (l2norm), which come before everything else, load several slabs before they use the first.
+ * Memory is far: the sums over a row's channels (l2norm), which come before everything else, load
+ * several slabs before they use the first, and park what they loaded where the rows made from it will
+ * go; a slab's other inputs are copied to shared memory while the slab before it is worked on. All of
+ * it is read by the lane that wrote it, so no barrier is needed.
  */
 #include "codegen/nvptx/factor.h"
 
@@ -57,15 +58,61 @@ Val factor_no_sum(ValueAt *at, int v, int axis, Val partial)
 
 /* copies ahead --------------------------------------------------------------------------------- */
 
-/* Inputs that come in 16-byte accesses only, whatever the lane. */
+static int sum_depth(const Kernel *k, int v);
+
+/* Inputs that the first row sums read. */
+static bool *summed_inputs(Factor *f, const bool *needed)
+{
+    const Kernel *k = f->k;
+    bool *used = NEW_ARRAY(f->cg->arena, bool, k->inst.count);
+    for (int v = 0; v < k->inst.count; v++)
+        if (needed[v] && inst_at(k, v)->op == OP_sum && sum_depth(k, v) == 1)
+            value_mark(k, v, used);
+    return used;
+}
+
+/* Inputs that come in 16-byte accesses only, whatever the lane. One access a slab and row can be
+ * parked, as long as there are places. */
 void factor_plan_stage(Factor *f)
 {
     ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1};
-    bool *needed = needed_values(f);
-    for (int v = 0; v < f->k->inst.count; v++)
-        if (needed[v] && is_key_input(f->k, v) && value_access_bytes(&at, v) == 16 &&
-            f->s->kp == f->s->K && f->nstaged < MAX_STAGED_INPUTS)
+    bool *needed = needed_values(f), *summed = summed_inputs(f, needed);
+    int places = 1 + f->s->families;
+    for (int v = 0; v < f->k->inst.count; v++) {
+        if (!needed[v] || !is_key_input(f->k, v) || value_access_bytes(&at, v) != 16 ||
+            f->s->kp != f->s->K)
+            continue;
+        if (summed[v] && value_accesses(&at, v) == 1 && f->nparked < places)
+            f->parked[f->nparked++] = v;
+        else if (f->nstaged < MAX_STAGED_INPUTS)
             f->staged[f->nstaged++] = v;
+    }
+}
+
+/* Where parked input number `i` has half h's 8 channels of a slab. */
+static Val parking_place(Factor *f, int i, int h, Val slab)
+{
+    Cg *cg = f->cg;
+    if (i > 0)
+        return factor_stash_unit(f, i - 1, h, slab);
+    return factor_key_unit(f, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
+}
+
+static void park(Factor *f, int v, int h, Val slab, const Val *words)
+{
+    for (int i = 0; i < f->nparked; i++)
+        if (f->parked[i] == v)
+            cg_store(f->cg, words[0], parking_place(f, i, h, slab), 16);
+}
+
+static void take_parked(Factor *f, Val slab)
+{
+    for (int i = 0; i < f->nparked; i++)
+        for (int h = 0; h < 2; h++) {
+            Val place = parking_place(f, i, h, slab);
+            f->loaded[h][f->parked[i]] = NEW_ARRAY(f->cg->arena, Val, 1);
+            value_load_copy(&f->at[h], f->parked[i], &place, f->loaded[h][f->parked[i]]);
+        }
 }
 
 static int stage_accesses(const Factor *f)
@@ -121,6 +168,7 @@ void factor_enter_slab(Factor *f, Val slab)
                 copy[j] = stage_slot(f, n++);
             value_load_copy(&f->at[h], v, copy, f->loaded[h][v]);
         }
+    take_parked(f, slab);
     Val next = cg_add(cg, slab, cg_int(cg, 1));
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, cg_int(cg, f->s->kp / SLAB)));
     factor_copy_ahead(f, next);
@@ -160,6 +208,7 @@ struct Reduction {
     bool *input;              /* inputs they read */
     Var *part[2];
     Var most[MAX_FAMILIES + 1][2]; /* largest magnitude of scaled rows; the last of the keys */
+    bool parks;
     void (*add)(Factor *f, Reduction *r, int h);
 };
 
@@ -193,6 +242,11 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead)
                 value_load(&f->at[h], v, words[i][h][v]);
             }
         }
+    for (int i = 0; i < ahead && r->parks; i++)
+        for (int h = 0; h < 2; h++)
+            for (int v = 0; v < count; v++)
+                if (r->input[v])
+                    park(f, v, h, cg_add(cg, first, cg_int(cg, i)), words[i][h][v]);
     for (int i = 0; i < ahead; i++)
         for (int h = 0; h < 2; h++) {
             set_slab(f, h, cg_add(cg, first, cg_int(cg, i)));
@@ -225,7 +279,8 @@ static void reduce_depth(Factor *f, const bool *needed, int depth)
     Cg *cg = f->cg;
     const Kernel *k = f->k;
     int count = k->inst.count;
-    Reduction r = {.wanted = NEW_ARRAY(cg->arena, bool, count), .add = add_parts};
+    Reduction r = {.wanted = NEW_ARRAY(cg->arena, bool, count), .add = add_parts,
+                   .parks = depth == 1};
     bool *used = NEW_ARRAY(cg->arena, bool, count);
     r.input = NEW_ARRAY(cg->arena, bool, count);
     r.part[0] = NEW_ARRAY(cg->arena, Var, count);

@@ -68,18 +68,21 @@ void factor_scalar_rows_pass(Factor *f)
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     factor_enter_slab(f, slab.i);
+    Val p[2][8], x[8], key[2][4], left[2][4];
     for (int h = 0; h < 2; h++) {
-        Val x[8], p[8], packed[4];
-        factor_keys(f, h, p);
-        factor_pack(cg, s->operand, packed, p);
-        factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
-        for (int i = factor_first_stash(s); i < s->families; i++) {
+        factor_keys(f, h, p[h]);
+        factor_pack(cg, s->operand, key[h], p[h]);
+        factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), key[h]);
+    }
+    for (int i = 0; i < s->families; i++) {
+        bool is_key = i == 0 && s->key_multiple >= 0;
+        for (int h = 0; h < 2 && !is_key; h++) {
             factor_family_row(f, i, h, x);
             if (s->erase && i == 0)
-                factor_see_correction(f, h, x, p);
-            factor_pack(cg, s->operand, packed, x);
-            factor_store_unit(cg, factor_stash_unit(f, i, h, slab.i), packed);
+                factor_see_correction(f, h, x, p[h]);
+            factor_pack(cg, s->operand, left[h], x);
         }
+        factor_store_left(f, i, slab.i, is_key ? key : left);
     }
     cg_end_for(cg, &slab);
     factor_end_correction(f);
@@ -107,28 +110,18 @@ static void store_scaled(Factor *f, Val p, Val pair[4], Val scale)
     factor_store_unit(cg, p, pair);
 }
 
-Val factor_left_unit(Factor *f, int i, int h, Val slab)
-{
-    Cg *cg = f->cg;
-    if (i >= factor_first_stash(f->s))
-        return factor_stash_unit(f, i, h, slab);
-    return factor_key_unit(f, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
-}
-
 static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val left[MAX_FAMILIES][2][4];
     for (int i = 0; i < s->families; i++)
-        for (int h = 0; h < 2; h++)
-            factor_load_unit(cg, factor_left_unit(f, i, h, slab), left[i][h]);
+        factor_load_left(f, i, slab, left[i]);
     for (int distance = 0; distance < s->warps; distance++) {
-        If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
-        Val key[2][4];
-        factor_load_keys(f, cg_sub(cg, f->warp, cg_int(cg, distance)), slab, key);
-        factor_multiply(f, f->block[distance], left, key);
-        cg_end_if(cg, &below);
+        Val exists = cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)), key[2][4];
+        Val block = cg_sub(cg, f->warp, cg_int(cg, distance));
+        factor_load_keys(f, cg_select(cg, exists, block, cg_int(cg, 0)), slab, key);
+        factor_multiply(f, f->block[distance], left, key); /* see factor_scores.c on blocks past 0 */
     }
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int i = 0; i < s->families; i++)
@@ -214,7 +207,7 @@ void factor_scalar_blocks(Factor *f)
     factor_begin_blocks(f, 0);
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++) {
-            Val multiple = i < factor_first_stash(s) ? f->multiple[h] : NULL;
+            Val multiple = i == 0 && s->key_multiple >= 0 ? f->multiple[h] : NULL;
             scale[i][h] = s->a >= 0 ? carried_decay(f, &s->family[i], h) : NULL;
             if (multiple)
                 scale[i][h] = scale[i][h] ? cg_fmul(cg, scale[i][h], multiple) : multiple;

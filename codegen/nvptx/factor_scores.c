@@ -93,15 +93,32 @@ void factor_load_unit(Cg *cg, Val p, Val unit[4])
         unit[j] = cg_extract(cg, v, j);
 }
 
-/* Lane-private stash of the left rows, already times R within the 16-row block. */
-Val factor_stash_unit(Factor *f, int family, int h, Val slab)
+Val factor_stash_unit(Factor *f, int family, int step, Val slab)
 {
     Cg *cg = f->cg;
     int threads = 32 * f->s->warps, slabs = f->s->kp / SLAB;
     Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
-    int first = (family - factor_first_stash(f->s)) * 2 + h;
-    index = cg_add(cg, index, cg_int(cg, first * slabs * threads));
+    index = cg_add(cg, index, cg_int(cg, (family * 2 + step) * slabs * threads));
     return cg_gep8(cg, nv_shared(cg, f->sh_left), cg_shl(cg, index, 4));
+}
+
+void factor_store_left(Factor *f, int family, Val slab, Val (*left)[4])
+{
+    for (int step = 0; step < 2; step++) {
+        Val a[4] = {left[0][2 * step], left[1][2 * step], left[0][2 * step + 1],
+                    left[1][2 * step + 1]};
+        factor_store_unit(f->cg, factor_stash_unit(f, family, step, slab), a);
+    }
+}
+
+void factor_load_left(Factor *f, int family, Val slab, Val (*left)[4])
+{
+    for (int step = 0; step < 2; step++) {
+        Val a[4];
+        factor_load_unit(f->cg, factor_stash_unit(f, family, step, slab), a);
+        for (int j = 0; j < 4; j++)
+            left[j % 2][2 * step + j / 2] = a[j];
+    }
 }
 
 /* Product of a block's decays, 8 channels as operand pairs; block number `warps` holds ones. */
@@ -283,10 +300,12 @@ static void stash_rows(Factor *f, Rows *r, Val slab)
     for (int h = 0; h < 2; h++) {
         scale(f, &r->p[h], &r->suffix, packed);
         factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
-        for (int i = 0; i < s->families; i++) {
-            scale(f, &r->x[i][h], &r->prefix, packed);
-            factor_store_unit(cg, factor_stash_unit(f, i, h, slab), packed);
-        }
+    }
+    for (int i = 0; i < s->families; i++) {
+        Val left[2][4];
+        for (int h = 0; h < 2; h++)
+            scale(f, &r->x[i][h], &r->prefix, left[h]);
+        factor_store_left(f, i, slab, left);
     }
     If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->g, cg_int(cg, 0)));
     Val index = cg_add(cg, cg_mul(cg, f->warp, cg_int(cg, s->kp)), cg_shl(cg, unit, 3));
@@ -406,21 +425,20 @@ static void pass_block(Factor *f, Val exists, Val block, Val slab, Val (*left)[2
                 left[i][h][j] = nv_mul_pair(cg, s->operand, left[i][h][j], pair[j]);
 }
 
+/* A block that does not exist is multiplied all the same, as block 0, and nobody looks at the result:
+ * branches around the products would cost more in moves of accumulators. */
 static void blocks_slab(Factor *f, Val slab)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val left[MAX_FAMILIES][2][4], unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int i = 0; i < s->families; i++)
-        for (int h = 0; h < 2; h++)
-            factor_load_unit(cg, factor_stash_unit(f, i, h, slab), left[i][h]);
+        factor_load_left(f, i, slab, left[i]);
     for (int distance = 1; distance < s->warps; distance++) {
         Val exists = cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance));
         Val block = cg_sub(cg, f->warp, cg_int(cg, distance)), b[2][4];
-        If below = cg_if(cg, exists);
-        factor_load_keys(f, block, slab, b);
+        factor_load_keys(f, cg_select(cg, exists, block, cg_int(cg, 0)), slab, b);
         factor_multiply(f, f->block[distance], left, b);
-        cg_end_if(cg, &below);
         pass_block(f, exists, block, slab, left);
     }
     for (int i = 0; i < s->families; i++)
