@@ -129,15 +129,19 @@ typedef struct Cg {
     Val fn;                         /* the function being built */
     Val frame;                      /* pointer to its frame */
     char *triple, *cpu, *features;  /* what the target machine was made for; LLVM's strings */
-    LLVMMemoryBufferRef emitted;    /* a file on its way into the arena */
+    LLVMMemoryBufferRef text, object; /* what cg_translate made, until cg_take */
     char error[256];                /* the first error LLVM reported through its context */
 } Cg;
 
 /* llvm.c: a Cg ready to build into; disposed with cg_close. */
 Cg *cg_open(Arena *arena, const Kernel *k, const CgOptions *opt, const char **why);
 void cg_close(Cg *cg);
-bool cg_optimize(Cg *cg, const char **why);             /* verify, then the pass pipeline */
-bool cg_emit(Cg *cg, CgModule *out, const char **why);  /* text and, on the host, the object */
+/* Verify, then the pass pipeline; then text and, on the host, the object. Neither uses the arena or
+ * writes anything but *cg, so Cgs may go through them at the same time. */
+bool cg_optimize(Cg *cg, const char **why);
+bool cg_translate(Cg *cg, const char **why);
+void cg_take(Cg *cg, CgModule *out);                    /* what cg_translate made, into the arena */
+bool cg_emit(Cg *cg, CgModule *out, const char **why);  /* cg_translate and cg_take */
 
 Val cg_int(Cg *cg, int64_t x);       /* i32 */
 Val cg_int64(Cg *cg, int64_t x);

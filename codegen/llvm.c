@@ -157,8 +157,10 @@ void cg_close(Cg *cg) {
         LLVMDisposeTargetMachine(cg->tm);
     if (cg->ctx)
         LLVMContextDispose(cg->ctx);
-    if (cg->emitted)
-        LLVMDisposeMemoryBuffer(cg->emitted);
+    if (cg->text)
+        LLVMDisposeMemoryBuffer(cg->text);
+    if (cg->object)
+        LLVMDisposeMemoryBuffer(cg->object);
     LLVMDisposeMessage(cg->triple);
     LLVMDisposeMessage(cg->cpu);
     LLVMDisposeMessage(cg->features);
@@ -166,13 +168,14 @@ void cg_close(Cg *cg) {
 
 /* optimising ----------------------------------------------------------------------------------- */
 
-/* Loops are rotated so that what does not change can move out of them; gvn joins repeated loads;
- * the second round cleans up what it uncovered. */
+/* Loops are rotated so that what does not change can move out of them; their counters become plain
+ * ones and sums are put in one order, so that equal addresses look equal; the second round cleans
+ * up what that uncovered. No gvn: it takes as long as all the rest and finds nothing more. */
 static const char pipeline_quick[] = "function(sroa,early-cse)";
 static const char pipeline_usual[] =
     "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,"
-    "loop-mssa(loop-rotate,licm),gvn,instcombine<no-verify-fixpoint>,loop-mssa(licm),"
-    "simplifycfg,adce)";
+    "loop-mssa(loop-rotate,licm),reassociate,loop(indvars),early-cse<memssa>,"
+    "instcombine<no-verify-fixpoint>,loop-mssa(licm),simplifycfg,adce)";
 
 bool cg_optimize(Cg *cg, const char **why) {
     char *error = NULL;
@@ -197,40 +200,48 @@ bool cg_optimize(Cg *cg, const char **why) {
 
 /* emitting ------------------------------------------------------------------------------------- */
 
-/* What `cg->emitted` holds, copied into the arena. The buffer belongs to the Cg until the copy is
- * made, so that running out of memory does not lose it. */
-static char *take_emitted(Cg *cg, size_t *size) {
-    *size = LLVMGetBufferSize(cg->emitted);
-    char *copy = arena_strndup(cg->arena, LLVMGetBufferStart(cg->emitted), *size);
-    LLVMDisposeMemoryBuffer(cg->emitted);
-    cg->emitted = NULL;
+/* A buffer, copied into the arena. The buffer belongs to the Cg until
+ * the copy is made, so that running out of memory does not lose it. */
+static char *take(Cg *cg, LLVMMemoryBufferRef *buffer, size_t *size) {
+    if (!*buffer)
+        return NULL;
+    *size = LLVMGetBufferSize(*buffer);
+    char *copy = arena_strndup(cg->arena, LLVMGetBufferStart(*buffer), *size);
+    LLVMDisposeMemoryBuffer(*buffer);
+    *buffer = NULL;
     return copy;
 }
 
-static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, const char **why) {
+void cg_take(Cg *cg, CgModule *out) {
+    out->target = cg->target->name;
+    out->text = take(cg, &cg->text, &out->text_len);
+    out->object = take(cg, &cg->object, &out->object_len);
+}
+
+static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, LLVMMemoryBufferRef *out,
+                      const char **why) {
     char *error = NULL;
-    if (LLVMTargetMachineEmitToMemoryBuffer(cg->tm, cg->mod, kind, &error, &cg->emitted))
+    if (LLVMTargetMachineEmitToMemoryBuffer(cg->tm, cg->mod, kind, &error, out))
         return fail(cg, error, why);
     *why = cg->error;
     return !cg->error[0];
 }
 
-bool cg_emit(Cg *cg, CgModule *out, const char **why) {
-    out->target = cg->target->name;
+bool cg_translate(Cg *cg, const char **why) {
+    bool gpu = cg->target->gpu;
     if (cg->opt->want_llvm) {
         char *text = LLVMPrintModuleToString(cg->mod);
-        cg->emitted = LLVMCreateMemoryBufferWithMemoryRangeCopy(text, strlen(text), "");
+        cg->text = LLVMCreateMemoryBufferWithMemoryRangeCopy(text, strlen(text), "");
         LLVMDisposeMessage(text);
-        out->text = take_emitted(cg, &out->text_len);
-    } else if (cg->target->gpu) {
-        if (!emit_file(cg, LLVMAssemblyFile, why))
-            return false;
-        out->text = take_emitted(cg, &out->text_len);
-    }
-    if (cg->target->gpu)
-        return true;
-    if (!emit_file(cg, LLVMObjectFile, why))
+    } else if (gpu && !emit_file(cg, LLVMAssemblyFile, &cg->text, why)) {
         return false;
-    out->object = take_emitted(cg, &out->object_len);
+    }
+    return gpu || emit_file(cg, LLVMObjectFile, &cg->object, why);
+}
+
+bool cg_emit(Cg *cg, CgModule *out, const char **why) {
+    if (!cg_translate(cg, why))
+        return false;
+    cg_take(cg, out);
     return true;
 }

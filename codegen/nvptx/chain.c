@@ -309,15 +309,17 @@ static void init_barriers(Chain *c)
     nv_barrier(cg);
 }
 
-/* One entry for tiles of at most `wish` columns (0: any); its tile's width, or 0. */
-static int build(Cg *cg, const System *s, int wish, CgModule *out, const char **why)
+bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
 {
+    System s;
+    if (!nv_system(cg->arena, cg->k, &s, why))
+        return false;
     Chain *c = NEW(cg->arena, Chain);
     c->cg = cg;
     c->k = cg->k;
-    c->s = s;
-    if (!chain_plan_values(c, why) || !choose_schedule(c, wish, why))
-        return 0;
+    c->s = &s;
+    if (!chain_plan_values(c, why) || !choose_schedule(c, cg->opt->v_tile, why))
+        return false;
     c->memo = NEW_ARRAY(cg->arena, Val *, cg->k->inst.count);
     char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
     snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_chain_v%d",
@@ -328,7 +330,7 @@ static int build(Cg *cg, const System *s, int wish, CgModule *out, const char **
         chain_wgmma_plan(c);
         init_barriers(c);
     }
-    for (int n = 0; n < s->kp / 8; n++)
+    for (int n = 0; n < s.kp / 8; n++)
         for (int j = 0; j < 4; j++)
             c->state[n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
     visit_state(c, FRAME_S0, load_element);
@@ -338,18 +340,5 @@ static int build(Cg *cg, const System *s, int wish, CgModule *out, const char **
     VEC_PUSH(cg->arena, &out->entry,
              ((CgEntry){.kind = ENTRY_chain, .symbol = symbol, .threads = c->threads,
                         .smem_bytes = c->sh_bytes, .v_tile = c->v_tile}));
-    return c->v_tile;
-}
-
-/* Without a wish there are two tiles on Hopper, the widest and one warpgroup's, for the launcher to
- * choose between: blocks that share a record, or enough blocks for the GPU. */
-bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
-{
-    System s;
-    if (!nv_system(cg->arena, cg->k, &s, why))
-        return false;
-    int wish = cg->opt->v_tile, v_tile = build(cg, &s, wish, out, why);
-    if (v_tile <= 64 || wish > 0 || !cg->target->wgmma || cg->opt->no_wgmma)
-        return v_tile > 0;
-    return build(cg, &s, 64, out, why) > 0;
+    return true;
 }
