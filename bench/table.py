@@ -73,7 +73,7 @@ def table(runs, peers):
         for p in known:
             text += f"\nOthers: {p['machine']}; {p['how']}.\n"
         text += "\n"
-    return text or "Nothing measured is committed yet.\n"
+    return text or "No results in JSON are committed yet.\n"
 
 
 def main():
