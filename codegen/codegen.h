@@ -40,6 +40,11 @@ int frame_in_ptr(const Kernel *k, int input);
 int frame_in_heads(const Kernel *k, int input);
 int frame_out_ptr(const Kernel *k, int output);
 int frame_fields(const Kernel *k);
+/* Gradient kernels (ir.h): two more fields after the outputs, pointers to the gradients of the final
+ * states, or 0 for zero, and behind it to where those of the initial states go, or 0. A final state is
+ * not given. Outputs are gradients for every head h of the H: of inputs [B,T,H,...], of params f32
+ * [N,H,...]; whoever launches sums over heads that share one, and over sequences. */
+int frame_costate(const Kernel *k);
 
 /* Chunk slots. Sequence n owns slots first(n), first(n)+1, ...: one a chunk.
  * Dense: first(n) = n * ceil(T/C). Packed: first(n) = cu[n]/C + n, which never overlaps since
@@ -74,7 +79,8 @@ typedef struct CgModule {
     void *object;                     /* host: the object file */
     size_t text_len, object_len;
     VEC(CgEntry) entry;
-    int64_t ws_bytes_per_slot_head;   /* GPU chunk: workspace bytes for one slot and factor head */
+    int64_t ws_bytes_per_slot_head;   /* GPU chunk: workspace bytes for one slot and factor head;
+                                         host: of a gradient kernel, for one slot and head of H */
     int chunk;                        /* tokens per chunk */
 } CgModule;
 

@@ -15,8 +15,12 @@ int frame_out_ptr(const Kernel *k, int output) {
     return FRAME_PORTS + 2 * k->in.count + output;
 }
 
-int frame_fields(const Kernel *k) {
+int frame_costate(const Kernel *k) {
     return FRAME_PORTS + 2 * k->in.count + k->out.count;
+}
+
+int frame_fields(const Kernel *k) {
+    return frame_costate(k) + (kernel_is_gradient(k) ? 2 : 0);
 }
 
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C) {

@@ -24,7 +24,14 @@ void host_compute(Host *h, int v) {
     case OP_total: host_total(h, v); break;
     case OP_solve: host_solve(h, v); break;
     case OP_rename: host_need(h, inst_at(h->k, v)->arg[0]); break;
-    case OP_state: break;
+    case OP_scores_x:
+    case OP_scores_y: host_scores_back(h, v); break;
+    case OP_scores_a: host_scores_a(h, v); break;
+    case OP_carry_a:
+    case OP_tail_a:
+    case OP_total_a: host_scaled_a(h, v); break;
+    case OP_state:
+    case OP_costate: break;
     case OP_read: BUG("%s: a read before its sweep", h->k->name);
     default:
         if (has_parts(h, v))
@@ -48,14 +55,13 @@ void host_constants(Host *h) {
             host_need(h, v);
 }
 
-/* The state where the chunk ends replaces the one where it started. */
-static void advance_state(Host *h, int next) {
-    const Tile *t = &h->tile[next];
-    host_need(h, next);
-    if (t->offset == h->state.offset)
+void host_advance(Host *h, const Tile *state, int v) {
+    const Tile *t = &h->tile[v];
+    host_need(h, v);
+    if (t->offset == state->offset)
         return;
-    CHECK(t->row == h->state.row && t->col == h->state.col);
-    host_copy(h, host_at(h, h->state.offset), h->state.ld, host_at(h, t->offset), t->ld,
+    CHECK(t->row == state->row && t->col == state->col);
+    host_copy(h, host_at(h, state->offset), state->ld, host_at(h, t->offset), t->ld,
               h->count[AXIS_K], host_round(axis_size(h, AXIS_V), h->lanes));
 }
 
@@ -74,7 +80,7 @@ void host_chunk_task(Host *h) {
     int next = -1;
     for (int v = 0; v < k->inst.count; v++) {
         if (inst_at(k, v)->op == OP_out)
-            host_out(h, inst_at(k, v));
+            host_out(h, v);
         else if (inst_at(k, v)->op == OP_next)
             next = inst_at(k, v)->arg[0];
     }
@@ -83,7 +89,7 @@ void host_chunk_task(Host *h) {
         if (h->tile[v].there && h->tile[v].history)
             host_need(h, v);
     if (next >= 0)
-        advance_state(h, next);
+        host_advance(h, &h->state, next);
     host_roll_history(h);
     cg_end_for(cg, &chunk);
 }

@@ -13,7 +13,7 @@
  * products. Every factor is a product of decays; with decays <= 1 nothing overflows, and underflow
  * to zero is right.
  */
-#include "codegen/host/host.h"
+#include "codegen/host/decay.h"
 
 static const Inst *inst(const Host *h, int v) {
     return inst_at(h->k, v);
@@ -29,14 +29,14 @@ static int feature_of(Shape s) {
 }
 
 /* p(l) */
-static Val place_of(Host *h, const Tile *t, int place, Val l) {
+Val decay_place_of(Host *h, const Tile *t, int place, Val l) {
     Cg *cg = h->cg;
     if (t->row != AXIS_C)
         return l;
     return cg_add(cg, cg_mul(cg, l, cg_int64(cg, h->slots)), cg_int64(cg, place));
 }
 
-static At at(const At *col, int row_axis, Val row) {
+At decay_at(const At *col, int row_axis, Val row) {
     At a = host_at_row(col->h, row_axis, row);
     a.col_axis = col->col_axis;
     a.col = col->col;
@@ -47,15 +47,15 @@ static At at(const At *col, int row_axis, Val row) {
 /* running products over the chunk -------------------------------------------------------------- */
 
 /* One column vector (or a scalar) of a running product over the lattice. */
-static Var product_open(Host *h, int a) {
+Var decay_open(Host *h, int a) {
     bool vector = feature_of(inst(h, a)->shape) >= 0;
     return cg_var(h->cg, vector ? h->vec : h->cg->f32,
                   vector ? cg_splat(h->cg, cg_float(h->cg, 1), h->lanes) : cg_float(h->cg, 1));
 }
 
-static void product_step(const At *col, Var w, int a, Val u) {
+void decay_step(const At *col, Var w, int a, Val u) {
     Host *h = col->h;
-    At here = at(col, AXIS_U, u);
+    At here = decay_at(col, AXIS_U, u);
     Val x = host_value(&here, a), y = cg_get(h->cg, w);
     if (LLVMTypeOf(y) != LLVMTypeOf(x))
         x = host_splat(h, x);
@@ -65,7 +65,7 @@ static void product_step(const At *col, Var w, int a, Val u) {
 /* out[row] = x[row] * w */
 static void store_scaled(const At *col, const Tile *out, int x, Val row, Var w) {
     Host *h = col->h;
-    At here = at(col, out->row, row);
+    At here = decay_at(col, out->row, row);
     Val a = host_value(&here, x), b = cg_get(h->cg, w);
     if (LLVMTypeOf(a) != LLVMTypeOf(b)) {
         a = host_splat(h, a);
@@ -81,13 +81,13 @@ static void carry_columns(At *col, void *user) {
     const Inst *i = inst(h, v);
     const Tile *out = &h->tile[v];
     int steps = out->row == AXIS_C ? h->slots : 1, before = out->row == AXIS_C ? i->place : 0;
-    Var w = product_open(h, i->arg[1]);
+    Var w = decay_open(h, i->arg[1]);
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[out->row], 1, false);
     for (int s = 0; s <= steps; s++) {
         if (s == before)
             store_scaled(col, out, i->arg[0], l.i, w);
         if (s < steps)
-            product_step(col, w, i->arg[1],
+            decay_step(col, w, i->arg[1],
                          cg_add(cg, cg_mul(cg, l.i, cg_int64(cg, steps)), cg_int64(cg, s)));
     }
     cg_end_for(cg, &l);
@@ -98,11 +98,11 @@ static void tail_columns(At *col, void *user) {
     Cg *cg = h->cg;
     int v = *(int *)user;
     const Inst *i = inst(h, v);
-    Var w = product_open(h, i->arg[1]);
+    Var w = decay_open(h, i->arg[1]);
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_U], 1, false);
     Val u = cg_sub(cg, cg_sub(cg, h->count[AXIS_U], cg_int64(cg, 1)), l.i);
     store_scaled(col, &h->tile[v], i->arg[0], u, w);
-    product_step(col, w, i->arg[1], u);
+    decay_step(col, w, i->arg[1], u);
     cg_end_for(cg, &l);
 }
 
@@ -110,15 +110,15 @@ static void total_columns(At *col, void *user) {
     Host *h = col->h;
     Cg *cg = h->cg;
     int v = *(int *)user;
-    Var w = product_open(h, inst(h, v)->arg[0]);
+    Var w = decay_open(h, inst(h, v)->arg[0]);
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_U], 1, false);
-    product_step(col, w, inst(h, v)->arg[0], l.i);
+    decay_step(col, w, inst(h, v)->arg[0], l.i);
     cg_end_for(cg, &l);
-    At here = at(col, AXIS_none, NULL);
+    At here = decay_at(col, AXIS_none, NULL);
     host_store(&here, &h->tile[v], 0, cg_get(cg, w));
 }
 
-static void run_columns(Host *h, int v, HostBody *body) {
+void decay_run_columns(Host *h, int v, HostBody *body) {
     const Inst *i = inst(h, v);
     for (int j = 0; j < i->nargs; j++)
         if (i->arg[j] >= 0)
@@ -139,24 +139,24 @@ void host_carry(Host *h, int v) {
     if (arg_or_none(inst(h, v), 1) < 0)
         copy_value(h, v, inst(h, v)->arg[0]);
     else
-        run_columns(h, v, carry_columns);
+        decay_run_columns(h, v, carry_columns);
 }
 
 void host_tail(Host *h, int v) {
     if (arg_or_none(inst(h, v), 1) < 0)
         copy_value(h, v, inst(h, v)->arg[0]);
     else
-        run_columns(h, v, tail_columns);
+        decay_run_columns(h, v, tail_columns);
 }
 
 void host_total(Host *h, int v) {
-    run_columns(h, v, total_columns);
+    decay_run_columns(h, v, total_columns);
 }
 
 /* scores with a scalar decay or none ----------------------------------------------------------- */
 
 /* Value v as a matrix on the given axes, copied out when it lacks one of them. */
-static Tile matrix_of(Host *h, int v, int row, int col) {
+Tile decay_matrix(Host *h, int v, int row, int col) {
     const Tile *t = &h->tile[v];
     if (t->there && t->row == row && t->col == col && !t->history)
         return *t;
@@ -169,7 +169,7 @@ static Tile matrix_of(Host *h, int v, int row, int col) {
 
 /* L[p,u] = a[u+1] .. a[p-1] for u < p, else 0; one for all scores with these decays. Row 0 and all
  * above the diagonal stay zero. */
-static Tile running_products(Host *h, int a) {
+Tile decay_running_products(Host *h, int a) {
     Cg *cg = h->cg;
     for (int i = 0; i < h->products.count; i++)
         if (h->products.at[i].decays == a)
@@ -195,19 +195,12 @@ static Tile running_products(Host *h, int a) {
     return m;
 }
 
-typedef struct Scale {
-    const Tile *out;
-    int place;
-    bool decays;
-    Tile products;
-} Scale;
-
 /* Keeps u < p(l), times the running product. */
-static Val scale_scores(At *here, Val acc, void *user) {
+Val decay_scale_scores(At *here, Val acc, void *user) {
     const Scale *s = user;
     Host *h = here->h;
     Cg *cg = h->cg;
-    Val p = place_of(h, s->out, s->place, here->row), lane[64];
+    Val p = decay_place_of(h, s->out, s->place, here->row), lane[64];
     for (int i = 0; i < h->lanes; i++)
         lane[i] = cg_int(cg, i);
     Val u = cg_add(cg, cg_splat(cg, cg_trunc32(cg, here->col), h->lanes),
@@ -223,7 +216,7 @@ static Val scale_scores(At *here, Val acc, void *user) {
     return cg_select(cg, seen, acc, host_zero(h));
 }
 
-static Val round_up_lanes(Host *h, Val n) {
+Val decay_round_up_lanes(Host *h, Val n) {
     Cg *cg = h->cg;
     return cg_and(cg, cg_add(cg, n, cg_int64(cg, h->lanes - 1)), cg_int64(cg, -h->lanes));
 }
@@ -235,22 +228,22 @@ static void scores_plain(Host *h, int v) {
     int a = arg_or_none(i, 2);
     int f = feature_of(shape_union(shape_features(inst(h, i->arg[0])->shape),
                                    shape_features(inst(h, i->arg[1])->shape)));
-    Tile x = matrix_of(h, i->arg[0], out->row, f), y = matrix_of(h, i->arg[1], AXIS_U, f);
+    Tile x = decay_matrix(h, i->arg[0], out->row, f), y = decay_matrix(h, i->arg[1], AXIS_U, f);
     Tile turned = {.there = true, .row = f, .col = AXIS_U};
     turned.ld = host_round(host_capacity(h, AXIS_U), h->lanes) + h->lanes;
     turned.offset = host_alloc(h, (host_round(host_capacity(h, f), h->lanes) + BLOCK) * turned.ld);
     host_transpose(h, &turned, &y, h->count[AXIS_U]);
     Scale s = {.out = out, .place = i->place, .decays = a >= 0};
     if (s.decays)
-        s.products = running_products(h, a);
+        s.products = decay_running_products(h, a);
     Term term = {.a = x, .b = turned, .axis = f};
     Gemm g = {.out = *out,
               .row_lo = cg_int64(cg, 0),
               .rows = h->count[out->row],
-              .cols = round_up_lanes(h, h->count[AXIS_U]),
+              .cols = decay_round_up_lanes(h, h->count[AXIS_U]),
               .term = &term,
               .terms = 1,
-              .finish = scale_scores,
+              .finish = decay_scale_scores,
               .user = &s};
     host_gemm(h, &g);
 }
@@ -273,12 +266,12 @@ static void prefix_columns(At *col, void *user) {
     Host *h = b->h;
     Cg *cg = h->cg;
     Val zero = cg_int64(cg, 0);
-    Var w = product_open(h, b->a);
-    At row = at(col, AXIS_private, zero);
+    Var w = decay_open(h, b->a);
+    At row = decay_at(col, AXIS_private, zero);
     host_store(&row, &b->prefix, 0, cg_get(cg, w));
     Loop i = cg_for(cg, zero, cg_sub(cg, b->end, b->B), 1, false);
-    product_step(col, w, b->a, cg_add(cg, b->B, i.i));
-    row = at(col, AXIS_private, i.i);
+    decay_step(col, w, b->a, cg_add(cg, b->B, i.i));
+    row = decay_at(col, AXIS_private, i.i);
     host_store(&row, &b->prefix, 1, cg_get(cg, w));
     cg_end_for(cg, &i);
 }
@@ -304,8 +297,8 @@ static void scale_columns(At *col, void *user) {
     Cg *cg = h->cg;
     const Tile *out = &h->tile[r->v];
     const Inst *i = inst(h, r->v);
-    At row = at(col, out->row, r->l);
-    At place = at(col, AXIS_private, cg_sub(cg, place_of(h, out, i->place, r->l), r->b->B));
+    At row = decay_at(col, out->row, r->l);
+    At place = decay_at(col, AXIS_private, cg_sub(cg, decay_place_of(h, out, i->place, r->l), r->b->B));
     Val x = cg_fmul(cg, host_vector(&row, i->arg[0]), host_load(&place, &r->b->prefix, 0));
     host_store(&row, &r->b->scaled, 0, x);
 }
@@ -349,7 +342,7 @@ static void add_dot(Blocks *b, int v, Val p, Val u, At *col, Var *w, int vectors
     }
     Val acc = host_zero(h);
     for (int n = 0; n < vectors; n++) {
-        At here = at(&col[n], out->row, l);
+        At here = decay_at(&col[n], out->row, l);
         Val x = host_vector(&here, i->arg[0]), y = cg_get(cg, w[n]);
         if (here.mask)
             acc = cg_fadd(cg, acc, cg_select(cg, here.mask, cg_fmul(cg, x, y), host_zero(h)));
@@ -383,14 +376,14 @@ static void scores_inside(Blocks *b, Val base, int vectors, int tail, bool first
     }
     Loop u = cg_for(cg, b->B, b->end, 1, false);
     for (int n = 0; n < vectors; n++) {
-        At here = at(&col[n], AXIS_U, u.i);
+        At here = decay_at(&col[n], AXIS_U, u.i);
         w[n] = cg_var(cg, h->vec, host_vector(&here, b->y));
     }
     Loop p = cg_for(cg, cg_add(cg, u.i, one), cg_add(cg, b->end, one), 1, false);
     for (int m = 0; m < b->members; m++)
         add_dot(b, b->member[m], p.i, u.i, col, w, vectors, first);
     for (int n = 0; n < vectors; n++)
-        product_step(&col[n], w[n], b->a, p.i);
+        decay_step(&col[n], w[n], b->a, p.i);
     cg_end_for(cg, &p);
     cg_end_for(cg, &u);
 }
@@ -420,12 +413,12 @@ static void join_columns(At *col, void *user) {
     Host *h = b->h;
     Cg *cg = h->cg;
     Val v[BLOCK];
-    Var w = product_open(h, b->a);
+    Var w = decay_open(h, b->a);
     for (int i = BLOCK - 1; i >= 0; i--) {
         Val u = cg_add(cg, b->B, cg_int64(cg, i));
-        At here = at(col, AXIS_U, u);
+        At here = decay_at(col, AXIS_U, u);
         v[i] = cg_fmul(cg, host_vector(&here, b->y), cg_get(cg, w));
-        product_step(col, w, b->a, u);
+        decay_step(col, w, b->a, u);
     }
     Val to = host_element(h, host_at(h, b->turned.offset), col->col, 4 * b->turned.ld);
     to = host_element(h, to, b->B, 4);
@@ -536,7 +529,7 @@ void host_solve(Host *h, int v) {
     int a = inst(h, v)->arg[0];
     const Tile *out = &h->tile[v];
     host_need(h, a);
-    Tile t = matrix_of(h, a, AXIS_R, AXIS_U);
+    Tile t = decay_matrix(h, a, AXIS_R, AXIS_U);
     int vectors = 4;
     while (vectors > 1 && host_round(host_capacity(h, AXIS_U), vectors * h->lanes) > out->ld)
         vectors /= 2;

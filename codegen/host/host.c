@@ -105,15 +105,20 @@ static Val load_offset(Host *h, Val cu, Val n) {
 static void open_sequence(Host *h, Val n) {
     Cg *cg = h->cg;
     Val T = cg_frame_field(cg, FRAME_T), cu = cg_frame_field(cg, FRAME_CU);
+    Val C = cg_int64(cg, h->gradient ? axis_size(h, AXIS_C) : 1);
+    Val chunks = LLVMBuildSDiv(cg->b, cg_add(cg, T, cg_sub(cg, C, cg_int64(cg, 1))), C, "");
     Var row0 = cg_var(cg, cg->i64, cg_mul(cg, n, T)), length = cg_var(cg, cg->i64, T);
+    Var slot0 = cg_var(cg, cg->i64, cg_mul(cg, n, chunks)); /* frame_slots */
     If packed = cg_if(cg, cg_cmp(cg, LLVMIntNE, cu, cg_int64(cg, 0)));
     Val p = LLVMBuildIntToPtr(cg->b, cu, cg->ptr, "");
     Val begin = load_offset(h, p, n), end = load_offset(h, p, cg_add(cg, n, cg_int64(cg, 1)));
     cg_set(cg, row0, begin);
     cg_set(cg, length, cg_sub(cg, end, begin));
+    cg_set(cg, slot0, cg_add(cg, LLVMBuildSDiv(cg->b, begin, C, ""), n));
     cg_end_if(cg, &packed);
     h->row0 = cg_get(cg, row0);
     h->length = cg_get(cg, length);
+    h->slot0 = cg_get(cg, slot0);
 }
 
 /* Where this head's elements of each input begin, and how far apart its tokens are. */
@@ -138,6 +143,7 @@ static void open_inputs(Host *h) {
  * masked. */
 typedef struct Move {
     Host *h;
+    const Tile *state;
     Val outside;
     bool in;
 } Move;
@@ -149,14 +155,14 @@ static void move_columns(At *at, void *user) {
     Val index = cg_mul(cg, at->row, cg_int64(cg, axis_size(h, AXIS_V)));
     Val p = host_element(h, m->outside, cg_add(cg, index, at->col), 4);
     if (m->in)
-        host_store(at, &h->state, 0, host_load_masked(h, h->vec, p, at->mask));
+        host_store(at, m->state, 0, host_load_masked(h, h->vec, p, at->mask));
     else
-        host_store_masked(h, host_load(at, &h->state, 0), p, at->mask);
+        host_store_masked(h, host_load(at, m->state, 0), p, at->mask);
 }
 
-static void move_state(Host *h, Val outside, bool in) {
+static void move_state(Host *h, const Tile *state, Val outside, bool in) {
     Cg *cg = h->cg;
-    Move m = {h, outside, in};
+    Move m = {h, state, outside, in};
     Loop r = cg_for(cg, cg_int64(cg, 0), cg_int64(cg, axis_size(h, AXIS_K)), 1, false);
     At at = host_at_row(h, AXIS_K, r.i);
     host_columns(&at, AXIS_V, true, move_columns, &m);
@@ -168,6 +174,26 @@ static Val state_of_task(Host *h, Val base, Val task) {
     return host_element(h, p, task, 4 * axis_size(h, AXIS_K) * axis_size(h, AXIS_V));
 }
 
+/* From the task's matrix among those that frame field `field` points to, or zero. */
+static void state_in(Host *h, const Tile *state, int field) {
+    Cg *cg = h->cg;
+    Val base = cg_frame_field(cg, field);
+    If given = cg_if(cg, cg_cmp(cg, LLVMIntNE, base, cg_int64(cg, 0)));
+    move_state(h, state, state_of_task(h, base, h->task), true);
+    cg_else(cg, &given);
+    host_fill_zero(h, host_at(h, state->offset), 4 * state->ld * axis_size(h, AXIS_K));
+    cg_end_if(cg, &given);
+}
+
+/* To it, when it is wanted. */
+static void state_out(Host *h, const Tile *state, int field) {
+    Cg *cg = h->cg;
+    Val base = cg_frame_field(cg, field);
+    If wanted = cg_if(cg, cg_cmp(cg, LLVMIntNE, base, cg_int64(cg, 0)));
+    move_state(h, state, state_of_task(h, base, h->task), false);
+    cg_end_if(cg, &wanted);
+}
+
 /* the function --------------------------------------------------------------------------------- */
 
 static void build_task(Host *h, Val task, Algo algo) {
@@ -175,6 +201,7 @@ static void build_task(Host *h, Val task, Algo algo) {
     h->heads = cg_frame_field(cg, FRAME_H);
     Val n = LLVMBuildSDiv(cg->b, task, h->heads, "");
     h->head = cg_sub(cg, task, cg_mul(cg, n, h->heads));
+    h->task = task;
     open_sequence(h, n);
     open_inputs(h);
     /* What must be zero at the start is known once the rest has been emitted. */
@@ -182,22 +209,18 @@ static void build_task(Host *h, Val task, Algo algo) {
     LLVMBuildBr(cg->b, clear);
     LLVMPositionBuilderAtEnd(cg->b, start);
 
-    Val none = cg_int64(cg, 0), s0 = cg_frame_field(cg, FRAME_S0);
-    If given = cg_if(cg, cg_cmp(cg, LLVMIntNE, s0, none));
-    move_state(h, state_of_task(h, s0, task), true);
-    cg_else(cg, &given);
-    host_fill_zero(h, host_at(h, h->state.offset), 4 * h->state.ld * axis_size(h, AXIS_K));
-    cg_end_if(cg, &given);
-
-    if (algo == ALGO_chunk)
-        host_chunk_task(h);
-    else
-        host_recurrent_task(h);
-
-    Val s = cg_frame_field(cg, FRAME_S);
-    If wanted = cg_if(cg, cg_cmp(cg, LLVMIntNE, s, none));
-    move_state(h, state_of_task(h, s, task), false);
-    cg_end_if(cg, &wanted);
+    state_in(h, &h->state, FRAME_S0);
+    if (h->gradient) {
+        state_in(h, &h->costate, frame_costate(h->k));
+        host_gradient_task(h);
+        state_out(h, &h->costate, frame_costate(h->k) + 1);
+    } else {
+        if (algo == ALGO_chunk)
+            host_chunk_task(h);
+        else
+            host_recurrent_task(h);
+        state_out(h, &h->state, FRAME_S);
+    }
 
     LLVMBasicBlockRef end = LLVMGetInsertBlock(cg->b);
     LLVMPositionBuilderAtEnd(cg->b, clear);
@@ -278,7 +301,7 @@ static void choose_vectors(Host *h) {
 
 static bool build(Cg *cg, Algo algo, CgModule *out, const char **why) {
     const Kernel *k = cg->k;
-    Host h = {.cg = cg, .k = k, .slots = 1};
+    Host h = {.cg = cg, .k = k, .slots = 1, .gradient = kernel_is_gradient(k)};
     choose_vectors(&h);
     if (k->level != LEVEL_recurrence)
         h.slots = k->axis.at[AXIS_U].size / k->axis.at[AXIS_C].size;
@@ -293,6 +316,7 @@ static bool build(Cg *cg, Algo algo, CgModule *out, const char **why) {
                      .symbol = arena_strndup(cg->arena, symbol, strlen(symbol)),
                      .scratch_bytes = h.scratch_bytes + 64};
     VEC_PUSH(cg->arena, &out->entry, entry);
+    out->ws_bytes_per_slot_head = h.gradient ? host_checkpoint_bytes(&h) : 0;
     out->chunk = k->level == LEVEL_recurrence ? 1 : k->axis.at[AXIS_C].size;
     return cg_optimize(cg, why) && cg_emit(cg, out, why);
 }

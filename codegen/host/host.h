@@ -3,9 +3,12 @@
  *   host.c       the function around the algorithms: tasks, sequences, states in and out
  *   plan.c       which values get a tile in scratch, which are recomputed where they are used
  *   value.c      elementwise values at one row and a vector of columns; filling tiles
+ *   out.c        outputs, histories
  *   gemm.c       contractions: register-blocked micro-kernels with an elementwise epilogue
  *   decay.c      scores, carry, tail, total: products of decays, never ratios
+ *   decay_grad.c their cotangents
  *   chunk.c      the chunk algorithm: tile-level kernels, one loop over chunks
+ *   gradient.c   gradient kernels: chunks forwards for the states, then backwards
  *   recurrent.c  the recurrence token by token: sweeps over the state
  *
  * All work happens in f32 tiles in the thread's scratch. A tile is a matrix of rows of `ld` floats;
@@ -61,6 +64,13 @@ typedef struct Host {
     Val *in_base, *in_stride; /* per input: pointer at this head; bytes from token to token */
     Tile state;
     VEC(Products) products;
+
+    bool gradient;
+    Tile costate;
+    Tile *total; /* by instruction, for outs to params: their sum over the chunks */
+    Tile *ahead; /* by instruction: what after and cumsum_back take from the chunk behind this one */
+    Val task;    /* i64: sequence * H + head */
+    Val slot0;   /* i64: the sequence's first chunk slot in the workspace */
 } Host;
 
 enum { BLOCK = 16 };                        /* rows of a block of the lattice; row padding */
@@ -124,8 +134,16 @@ typedef void HostBody(At *at, void *user);
 void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user);
 /* Evaluates what does not depend on the column, so that it is not repeated in the column loop. */
 void host_hoist(At *at, int v, int col_axis);
-/* Writes output `i` for the tokens of the chunk. */
-void host_out(Host *h, const Inst *i);
+/* x, a scalar or a vector, to a caller's tensor. */
+void host_store_elements(Host *h, Val x, Val p, Elem e, Val mask);
+
+/* out.c ---------------------------------------------------------------------------------------- */
+
+/* Writes output v for the tokens of the chunk; adds it to the total of a param's gradient. */
+void host_out(Host *h, int v);
+/* Totals of params' gradients: zero, and out to the caller. */
+void host_clear_totals(Host *h);
+void host_store_totals(Host *h);
 /* The last token of this chunk becomes the one before the next. */
 void host_roll_history(Host *h);
 void host_clear_history(Host *h);
@@ -164,10 +182,21 @@ void host_tail(Host *h, int v);
 void host_total(Host *h, int v);
 void host_solve(Host *h, int v);
 
+/* decay_grad.c --------------------------------------------------------------------------------- */
+
+void host_scores_back(Host *h, int v); /* scores_x, scores_y */
+void host_scores_a(Host *h, int v);
+void host_scaled_a(Host *h, int v);    /* carry_a, tail_a, total_a */
+
 /* chunk.c, recurrent.c ------------------------------------------------------------------------- */
 
 /* Code for one task; the state is in h->state and stays there. */
 void host_chunk_task(Host *h);
+/* The tile of v replaces `state`, which nothing needs any more. */
+void host_advance(Host *h, const Tile *state, int v);
+/* Workspace bytes for a chunk; the task, with the state's cotangent in h->costate, which stays there. */
+int64_t host_checkpoint_bytes(const Host *h);
+void host_gradient_task(Host *h);
 void host_recurrent_task(Host *h);
 /* Emits the tile of v, whatever it is. */
 void host_compute(Host *h, int v);

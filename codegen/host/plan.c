@@ -108,9 +108,12 @@ static void want(Host *h, int v) {
 static bool always_tile(const Host *h, const Inst *i) {
     if (i->op == OP_weave) /* with one slot, rows can be read where they are */
         return h->slots > 1 || i->shape.rank == 1;
-    if (i->op == OP_sum || i->op == OP_cumsum || i->op == OP_read)
+    if (i->op == OP_slot)
+        return h->slots > 1;
+    if (i->op == OP_sum || i->op == OP_cumsum || i->op == OP_read || i->op == OP_after ||
+        i->op == OP_cumsum_back)
         return true;
-    return op_info[i->op].class == CLASS_CHUNK && i->op != OP_next;
+    return op_info[i->op].class == CLASS_CHUNK && op_gives_value(i->op);
 }
 
 /* Tiles that an instruction's operands need. */
@@ -123,6 +126,8 @@ static void want_operands(Host *h, int v) {
             continue;
         if (i->op == OP_prev)
             h->tile[a].there = h->tile[a].history = true;
+        else if (i->op == OP_after)
+            h->tile[a].there = true;
         else if (i->op == OP_contract || i->op == OP_rename)
             h->tile[a].there = true;
         else if ((class == CLASS_CHUNK && i->op != OP_weave) || class == CLASS_STATE)
@@ -325,8 +330,8 @@ static void place_value(Host *h, int v) {
         t->col = a->col == i->index ? i->axis : a->col;
         return;
     }
-    if (i->op == OP_state) {
-        *t = h->state;
+    if (i->op == OP_state || i->op == OP_costate) {
+        *t = i->op == OP_state ? h->state : h->costate;
         return;
     }
     int anchor = t->anchor;
@@ -368,21 +373,17 @@ static void place_next(Host *h) {
     }
 }
 
-/* Operations that only gradient kernels have. */
-static bool of_gradients(Op op) {
-    switch ((int)op) {
-    case OP_after:
-    case OP_cumsum_back:
-    case OP_slot:
-    case OP_scores_x:
-    case OP_scores_y:
-    case OP_scores_a:
-    case OP_carry_a:
-    case OP_tail_a:
-    case OP_total_a:
-    case OP_costate:
-    case OP_conext: return true;
-    default: return false;
+/* Places beside the values': sums of params' gradients, and rows that come from the chunk behind. */
+static void place_gradient(Host *h) {
+    const Kernel *k = h->k;
+    h->total = NEW_ARRAY(h->cg->arena, Tile, k->inst.count);
+    h->ahead = NEW_ARRAY(h->cg->arena, Tile, k->inst.count);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_out && k->out.at[i->index].is_param)
+            host_place(h, &h->total[v], shape_features(k->out.at[i->index].shape));
+        else if (i->op == OP_after || i->op == OP_cumsum_back)
+            host_place(h, &h->ahead[v], shape_features(i->shape));
     }
 }
 
@@ -396,24 +397,26 @@ bool host_plan(Host *h, const char **why) {
             *why = "a value with three axes (a matrix for every token) has no host code";
             return false;
         }
-        if (of_gradients(i->op)) {
-            *why = "gradient kernels have no host code";
-            return false;
-        }
-        if (i->op == OP_sum && i->axis <= AXIS_U) {
-            *why = "a sum over tokens has no host code";
+        if (i->op == OP_sum && on_two_lattice_axes(h, i->arg[0])) {
+            *why = "a sum over a matrix of the lattice has no host code";
             return false;
         }
         for (int j = 0; j < i->nargs; j++)
             if (i->arg[j] >= 0)
                 h->uses[i->arg[j]]++;
     }
-    host_place(h, &h->state, shape_of(2, (int[]){AXIS_K, AXIS_V}));
+    const Shape state = shape_of(2, (int[]){AXIS_K, AXIS_V});
+    host_place(h, &h->state, state);
     h->state.done = true;
+    if (h->gradient) {
+        host_place(h, &h->costate, state);
+        h->costate.done = true;
+    }
     choose_tiles(h);
     fuse_contractions(h);
     for (int v = 0; v < k->inst.count; v++)
         place_value(h, v);
     place_next(h);
+    place_gradient(h);
     return true;
 }

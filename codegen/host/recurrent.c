@@ -191,7 +191,7 @@ static void run_token(Host *h) {
         run_sweep(h, &s);
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == OP_out)
-            host_out(h, inst_at(k, v));
+            host_out(h, v);
     for (int v = 0; v < k->inst.count; v++)
         if (h->tile[v].there && h->tile[v].history)
             host_need(h, v);

@@ -96,7 +96,7 @@ static Val load_elements(Host *h, Val p, Elem e, bool vector, Val mask) {
     return cg_to_f32(cg, LLVMBuildBitCast(cg->b, x, LLVMVectorType(want, (unsigned)h->lanes), ""));
 }
 
-static void store_elements(Host *h, Val x, Val p, Elem e, Val mask) {
+void host_store_elements(Host *h, Val x, Val p, Elem e, Val mask) {
     Cg *cg = h->cg;
     Ty t = memory_type(h, e);
     bool vector = LLVMTypeOf(x) != cg->f32;
@@ -147,6 +147,11 @@ static Val compute_pure(At *at, const Inst *i) {
     return cg_pointwise(h->cg, i->op, a, b);
 }
 
+/* With one slot the rows of a weave are the tokens', and those of a slot are the lattice's. */
+static int rows_of_operand(const Inst *i, int axis) {
+    return i->op == OP_weave ? AXIS_C : i->op == OP_slot ? i->axis : axis;
+}
+
 /* The value by its operation, whether or not it has a tile. */
 static Val compute(At *at, int v) {
     const Inst *i = inst_at(at->h->k, v);
@@ -154,10 +159,11 @@ static Val compute(At *at, int v) {
     case OP_const: return cg_float(at->h->cg, i->num);
     case OP_in: return load_input(at, i);
     case OP_prev: return host_load(at, &at->h->tile[i->arg[0]], -1);
-    case OP_weave: {
-        CHECK(at->h->slots == 1 && at->row_axis == i->axis);
+    case OP_weave:
+    case OP_slot: {
         int axis = at->row_axis;
-        at->row_axis = AXIS_C;
+        CHECK(at->h->slots == 1 && axis == (i->op == OP_weave ? i->axis : AXIS_C));
+        at->row_axis = rows_of_operand(i, axis);
         Val x = host_value(at, i->arg[0]);
         at->row_axis = axis;
         return x;
@@ -206,8 +212,7 @@ void host_hoist(At *at, int v, int col_axis) {
     if (at->h->tile[v].there || i->op == OP_prev || at->memo[v])
         return;
     int axis = at->row_axis;
-    if (i->op == OP_weave)
-        at->row_axis = AXIS_C;
+    at->row_axis = rows_of_operand(i, axis);
     for (int j = 0; j < i->nargs; j++)
         host_hoist(at, i->arg[j], col_axis);
     at->row_axis = axis;
@@ -285,8 +290,8 @@ static void store_row(At *at, const Tile *tile, int v, Val row) {
     if (!own)
         host_hoist(at, v, tile->col);
     int axis = at->row_axis;
-    if (own && i->op == OP_weave)
-        at->row_axis = AXIS_C;
+    if (own)
+        at->row_axis = rows_of_operand(i, axis);
     for (int j = 0; own && i->op != OP_prev && j < i->nargs; j++)
         host_hoist(at, i->arg[j], tile->col);
     at->row_axis = axis;
@@ -344,15 +349,43 @@ Val host_reduce(Host *h, Val x) {
     return y;
 }
 
+/* Sum along the rows of the operand, columns of the tile side by side. */
+static void sum_rows(At *at, void *user) {
+    Host *h = at->h;
+    Cg *cg = h->cg;
+    int v = *(int *)user;
+    const Inst *i = inst_at(h->k, v);
+    bool vector = at->col_axis >= 0;
+    Var total = cg_var(cg, vector ? h->vec : cg->f32, vector ? host_zero(h) : cg_float(cg, 0));
+    Loop l = cg_for(cg, cg_int64(cg, 0), h->count[i->axis], 1, false);
+    At row = host_at_row(h, i->axis, l.i);
+    if (vector)
+        row = host_at_col(&row, at->col_axis, at->col, at->mask);
+    Val x = host_value(&row, i->arg[0]);
+    cg_set(cg, total, cg_fadd(cg, cg_get(cg, total), vector ? host_splat(h, x) : x));
+    cg_end_for(cg, &l);
+    host_store(at, &h->tile[v], 0, cg_get(cg, total));
+}
+
 static void fill_sum(Host *h, int v) {
     Cg *cg = h->cg;
     const Inst *i = inst_at(h->k, v);
     const Tile *t = &h->tile[v];
-    bool rows = t->row >= 0 && h->k->level != LEVEL_recurrence;
+    /* The axis that stays: a lattice axis or K goes row by row, its sums over vectors of columns. */
+    int stays = t->row >= 0 ? t->row : t->col;
+    if (i->axis <= AXIS_U || (stays == AXIS_V && i->axis == AXIS_K)) {
+        At none = host_at_row(h, AXIS_none, NULL);
+        if (t->col >= 0)
+            host_columns(&none, t->col, reads_tensors(h, i->arg[0], t->col), sum_rows, &v);
+        else
+            sum_rows(&none, &v);
+        return;
+    }
+    bool rows = stays >= 0 && h->k->level != LEVEL_recurrence;
     Loop l = {0};
     if (rows)
-        l = cg_for(cg, cg_int64(cg, 0), h->count[t->row], 1, false);
-    At at = host_at_row(h, rows ? t->row : AXIS_C, rows ? l.i : cg_int64(cg, 0));
+        l = cg_for(cg, cg_int64(cg, 0), h->count[stays], 1, false);
+    At at = host_at_row(h, rows ? stays : AXIS_C, rows ? l.i : cg_int64(cg, 0));
     Sum s = {i->arg[0], cg_var(cg, h->vec, host_zero(h))};
     host_hoist(&at, i->arg[0], i->axis);
     host_columns(&at, i->axis, true, add_column, &s);
@@ -385,6 +418,49 @@ static void fill_cumsum(Host *h, int v) {
     cg_end_for(cg, &l);
 }
 
+/* Row t of the tile is row t*slots+place of the operand. */
+static void fill_slot(Host *h, int v) {
+    Cg *cg = h->cg;
+    const Inst *i = inst_at(h->k, v);
+    Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
+    Val row = cg_add(cg, cg_mul(cg, l.i, cg_int64(cg, h->slots)), cg_int64(cg, i->place));
+    At at = host_at_row(h, i->axis, row);
+    store_row(&at, &h->tile[v], i->arg[0], l.i);
+    cg_end_for(cg, &l);
+}
+
+/* Columns of after and cumsum_back, from the last token to the first; `ahead` is of the chunk behind
+ * this one, then of this one. */
+static void from_behind(At *at, void *user) {
+    Host *h = at->h;
+    Cg *cg = h->cg;
+    int v = *(int *)user;
+    const Inst *i = inst_at(h->k, v);
+    Var next = cg_var(cg, at->col_axis >= 0 ? h->vec : cg->f32, host_load(at, &h->ahead[v], 0));
+    Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
+    Val last = cg_sub(cg, h->count[AXIS_C], cg_int64(cg, 1));
+    At row = host_at_row(h, AXIS_C, cg_sub(cg, last, l.i));
+    if (at->col_axis >= 0)
+        row = host_at_col(&row, at->col_axis, at->col, at->mask);
+    Val x = host_value(&row, i->arg[0]), before = cg_get(cg, next);
+    x = at->col_axis >= 0 ? host_splat(h, x) : x;
+    if (i->op == OP_cumsum_back)
+        x = before = cg_fadd(cg, before, x);
+    host_store(&row, &h->tile[v], 0, before);
+    cg_set(cg, next, x);
+    cg_end_for(cg, &l);
+    host_store(at, &h->ahead[v], 0, cg_get(cg, next));
+}
+
+static void fill_from_behind(Host *h, int v) {
+    At none = host_at_row(h, AXIS_none, NULL);
+    int col = h->tile[v].col;
+    if (col >= 0)
+        host_columns(&none, col, reads_tensors(h, inst_at(h->k, v)->arg[0], col), from_behind, &v);
+    else
+        from_behind(&none, &v);
+}
+
 void host_fill(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
     for (int j = 0; j < i->nargs; j++)
@@ -395,66 +471,10 @@ void host_fill(Host *h, int v) {
         fill_cumsum(h, v);
     else if (i->op == OP_weave)
         fill_weave(h, v);
+    else if (i->op == OP_slot)
+        fill_slot(h, v);
+    else if (i->op == OP_after || i->op == OP_cumsum_back)
+        fill_from_behind(h, v);
     else
         host_fill_tile(h, &h->tile[v], v);
-}
-
-/* histories and outputs ------------------------------------------------------------------------ */
-
-void host_clear_history(Host *h) {
-    for (int v = 0; v < h->k->inst.count; v++)
-        if (h->tile[v].there && h->tile[v].history)
-            host_fill_zero(h, host_at(h, h->tile[v].offset),
-                           host_round(4 * h->tile[v].ld, 4 * h->lanes));
-}
-
-void host_roll_history(Host *h) {
-    Cg *cg = h->cg;
-    for (int v = 0; v < h->k->inst.count; v++) {
-        const Tile *t = &h->tile[v];
-        if (!t->there || !t->history)
-            continue;
-        Val first = host_at(h, t->offset);
-        Val last = host_element(h, first, h->count[AXIS_C], 4 * t->ld);
-        if (t->col < 0)
-            cg_store(cg, cg_load(cg, cg->f32, last, 4), first, 4);
-        else
-            host_copy(h, first, t->ld, last, t->ld, cg_int64(cg, 1), t->ld);
-    }
-}
-
-typedef struct Out {
-    const Inst *inst;
-    Val p;
-    Elem elem;
-} Out;
-
-static void store_output(At *at, void *user) {
-    const Out *o = user;
-    Host *h = at->h;
-    Val x = host_value(at, o->inst->arg[0]);
-    bool vector = at->col_axis >= 0;
-    Val p = vector ? host_element(h, o->p, at->col, elem_size(o->elem)) : o->p;
-    store_elements(h, vector ? host_splat(h, x) : x, p, o->elem, at->mask);
-}
-
-void host_out(Host *h, const Inst *i) {
-    Cg *cg = h->cg;
-    const Port *port = &h->k->out.at[i->index];
-    host_need(h, i->arg[0]);
-    int64_t elements = shape_elements(h->k, port->shape);
-    Val base =
-        LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, frame_out_ptr(h->k, i->index)), cg->ptr, "");
-    Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
-    Val token = cg_add(cg, cg_add(cg, h->row0, h->token0), l.i);
-    Val index = cg_add(cg, cg_mul(cg, token, h->heads), h->head);
-    Out o = {i, host_element(h, base, index, elements * elem_size(port->elem)), port->elem};
-    At at = host_at_row(h, AXIS_C, l.i);
-    if (port->shape.rank == 0) {
-        store_output(&at, &o);
-    } else {
-        host_hoist(&at, i->arg[0], port->shape.axis[0]);
-        host_columns(&at, port->shape.axis[0], true, store_output, &o);
-    }
-    cg_end_for(cg, &l);
 }
