@@ -150,8 +150,44 @@ Val cg_insert(Cg *cg, Val vector, Val x, int i) {
 
 /* memory --------------------------------------------------------------------------------------- */
 
+/* x = *rest + what is returned, as far as sums and multiples show it within `depth` steps. */
+static int64_t split_constant(Cg *cg, Val x, int depth, Val *rest) {
+    *rest = x;
+    if (LLVMIsAConstantInt(x)) {
+        *rest = LLVMConstNull(LLVMTypeOf(x));
+        return LLVMConstIntGetSExtValue(x);
+    }
+    LLVMOpcode op = LLVMIsAInstruction(x) ? LLVMGetInstructionOpcode(x) : LLVMRet;
+    if (depth == 0 || (op != LLVMAdd && op != LLVMShl && op != LLVMMul))
+        return 0;
+    Val a = LLVMGetOperand(x, 0), b = LLVMGetOperand(x, 1), rest_a, rest_b;
+    if (op != LLVMAdd && !LLVMIsAConstantInt(b))
+        return 0;
+    int64_t from_a = split_constant(cg, a, depth - 1, &rest_a);
+    if (op == LLVMAdd) {
+        int64_t all = from_a + split_constant(cg, b, depth - 1, &rest_b);
+        if (rest_a != a || rest_b != b)
+            *rest = cg_add(cg, rest_a, rest_b);
+        return all;
+    }
+    if (rest_a == a)
+        return 0;
+    int64_t k = LLVMConstIntGetSExtValue(b);
+    *rest = op == LLVMShl ? cg_shl(cg, rest_a, (int)k) : cg_mul(cg, rest_a, b);
+    return from_a * (op == LLVMShl ? (int64_t)1 << k : k);
+}
+
+/* GPU code addresses many elements at constant distances. With the constants last, what they have
+ * in common is seen to be the same, and the constants go into the instructions. An offset fits its
+ * type, so it may be added in two steps. */
 Val cg_gep8(Cg *cg, Val p, Val bytes) {
-    return LLVMBuildInBoundsGEP2(cg->b, cg->i8, p, &bytes, 1, "");
+    Val rest;
+    int64_t constant = cg->target->gpu ? split_constant(cg, bytes, 8, &rest) : 0;
+    if (!constant || LLVMIsAConstantInt(bytes))
+        return LLVMBuildInBoundsGEP2(cg->b, cg->i8, p, &bytes, 1, "");
+    Val last = LLVMConstInt(LLVMTypeOf(bytes), (uint64_t)constant, true);
+    p = LLVMBuildGEP2(cg->b, cg->i8, p, &rest, 1, "");
+    return LLVMBuildGEP2(cg->b, cg->i8, p, &last, 1, "");
 }
 
 Val cg_load(Cg *cg, Ty t, Val p, int align) {
