@@ -1,6 +1,7 @@
 /* Warpgroup products: that operand descriptors and k-steps find every element where nv_place puts it,
- * which entries a chunk kernel gets on which GPU, and that the assembler neither spills nor
- * serialises them. What the kernels compute, GPU tests say. */
+ * which entries a chunk kernel gets on which GPU, that they become one text and leave no memory
+ * behind, and that the assembler neither spills nor serialises them. What the kernels compute, GPU
+ * tests say. */
 #include "tests/unit/ir_test.h"
 
 #include "codegen/nvptx/factor.h"
@@ -135,7 +136,7 @@ static void test_every_element_is_found(void **state)
 
 /* entries -------------------------------------------------------------------------------------- */
 
-static CgModule *compile(World *w, const CgOptions *opt, int K, int V, int chunk)
+static Kernel *tiles(World *w, int K, int V, int chunk)
 {
     Kernel *k = parse(w, gdn2);
     k->axis.at[AXIS_K].size = K;
@@ -143,6 +144,12 @@ static CgModule *compile(World *w, const CgOptions *opt, int K, int V, int chunk
     passes_run(k, "normal", NULL);
     kernel_set_chunk(k, chunk);
     passes_run_after(k, "normal", NULL, NULL);
+    return k;
+}
+
+static CgModule *compile(World *w, const CgOptions *opt, int K, int V, int chunk)
+{
+    Kernel *k = tiles(w, K, V, chunk);
     const char *why = NULL;
     CgModule *m = codegen_nvptx(&w->arena, k, opt, &why);
     if (!m)
@@ -189,6 +196,67 @@ static void test_schedules(void **state)
     world_close(w);
 }
 
+static int occurrences(const char *text, const char *part)
+{
+    int n = 0;
+    for (const char *at = text; (at = strstr(at, part)); at++)
+        n++;
+    return n;
+}
+
+/* Modules are translated apart: the text says once what they share, and it is the same every time. */
+static void test_one_text(void **state)
+{
+    (void)state;
+    World *w = world_open();
+    CgOptions opt = options("sm_90a", ALGO_chunk);
+    CgModule *m = compile(w, &opt, 64, 128, 64), *again = compile(w, &opt, 64, 128, 64);
+    assert_int_equal(m->entry.count, 3);
+    assert_int_equal(strlen(m->text), m->text_len);
+    assert_string_equal(m->text, again->text);
+    static const char *const once[] = {".version ", ".target ", ".address_size ", ".extern .shared ",
+                                       ".global .align 16 .b8 gdr_zeros["};
+    for (size_t i = 0; i < sizeof once / sizeof once[0]; i++)
+        assert_int_equal(occurrences(m->text, once[i]), 1);
+    opt.want_llvm = true;
+    CgModule *ir = compile(w, &opt, 64, 128, 64);
+    assert_int_equal(ir->entry.count, 3);
+    assert_int_equal(occurrences(ir->text, "target triple"), 1);
+    for (int i = 0; i < 3; i++) {
+        char line[128];
+        assert_string_equal(ir->entry.at[i].symbol, m->entry.at[i].symbol);
+        snprintf(line, sizeof line, "\n.visible .entry %s(", m->entry.at[i].symbol);
+        assert_int_equal(occurrences(m->text, line), 1);
+        snprintf(line, sizeof line, "\ndefine ptx_kernel void @%s(", m->entry.at[i].symbol);
+        assert_int_equal(occurrences(ir->text, line), 1);
+    }
+    world_close(w);
+}
+
+/* Wherever memory runs out, every module that is open goes. */
+static void test_memory_runs_out(void **state)
+{
+    (void)state;
+    World *w = world_open();
+    Kernel *k = tiles(w, 16, 128, 16);
+    CgOptions opt = options("sm_90a", ALGO_chunk);
+    volatile int unwound = 0;
+    for (volatile int64_t n = 1, done = 0; !done; n += n / 8 + 1) {
+        Arena arena;
+        jmp_buf oom;
+        const char *why = NULL;
+        arena_init(&arena, &oom);
+        arena.fail_after = n;
+        if (setjmp(oom))
+            unwound++;
+        else
+            done = codegen_nvptx(&arena, k, &opt, &why) != NULL;
+        arena_free(&arena);
+    }
+    assert_true(unwound > 20);
+    world_close(w);
+}
+
 /* assembling ----------------------------------------------------------------------------------- */
 
 static void test_assembles_as_meant(void **state)
@@ -223,6 +291,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_element_is_found),
         cmocka_unit_test(test_schedules),
+        cmocka_unit_test(test_one_text),
+        cmocka_unit_test(test_memory_runs_out),
         cmocka_unit_test(test_assembles_as_meant),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
