@@ -353,12 +353,55 @@ static void test_features(void **state) {
     }
 }
 
+/* Gradients of some inputs only are the same ones, and what they do not need is not there. */
+static void test_some_inputs(void **state) {
+    (void)state;
+    Arena a;
+    Spec s;
+    int64_t n;
+    arena_init(&a, NULL);
+    spec_open(&s, &a, from_text(&a, "variant t { dim K = 3, V = 2\n in q[K], k[K], do[V], g <= 0\n"
+                                    "param ddo\n state S[K, V]\n S = exp(g) * S + ddo * k * do'\n"
+                                    "out o[V] = S' * q\n out r = sum(q) }"));
+    Kernel *token = spec_lower(&a, &s.names, s.file, NULL, NULL, &s.d), *k = kernel_clone(token);
+    passes_run(k, "normal", NULL);
+    kernel_set_chunk(k, 4);
+    passes_run_after(k, "normal", "collapse", NULL);
+    Case c = case_new(&a, token, 5, 11, 2);
+    c.outs = 1;
+    Kernel *all = kernel_adjoint(k, c.outs, ~0ull), *some = kernel_adjoint(k, c.outs, 1 << 2 | 1 << 4);
+    assert_null(kernel_verify(some));
+    assert_int_equal(some->out.count, 2);
+    assert_string_equal(some->out.at[0].name, "ddo");
+    assert_string_equal(some->out.at[1].name, "dddo");
+    assert_true(some->out.at[1].is_param && !some->out.at[0].is_param);
+    assert_int_equal(some->in.count, 6);
+    assert_string_equal(some->in.at[5].name, "dddo"); /* of o: do and ddo are taken */
+    assert_true(some->inst.count < all->inst.count);
+    const double *want = gradients(&c, all, &n);
+    double dv[22], dparam, *out[] = {dv, &dparam};
+    const double *in[6];
+    for (int i = 0; i < 5; i++)
+        in[i] = c.at.args.in[i];
+    in[5] = c.upstream[0];
+    double *costate = NEW_ARRAY(&a, double, 6), *S = NEW_ARRAY(&a, double, 6);
+    memcpy(costate, c.upstream[2], 6 * sizeof(double));
+    memcpy(S, c.at.state0, 6 * sizeof(double));
+    EvalArgs args = {11, in, out, S, costate};
+    kernel_eval(some, &a, &args);
+    for (int i = 0; i < 22; i++)
+        assert_true(fabs(dv[i] - want[2 * 33 + i]) <= 1e-12);
+    assert_true(fabs(dparam - want[2 * 33 + 22 + 11]) <= 1e-12 * (1 + fabs(dparam)));
+    arena_free(&a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named),
         cmocka_unit_test(test_random),
         cmocka_unit_test(test_specs),
         cmocka_unit_test(test_features),
+        cmocka_unit_test(test_some_inputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
