@@ -1,0 +1,109 @@
+/* Which handler a call has: intrinsics by name, inline assembly by how its text begins. */
+#include "tests/simt/code.h"
+
+typedef struct Known {
+    const char *begin;
+    Run *run;
+    Together *together;
+    Scope scope;
+    NumberKind kind; /* of what is not seen in the operands' types: packed pairs, results */
+} Known;
+
+/* Longer names stand before those they begin with. */
+static const Known intrinsics[] = {
+    {.begin = "llvm.nvvm.read.ptx.sreg.tid.x", .run = run_tid},
+    {.begin = "llvm.nvvm.read.ptx.sreg.ctaid.x", .run = run_ctaid},
+    {.begin = "llvm.smin.", .run = run_smin},
+    {.begin = "llvm.smax.", .run = run_smax},
+    {.begin = "llvm.umin.", .run = run_umin},
+    {.begin = "llvm.umax.", .run = run_umax},
+    {.begin = "llvm.usub.sat.", .run = run_usub_sat},
+    {.begin = "llvm.ctpop.", .run = run_ctpop},
+    {.begin = "llvm.fma.", .run = run_fma},
+    {.begin = "llvm.fmuladd.", .run = run_fma},
+    {.begin = "llvm.fabs.", .run = run_fabs},
+    {.begin = "llvm.sqrt.", .run = run_sqrt},
+    {.begin = "llvm.maxnum.", .run = run_maxnum},
+    {.begin = "llvm.minnum.", .run = run_minnum},
+    {.begin = "llvm.maximum.", .run = run_maximum},
+    {.begin = "llvm.minimum.", .run = run_minimum},
+    {.begin = "llvm.nvvm.ex2.approx.", .run = run_ex2},
+    {.begin = "llvm.nvvm.lg2.approx.", .run = run_lg2},
+    {.begin = "llvm.nvvm.rcp.approx.", .run = run_rcp},
+    {.begin = "llvm.nvvm.rsqrt.approx.", .run = run_rsqrt},
+    {.begin = "llvm.nvvm.sqrt.", .run = run_sqrt},
+    {.begin = "llvm.nvvm.tanh.approx.", .run = run_tanh},
+    {.begin = "llvm.nvvm.ff2bf16x2.rn", .run = run_pack, .kind = NUMBER_bf16},
+    {.begin = "llvm.nvvm.ff2f16x2.rn", .run = run_pack, .kind = NUMBER_f16},
+    {.begin = "llvm.nvvm.f2tf32.rna", .run = run_tf32},
+    {.begin = "llvm.nvvm.cp.async.cg.shared.global.16.s", .run = run_cp_async_some},
+    {.begin = "llvm.nvvm.cp.async.cg.shared.global.16", .run = run_cp_async},
+    {.begin = "llvm.nvvm.cp.async.commit.group", .run = run_cp_commit},
+    {.begin = "llvm.nvvm.cp.async.wait.group", .run = run_cp_wait},
+    {.begin = "llvm.nvvm.barrier.cta.sync.aligned.all", .together = warp_barrier,
+     .scope = SCOPE_block},
+    {.begin = "llvm.nvvm.bar.warp.sync", .together = warp_sync, .scope = SCOPE_warp},
+    {.begin = "llvm.nvvm.shfl.sync.bfly.", .together = warp_shuffle_xor, .scope = SCOPE_warp},
+    {.begin = "llvm.nvvm.shfl.sync.idx.", .together = warp_shuffle_from, .scope = SCOPE_warp},
+    {.begin = "llvm.nvvm.vote.ballot.sync", .together = warp_ballot, .scope = SCOPE_warp},
+    {.begin = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.trans.b16",
+     .together = warp_ldmatrix_trans, .scope = SCOPE_warp},
+    {.begin = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16", .together = warp_ldmatrix,
+     .scope = SCOPE_warp},
+    {.begin = "llvm.nvvm.mma.m16n8k16.row.col.bf16", .together = warp_mma, .scope = SCOPE_warp,
+     .kind = NUMBER_bf16},
+    {.begin = "llvm.nvvm.mma.m16n8k16.row.col.f32.f32", .together = warp_mma,
+     .scope = SCOPE_warp, .kind = NUMBER_f16},
+    {.begin = "llvm.nvvm.mma.m16n8k8.row.col.tf32", .together = warp_mma_tf32,
+     .scope = SCOPE_warp},
+};
+
+static const Known assembly[] = {
+    {.begin = "movmatrix.sync.aligned.m8n8.trans.b16 ", .together = warp_movmatrix,
+     .scope = SCOPE_warp},
+    {.begin = "ld.global.", .run = run_load_group},
+    {.begin = "", .run = run_copy}, /* an empty text: only the order matters */
+};
+
+static const Known *find(const Known *table, size_t n, const char *text, size_t len) {
+    for (size_t i = 0; i < n; i++) {
+        size_t m = strlen(table[i].begin);
+        if (m ? len >= m && strncmp(text, table[i].begin, m) == 0 : len == 0)
+            return &table[i];
+    }
+    return NULL;
+}
+
+/* The i-th result of an empty text is its i-th operand. */
+static bool is_identity(const Code *c) {
+    for (int i = 1; i < c->nargs; i++)
+        if (c->arg[i] != c->arg[0] + i)
+            return false;
+    return true;
+}
+
+bool decode_call(LLVMValueRef call, Code *c) {
+    LLVMValueRef f = LLVMGetCalledValue(call);
+    const Known *k;
+    size_t len;
+    if (LLVMIsAInlineAsm(f)) {
+        const char *text = LLVMGetInlineAsmAsmString(f, &len);
+        k = find(assembly, sizeof assembly / sizeof assembly[0], text, len);
+        c->space = 1;
+        c->element_bytes = 4;
+        c->align = 4 * c->lanes;
+    } else {
+        const char *name = LLVMGetValueName2(f, &len);
+        k = find(intrinsics, sizeof intrinsics / sizeof intrinsics[0], name, len);
+    }
+    if (!k || (k->run == run_copy && !is_identity(c)))
+        return false;
+    c->run = k->run;
+    c->together = k->together;
+    c->scope = k->scope;
+    if (k->kind) {
+        c->kind = k->kind;
+        c->number = (int64_t)k->kind;
+    }
+    return true;
+}

@@ -1,0 +1,168 @@
+/* Decoded functions and the machine that runs them; inside tests/simt alone.
+ *
+ * Registers: each scalar, and each element of a vector or struct, has 64 bits of its own, zeros above
+ * its value. A value is a run of registers, `lanes` long. Extracting an element, or reading bits as
+ * another type of the same size, costs no code: the result is the operand's register. Constants are
+ * registers too, written once.
+ *
+ * Addresses: those of this machine, except in shared memory, which begins at SHARED_BASE. */
+#ifndef GDR_TESTS_SIMT_CODE_H
+#define GDR_TESTS_SIMT_CODE_H
+
+#include "tests/simt/number.h"
+#include "tests/simt/simt.h"
+
+enum { WARP = 32, GROUP = 4 * WARP, SHARED_BASE = 1024, GRANULE = 2, ARRIVALS_MAX = 16 };
+
+typedef struct Code Code;
+typedef struct Thread Thread;
+typedef struct Warp Warp;
+
+/* What one thread does; it may change the program counter, which is one past this instruction. */
+typedef void Run(Thread *t, const Code *c);
+/* What `warps` whole warps from *w on do together (those of a warpgroup, or 1). */
+typedef void Together(Warp *w, const Code *c);
+
+typedef enum Scope { SCOPE_thread, SCOPE_warp, SCOPE_group, SCOPE_block } Scope;
+
+/* Where a branch leads, and what phis take from where on the way, all at once. */
+typedef struct Edge {
+    const Code *target;
+    int block; /* number of the target, until targets are known */
+    int count;
+    int *dst, *src;
+} Edge;
+
+struct Code {
+    Run *run;              /* NULL: together, by all threads of `scope` */
+    Together *together;
+    Scope scope;
+    NumberKind kind;       /* of the operands; the result's where they are integers */
+    int bits, from_bits;   /* of an element of the result, of the first operand */
+    uint64_t mask;         /* of the result */
+    int lanes;             /* of the result */
+    int dst;
+    const int *arg;        /* first register of each operand */
+    int nargs, predicate;
+    int64_t number;        /* an immediate: offset, alignment, group, mask */
+    const int64_t *table;  /* scales of a getelementptr; lanes a shufflevector picks */
+    Edge *edge;            /* of a branch: [then, else] */
+    int space, align, element_bytes; /* of an access */
+    int hit;               /* the allocation found last */
+    LLVMValueRef from;
+};
+
+typedef struct Memory {
+    uintptr_t at;
+    size_t size;
+    bool writable;
+} Memory;
+
+/* The last accesses of two bytes of shared memory. Times count barriers; 0 is never. */
+typedef struct Granule {
+    uint32_t written, written_warp; /* the block's time, the writing warp's own time */
+    uint32_t read, read_warp;
+    int16_t writer, reader;
+    bool in_flight;                 /* an asynchronous copy goes here */
+    bool agreed;                    /* several lanes wrote the same */
+    bool readers, reader_warps;     /* several since then */
+} Granule;
+
+typedef struct Copy {
+    const void *src;
+    uint64_t dst;
+    int bytes, size; /* read from src, then zeros up to size */
+    int group;
+} Copy;
+
+struct Thread {
+    uint64_t *reg;
+    const Code *pc;
+    Warp *warp;
+    Simt *s;
+    int id;
+    bool done, blocked; /* blocked: waits for an arrival that nobody has announced yet */
+    VEC(Copy) copy;     /* under way */
+    int groups;         /* committed so far */
+};
+
+struct Warp {
+    Simt *s;
+    Thread *thread[WARP];
+    uint32_t time;
+    int waiting_for; /* a Scope; SCOPE_thread = for nothing */
+};
+
+/* A barrier in shared memory that opens once a copy. */
+typedef struct Arrival {
+    uint64_t at;
+    int phase;
+    VEC(Copy) copy;
+} Arrival;
+
+struct Simt {
+    Arena *arena;
+    const char *symbol;
+    VEC(Code) code;
+    int registers, frame_register;
+    VEC(int) constant;           /* registers, and below what they hold */
+    VEC(uint64_t) constant_value;
+    VEC(Memory) memory;
+    int own_memory;              /* the first so many are the module's globals */
+    int phis_max;
+    /* the launch */
+    int threads, warps, shared_bytes, shared_room;
+    int64_t block;
+    uint32_t time;
+    Thread *thread;
+    Warp *warp;
+    int thread_room;
+    uint64_t *phi;               /* values between registers */
+    unsigned char *shared;
+    Granule *granule;
+    Arrival arrival[ARRIVALS_MAX];
+    int arrivals;
+    jmp_buf failed;
+    const char *why;
+};
+
+_Noreturn void simt_fail(Thread *t, const Code *c, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* memory.c */
+/* Where `size` bytes at an address of global or parameter memory are. */
+void *memory_global(Thread *t, const Code *c, uint64_t address, int size, bool write);
+/* The same in shared memory, and the access is remembered for the checks. `data`: what will be
+ * written there, or memory_unknown; NULL for a read. */
+extern const char memory_unknown[];
+void *memory_shared(Thread *t, const Code *c, uint64_t address, int size, int align,
+                    const void *data);
+void memory_copy_begin(Thread *t, const Code *c, const Copy *copy);
+/* `own`: what arrives is this thread's write; otherwise anybody may read it. */
+void memory_copy_end(Thread *t, const Copy *copy, bool own);
+void memory_forget(Simt *s, int bytes);
+
+/* Handlers; what they do is what LLVM's language reference says of the instruction of that name, and
+ * of the intrinsics, PTX's. */
+#define SIMT_RUNS(X)                                                                               \
+    X(add) X(sub) X(mul) X(udiv) X(urem) X(sdiv) X(srem) X(and) X(or) X(xor) X(shl) X(lshr)        \
+    X(ashr) X(smin) X(smax) X(umin) X(umax) X(usub_sat) X(ctpop) X(icmp) X(select) X(trunc)        \
+    X(sext) X(copy) X(bitcast) X(insert) X(extract) X(shuffle) X(gep) X(fadd) X(fsub) X(fmul)      \
+    X(fdiv) X(fneg) X(fabs) X(fma) X(maxnum) X(minnum) X(maximum) X(minimum) X(fcmp) X(fconvert)   \
+    X(sitofp) X(uitofp) X(fptosi) X(fptoui) X(tid) X(ctaid) X(pack) X(tf32) X(ex2) X(lg2) X(rcp)   \
+    X(rsqrt) X(sqrt) X(tanh) X(br) X(condbr) X(ret) X(load) X(store) X(load_group) X(cp_async)     \
+    X(cp_async_some) X(cp_async_if) X(cp_commit) X(cp_wait) X(arrival_init) X(arrival_wait)        \
+    X(copy_bulk)
+#define X(name) Run run_##name;
+SIMT_RUNS(X)
+#undef X
+
+Together warp_sync, warp_shuffle_xor, warp_shuffle_from, warp_ballot, warp_ldmatrix,
+    warp_ldmatrix_trans, warp_movmatrix, warp_mma, warp_mma_tf32, warp_barrier, group_product,
+    group_wait;
+
+
+/* call.c: what a call does; false when it is not known. */
+bool decode_call(LLVMValueRef call, Code *c);
+
+#endif

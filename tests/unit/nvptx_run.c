@@ -1,0 +1,423 @@
+/* GPU kernels run on this machine, instruction by instruction (tests/simt), for every spec: what
+ * factor and chain, or the recurrent kernel, compute against the fp64 meaning of the spec, by the
+ * metric of docs/testing. Nothing may be read that was not written, and no place outside of tensors.
+ *
+ *   GDR_SEED=N     other random inputs (the seed is printed)
+ *   GDR_SPEC=NAME  this spec alone
+ *   GDR_VERBOSE=1  the errors of everything that ran
+ */
+#include "codegen/nvptx/nvptx.h"
+#include "passes/passes.h"
+#include "tests/simt/number.h"
+#include "tests/simt/simt.h"
+#include "tests/unit/spec_test.h"
+
+enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 3 };
+
+/* What is compiled, and what is run. */
+typedef struct Build {
+    const char *spec;
+    int K, V;
+    Elem elem;
+    Algo algo;
+    const char *target;
+} Build;
+
+typedef struct Launch {
+    int H, N, T;                /* T tokens each, or */
+    int length[SEQUENCES_MAX];  /* packed: their lengths */
+    int cu_width;               /* 0 = dense */
+    bool start, final;          /* states given, wanted */
+    double gate;                /* log-decays; NaN: random in the declared range */
+    double resets;              /* that part of the log-decays is -1000 */
+} Launch;
+
+typedef struct World {
+    const Build *b;
+    Spec *spec;
+    SpecBind bind;
+    Kernel *token, *code; /* the meaning; what was compiled */
+    CgModule module;
+    Cg *cg[ENTRIES_MAX];
+    Simt *simt[ENTRIES_MAX];
+    uint64_t seed;
+    /* one launch */
+    const Launch *l;
+    Arena arena;
+    void *in[MAX_PORTS], *out[MAX_PORTS], *s0, *s, *cu, *ws;
+    int heads[MAX_PORTS], factor_heads;
+    int64_t tokens, slots;
+    double worst;
+} World;
+
+static uint64_t first_seed(void) {
+    const char *text = getenv("GDR_SEED");
+    return text ? strtoull(text, NULL, 10) : 20250101;
+}
+
+static bool wanted(const char *spec) {
+    const char *only = getenv("GDR_SPEC");
+    return !only || strcmp(only, spec) == 0;
+}
+
+/* elements ------------------------------------------------------------------------------------- */
+
+static double element_get(const void *p, int64_t i, Elem e) {
+    if (e == ELEM_f32)
+        return ((const float *)p)[i];
+    uint32_t half = ((const uint16_t *)p)[i];
+    return number_get(e == ELEM_bf16 ? NUMBER_bf16 : NUMBER_f16, half);
+}
+
+static void element_set(void *p, int64_t i, Elem e, double x) {
+    if (e == ELEM_f32)
+        ((float *)p)[i] = (float)x;
+    else
+        ((uint16_t *)p)[i] =
+            (uint16_t)number_put(e == ELEM_bf16 ? NUMBER_bf16 : NUMBER_f16, (float)x);
+}
+
+/* compiling ------------------------------------------------------------------------------------ */
+
+static Kernel *lower(World *w) {
+    Spec *s = w->spec;
+    Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, &w->bind, &s->d);
+    if (!k)
+        fail_msg("%s", messages(s));
+    for (int i = 0; i < k->in.count; i++)
+        k->in.at[i].elem = k->in.at[i].is_param ? ELEM_f32 : w->b->elem;
+    for (int i = 0; i < k->out.count; i++)
+        k->out.at[i].elem = w->b->elem;
+    return k;
+}
+
+/* One entry in an LLVM module of its own, optimised as it would be before it is translated. */
+static const char *add_entry(World *w, const CgOptions *opt,
+                             bool (*build)(Cg *, CgModule *, const char **)) {
+    const char *why = NULL;
+    Cg *cg = cg_open(&w->spec->arena, w->code, opt, &why);
+    if (!cg)
+        return why;
+    int n = w->module.entry.count;
+    w->cg[n] = cg;
+    if (!build(cg, &w->module, &why) || !cg_optimize(cg, &why))
+        return why;
+    w->simt[n] = simt_open(&w->spec->arena, cg->mod, w->module.entry.at[n].symbol, &why);
+    return w->simt[n] ? NULL : why;
+}
+
+static void close_code(World *w) {
+    for (int i = 0; i < ENTRIES_MAX; i++)
+        if (w->cg[i])
+            cg_close(w->cg[i]);
+    memset(w->cg, 0, sizeof w->cg);
+    w->module = (CgModule){0};
+}
+
+/* With the most rows of a chunk that the target takes, as at run time. */
+static void compile(World *w) {
+    static const int choice[] = {64, 32, 16};
+    const Build *b = w->b;
+    CgOptions opt = {.target = b->target, .algo = b->algo, .io = b->elem, .opt_level = 2};
+    CgOptions *kept = NEW(&w->spec->arena, CgOptions);
+    *kept = opt;
+    Kernel *normal = lower(w);
+    const char *why = NULL;
+    w->token = kernel_clone(normal);
+    passes_run(normal, "normal", NULL);
+    if (b->algo == ALGO_recurrent) {
+        w->code = normal;
+        w->module.chunk = 1;
+        why = add_entry(w, kept, nv_build_recurrent);
+    }
+    for (int i = 0; b->algo == ALGO_chunk && i < 3; i++) {
+        close_code(w);
+        w->code = kernel_clone(normal);
+        kernel_set_chunk(w->code, choice[i]);
+        passes_run_after(w->code, "normal", NULL, NULL);
+        w->module.chunk = choice[i];
+        why = add_entry(w, kept, nv_build_factor);
+        if (!why)
+            why = add_entry(w, kept, nv_build_chain);
+        if (!why)
+            break;
+    }
+    if (why)
+        fail_msg("%s: %s", b->spec, why);
+}
+
+/* tensors -------------------------------------------------------------------------------------- */
+
+static int64_t length_of(const Launch *l, int n) {
+    return l->cu_width ? l->length[n] : l->T;
+}
+
+static int64_t first_of(const Launch *l, int n) {
+    int64_t t = 0;
+    for (int i = 0; i < n; i++)
+        t += length_of(l, i);
+    return t;
+}
+
+/* Vectors without a range are short, so that specs without normalisation stay bounded. */
+static double draw(World *w, const Port *p) {
+    bool log_decay = p->hi == 0 && !(p->lo > -INFINITY);
+    if (log_decay && random_unit(&w->seed) < w->l->resets)
+        return -1000;
+    if (log_decay && !isnan(w->l->gate))
+        return w->l->gate;
+    double x = random_input(p, &w->seed);
+    bool open = isinf(p->lo) && isinf(p->hi);
+    return open && shape_has(p->shape, AXIS_K) ? x * 1.7 / sqrt(w->b->K) : x;
+}
+
+/* Memory that kernels see, NaN wherever nothing is written. */
+static void *tensor(World *w, int64_t bytes, bool writable) {
+    void *p = arena_alloc(&w->arena, (size_t)bytes + 16);
+    memset(p, 0xff, (size_t)bytes);
+    for (int i = 0; i < w->module.entry.count; i++)
+        simt_memory(w->simt[i], p, (size_t)bytes, writable);
+    return p;
+}
+
+static int common_multiple(int a, int b) {
+    int x = a;
+    while (x % b)
+        x += a;
+    return x;
+}
+
+static void make_inputs(World *w) {
+    const Launch *l = w->l;
+    const Kernel *k = w->token;
+    w->factor_heads = 1;
+    for (int i = 0; i < k->in.count; i++) {
+        const Port *p = &k->in.at[i];
+        /* Every third input is shared by groups of heads. */
+        w->heads[i] = i % 3 == 0 && l->H % 2 == 0 ? l->H / 2 : l->H;
+        if (w->b->algo == ALGO_chunk && frame_factor_reads(w->code, i))
+            w->factor_heads = common_multiple(w->factor_heads, w->heads[i]);
+        int64_t n = shape_elements(k, p->shape) * w->heads[i] * (p->is_param ? 1 : w->tokens);
+        w->in[i] = tensor(w, n * elem_size(p->elem), false);
+        for (int64_t j = 0; j < n; j++)
+            element_set(w->in[i], j, p->elem, draw(w, p));
+    }
+}
+
+static void make_tensors(World *w) {
+    const Launch *l = w->l;
+    const Kernel *k = w->token;
+    w->tokens = first_of(l, l->N);
+    make_inputs(w);
+    for (int o = 0; o < k->out.count; o++)
+        w->out[o] = tensor(w, shape_elements(k, k->out.at[o].shape) * l->H * w->tokens *
+                                  elem_size(w->b->elem), true);
+    int64_t states = (int64_t)l->N * l->H * w->b->K * w->b->V;
+    w->s0 = tensor(w, 4 * states, false);
+    w->s = tensor(w, 4 * states, true);
+    for (int64_t j = 0; j < states; j++)
+        element_set(w->s0, j, ELEM_f32, l->start ? 2 * random_unit(&w->seed) - 1 : 0);
+    w->cu = tensor(w, (l->N + 1) * 8, false);
+    for (int n = 0; n <= l->N; n++)
+        if (l->cu_width == 8)
+            ((int64_t *)w->cu)[n] = first_of(l, n);
+        else
+            ((int32_t *)w->cu)[n] = (int32_t)first_of(l, n);
+    w->slots = frame_slots(l->cu_width ? w->tokens : l->T, l->N, l->cu_width > 0, w->module.chunk);
+    w->ws = tensor(w, w->slots * w->factor_heads * w->module.ws_bytes_per_slot_head, true);
+}
+
+/* running -------------------------------------------------------------------------------------- */
+
+static int64_t address(const void *p) {
+    return (int64_t)(intptr_t)p;
+}
+
+static void fill_frame(World *w, int64_t *frame) {
+    const Launch *l = w->l;
+    const Kernel *k = w->token;
+    frame[FRAME_T] = l->cu_width ? w->tokens : l->T;
+    frame[FRAME_N] = l->N;
+    frame[FRAME_H] = l->H;
+    frame[FRAME_HF] = w->factor_heads;
+    frame[FRAME_CU] = l->cu_width ? address(w->cu) : 0;
+    frame[FRAME_CU_WIDTH] = l->cu_width;
+    frame[FRAME_S0] = l->start ? address(w->s0) : 0;
+    frame[FRAME_S] = l->final ? address(w->s) : 0;
+    frame[FRAME_WS] = address(w->ws);
+    frame[FRAME_SLOTS] = w->slots;
+    for (int i = 0; i < k->in.count; i++) {
+        frame[frame_in_ptr(k, i)] = address(w->in[i]);
+        frame[frame_in_heads(k, i)] = w->heads[i];
+    }
+    for (int o = 0; o < k->out.count; o++)
+        frame[frame_out_ptr(k, o)] = address(w->out[o]);
+}
+
+static const char *described(World *w) {
+    const Build *b = w->b;
+    const Launch *l = w->l;
+    Buf t;
+    buf_init(&t, &w->arena);
+    buf_printf(&t, "%s %s K=%d V=%d %s %s H=%d", b->spec,
+               b->algo == ALGO_chunk ? "chunk" : "recurrent", b->K, b->V, elem_name(b->elem),
+               b->target, l->H);
+    for (int n = 0; n < l->N; n++)
+        buf_printf(&t, "%s%d", n ? "," : l->cu_width ? " packed " : " dense ",
+                   (int)length_of(l, n));
+    buf_printf(&t, "%s%s gate=%g resets=%g", l->start ? " S0" : "", l->final ? " S" : "", l->gate,
+               l->resets);
+    return t.text;
+}
+
+static void launch(World *w) {
+    int64_t frame[FRAME_PORTS + 3 * MAX_PORTS] = {0};
+    fill_frame(w, frame);
+    for (int i = 0; i < w->module.entry.count; i++) {
+        const CgEntry *e = &w->module.entry.at[i];
+        int64_t tiles = (w->b->V + e->v_tile - 1) / (e->v_tile ? e->v_tile : 1);
+        int64_t blocks = e->kind == ENTRY_factor ? w->slots * w->factor_heads
+                                                 : w->l->N * w->l->H * tiles;
+        const char *why = NULL;
+        if (!simt_launch(w->simt[i], frame, frame_fields(w->token), blocks, e->threads,
+                         e->smem_bytes, &why))
+            fail_msg("%s: %s", described(w), why);
+    }
+}
+
+/* comparing ------------------------------------------------------------------------------------ */
+
+typedef struct Error {
+    double diff, ref, most;
+} Error;
+
+static void error_add(Error *e, double want, double got) {
+    e->diff += (want - got) * (want - got);
+    e->ref += want * want;
+    if (!(fabs(want - got) <= e->most))
+        e->most = fabs(want - got); /* NaN stays */
+}
+
+static void error_join(Error *e, const Error *more) {
+    e->diff += more->diff;
+    e->ref += more->ref;
+    if (!(more->most <= e->most))
+        e->most = more->most;
+}
+
+static double error_ratio(const Error *e) {
+    return e->most <= 1e-6 ? 0 : sqrt(e->diff) / (sqrt(e->ref) + 1e-8);
+}
+
+/* The tensors of one sequence and head, in fp64, run through the spec. */
+static Data *expected(World *w, int n, int head) {
+    const Kernel *k = w->token;
+    int64_t T = length_of(w->l, n), first = first_of(w->l, n);
+    Data *x = data_new(&w->arena, k, T, 1);
+    for (int i = 0; i < k->in.count; i++) {
+        const Port *p = &k->in.at[i];
+        int64_t size = shape_elements(k, p->shape), own = head * w->heads[i] / w->l->H;
+        for (int64_t t = 0; t < (p->is_param ? 1 : T); t++)
+            for (int64_t j = 0; j < size; j++) {
+                int64_t row = (p->is_param ? 0 : first + t) * w->heads[i] + own;
+                x->in[i][t * size + j] = element_get(w->in[i], row * size + j, p->elem);
+            }
+    }
+    int64_t state = ((int64_t)n * w->l->H + head) * x->nstate;
+    for (int64_t j = 0; j < x->nstate; j++)
+        x->args.state[j] = element_get(w->s0, state + j, ELEM_f32);
+    if (!reference_run(&w->arena, w->spec->file, NULL, &w->bind, &x->args, &w->spec->d))
+        fail_msg("%s", messages(w->spec));
+    return x;
+}
+
+static void judge(World *w, const Error *e, const char *what, int n, int head, double limit) {
+    double ratio = error_ratio(e);
+    if (!(ratio <= limit))
+        fail_msg("%s: %s of sequence %d, head %d: error %g, at most %g away", described(w), what, n,
+                 head, ratio, e->most);
+    if (ratio > w->worst)
+        w->worst = ratio;
+}
+
+/* Outs, then the state, of all sequences and heads together and of each alone. */
+static void compare(World *w) {
+    const Launch *l = w->l;
+    const Kernel *k = w->token;
+    double limit = l->cu_width ? .006 : .005;
+    Error whole[MAX_PORTS + 1] = {{0, 0, 0}};
+    for (int n = 0; n < l->N; n++)
+        for (int head = 0; head < l->H; head++) {
+            Data *x = expected(w, n, head);
+            for (int o = 0; o < k->out.count; o++) {
+                Error e = {0, 0, 0};
+                int64_t size = shape_elements(k, k->out.at[o].shape);
+                for (int64_t i = 0; i < length_of(l, n) * size; i++) {
+                    int64_t at = ((first_of(l, n) + i / size) * l->H + head) * size + i % size;
+                    error_add(&e, x->out[o][i], element_get(w->out[o], at, w->b->elem));
+                }
+                judge(w, &e, k->out.at[o].name, n, head, 3 * limit);
+                error_join(&whole[o], &e);
+            }
+            Error e = {0, 0, 0};
+            int64_t state = ((int64_t)n * l->H + head) * x->nstate;
+            for (int64_t j = 0; j < x->nstate && l->final; j++)
+                error_add(&e, x->args.state[j], element_get(w->s, state + j, ELEM_f32));
+            judge(w, &e, "the state", n, head, 3 * limit);
+            error_join(&whole[MAX_PORTS], &e);
+        }
+    for (int o = 0; o <= MAX_PORTS; o++)
+        judge(w, &whole[o], o < k->out.count ? k->out.at[o].name : "the state", -1, -1, limit);
+}
+
+static void run_launch(World *w, const Launch *l) {
+    w->l = l;
+    w->worst = 0;
+    arena_init(&w->arena, NULL);
+    make_tensors(w);
+    launch(w);
+    compare(w);
+    if (getenv("GDR_VERBOSE"))
+        print_message("%-90s %.2g\n", described(w), w->worst);
+    for (int i = 0; i < w->module.entry.count; i++)
+        simt_forget(w->simt[i]);
+    arena_free(&w->arena);
+}
+
+static void run_build(const Build *b, const Launch *l, int launches) {
+    char path[512];
+    if (!wanted(b->spec))
+        return;
+    World *w = calloc(1, sizeof *w);
+    assert_non_null(w);
+    snprintf(path, sizeof path, "%s/%s.gdr", GDR_SPECS_DIR, b->spec);
+    w->b = b;
+    w->spec = spec_load(path);
+    w->seed = first_seed();
+    SpecDim dim[] = {{intern_z(&w->spec->names, "K"), b->K},
+                     {intern_z(&w->spec->names, "V"), b->V}};
+    w->bind = (SpecBind){dim, 2};
+    compile(w);
+    for (int i = 0; i < launches; i++)
+        run_launch(w, &l[i]);
+    close_code(w);
+    spec_close(w->spec);
+    free(w);
+}
+
+static const Launch dense = {.H = 2, .N = 1, .T = 65, .start = true, .final = true, .gate = NAN};
+
+static void test_first(void **state) {
+    (void)state;
+    static const char *const spec[] = {"gdn2", "gated_deltanet"};
+    static const Elem elem[] = {ELEM_bf16, ELEM_f32, ELEM_f16};
+    for (int i = 0; i < 2; i++)
+        for (int e = 0; e < 3; e++)
+            run_build(&(Build){spec[i], 64, 64, elem[e], ALGO_chunk, "sm_80"}, &dense, 1);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_first)};
+    print_message("GDR_SEED=%llu\n", (unsigned long long)first_seed());
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
