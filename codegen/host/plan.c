@@ -380,8 +380,11 @@ static void place_gradient(Host *h) {
     h->ahead = NEW_ARRAY(h->cg->arena, Tile, k->inst.count);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        if (i->op == OP_out && k->out.at[i->index].is_param)
-            host_place(h, &h->total[v], shape_features(k->out.at[i->index].shape));
+        if (i->op == OP_out && k->out.at[i->index].is_param) {
+            Shape s = k->out.at[i->index].shape;
+            host_place(h, &h->total[v],
+                       s.rank && s.axis[0] >= AXIS_user ? shape_without(s, s.axis[0]) : s);
+        }
         else if (i->op == OP_after || i->op == OP_cumsum_back)
             host_place(h, &h->ahead[v], shape_features(i->shape));
     }

@@ -4,7 +4,7 @@
 
 #include <glob.h>
 
-static const SpecBind tiny = {(const SpecDim[]){{"K", 3}, {"V", 2}}, 2};
+static const SpecBind tiny = {(const SpecDim[]){{"K", 4}, {"V", 2}}, 2};
 
 typedef struct Problem {
     Spec *s;
@@ -95,7 +95,7 @@ static void every_spec(void **state) {
 static Spec *with_body(const char *body) {
     char text[1000];
     int n = snprintf(text, sizeof text,
-                     "variant t { dim K = 3, V = 2, n = 2\n in p[K], q[K], v[V], w[V]\n"
+                     "variant t { dim K = 4, V = 2, n = 2\n in p[K], q[K], v[V], w[V]\n"
                      "in a in [0.1, 0.9], c in [0.1, 0.9]\n in kn[n, K], bn[n]\n param A, B[K]\n"
                      "state S[K, V]\n%s\n}", body);
     assert_true(n < (int)sizeof text);
@@ -133,12 +133,12 @@ static void absent_arguments(void **state) {
     Spec *s = with_body("S = a * S + p * v'\n out o[V] = S' * q\n out r = sum(p)");
     Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, &tiny, &s->d);
     Data *x = data_new(&s->arena, k, 3, 5);
-    double dr[3] = {1, 2, 3}, dp[9], *din[MAX_PORTS] = {dp};
+    double dr[3] = {1, 2, 3}, dp[12], *din[MAX_PORTS] = {dp};
     const double *dout[2] = {NULL, dr};
     ReferenceGrad args = {.T = 3, .in = x->in_const, .dout = dout, .din = din};
     assert_true(reference_gradient(&s->arena, s->file, NULL, &tiny, &args, &s->d));
-    for (int i = 0; i < 9; i++)
-        assert_true(dp[i] == i / 3 + 1);
+    for (int i = 0; i < 12; i++)
+        assert_true(dp[i] == i / 4 + 1);
     SpecBind bad = {(const SpecDim[]){{"K", -3}}, 1};
     assert_false(reference_gradient(&s->arena, s->file, NULL, &bad, &args, &s->d));
     assert_int_equal(s->d.errors, 1);
