@@ -168,26 +168,34 @@ void cg_close(Cg *cg) {
 
 /* optimising ----------------------------------------------------------------------------------- */
 
-/* Loops are rotated so that what does not change can move out of them; their counters become plain
- * ones and sums are put in one order, so that equal addresses look equal; the second round cleans
- * up what that uncovered. No gvn: it takes as long as all the rest and finds nothing more. */
+/* Loops are rotated so that what does not change can move out of them, and their counters become
+ * plain ones; the second round cleans up what that uncovered. No gvn: it takes as long as all the
+ * rest and finds nothing more. Sums in one order save registers in token-by-token kernels; in chunk
+ * kernels they move away from where they are used, which costs registers that GPUs do not have. */
+#define USUAL(sums)                                                                \
+    "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg," \
+    "loop-mssa(loop-rotate,licm)," sums "loop(indvars),early-cse<memssa>,"         \
+    "instcombine<no-verify-fixpoint>,loop-mssa(licm),simplifycfg,adce)"
 static const char pipeline_quick[] = "function(sroa,early-cse)";
-static const char pipeline_usual[] =
-    "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,"
-    "loop-mssa(loop-rotate,licm),reassociate,loop(indvars),early-cse<memssa>,"
-    "instcombine<no-verify-fixpoint>,loop-mssa(licm),simplifycfg,adce)";
+static const char pipeline_chunk[] = USUAL("");
+static const char pipeline_recurrent[] = USUAL("reassociate,");
+
+static const char *pipeline(const CgOptions *opt) {
+    if (opt->opt_level >= 3)
+        return "default<O3>";
+    if (opt->opt_level <= 0)
+        return pipeline_quick;
+    return opt->algo == ALGO_chunk ? pipeline_chunk : pipeline_recurrent;
+}
 
 bool cg_optimize(Cg *cg, const char **why) {
     char *error = NULL;
     if (LLVMVerifyModule(cg->mod, LLVMReturnStatusAction, &error))
         BUG("malformed LLVM module for %s: %s", cg->target->name, error);
     LLVMDisposeMessage(error);
-    const char *passes = cg->opt->opt_level <= 0  ? pipeline_quick
-                         : cg->opt->opt_level < 3 ? pipeline_usual
-                                                  : "default<O3>";
     LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
     LLVMPassBuilderOptionsSetLoopUnrolling(options, cg->opt->opt_level >= 3);
-    LLVMErrorRef failed = LLVMRunPasses(cg->mod, passes, cg->tm, options);
+    LLVMErrorRef failed = LLVMRunPasses(cg->mod, pipeline(cg->opt), cg->tm, options);
     LLVMDisposePassBuilderOptions(options);
     if (failed) {
         char *text = LLVMGetErrorMessage(failed);
