@@ -179,6 +179,7 @@ static void begin_block(Simt *s, const int64_t *frame) {
     for (int i = 0; i < s->warps; i++) {
         s->warp[i].time = 1;
         s->warp[i].waiting_for = SCOPE_thread;
+        s->warp[i].product.count = 0;
     }
     for (int i = 0; i < s->threads; i++) {
         Thread *t = &s->thread[i];

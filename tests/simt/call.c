@@ -1,6 +1,8 @@
 /* Which handler a call has: intrinsics by name, inline assembly by how its text begins. */
 #include "tests/simt/code.h"
 
+#include <stdlib.h>
+
 typedef struct Known {
     const char *begin;
     Run *run;
@@ -62,7 +64,16 @@ static const Known assembly[] = {
     {.begin = "movmatrix.sync.aligned.m8n8.trans.b16 ", .together = warp_movmatrix,
      .scope = SCOPE_warp},
     {.begin = "ld.global.", .run = run_load_group},
-    {.begin = "", .run = run_copy}, /* an empty text: only the order matters */
+    {.begin = "{\n.reg .b64 d;\nwgmma.fence.sync.aligned;\n", .together = group_product,
+     .scope = SCOPE_group},
+    {.begin = "wgmma.wait_group.sync.aligned ", .together = group_wait, .scope = SCOPE_group},
+    {.begin = "mbarrier.init.shared::cta.b64 [$0], 1;", .run = run_arrival_init},
+    {.begin = "{\n.reg .pred done;\nwait_${:uid}:\nmbarrier.try_wait.parity.", .run = run_arrival_wait},
+    {.begin = "{\n.reg .b64 state;\n.reg .pred go;\nsetp.ne.b32 go, $4, 0;\n"
+              "@go mbarrier.arrive.expect_tx.", .run = run_copy_bulk},
+    {.begin = "{\n.reg .pred go;\nsetp.ne.b32 go, $3, 0;\n"
+              "@go cp.async.cg.shared.global [$0], [$1], 16, $2;", .run = run_cp_async_if},
+    {.begin = "", .run = run_tied}, /* an empty text: only the order matters */
 };
 
 static const Known *find(const Known *table, size_t n, const char *text, size_t len) {
@@ -74,29 +85,32 @@ static const Known *find(const Known *table, size_t n, const char *text, size_t 
     return NULL;
 }
 
-/* The i-th result of an empty text is its i-th operand. */
-static bool is_identity(const Code *c) {
-    for (int i = 1; i < c->nargs; i++)
-        if (c->arg[i] != c->arg[0] + i)
-            return false;
-    return true;
+/* What the text says and the operands do not; false when it is not what the handler expects. */
+static bool decode_text(Arena *arena, const char *text, Code *c) {
+    c->space = 1;
+    c->element_bytes = 4;
+    c->align = 4 * c->lanes;
+    if (c->together == group_wait)
+        c->number = strtol(strrchr(text, ' '), NULL, 10);
+    if (c->together == group_product)
+        return decode_product(arena, text, c);
+    return (c->run != run_tied && c->together != group_wait) || c->nargs == c->lanes;
 }
 
-bool decode_call(LLVMValueRef call, Code *c) {
+bool decode_call(Arena *arena, LLVMValueRef call, Code *c) {
     LLVMValueRef f = LLVMGetCalledValue(call);
+    bool assembled = LLVMIsAInlineAsm(f) != NULL;
     const Known *k;
+    const char *text;
     size_t len;
-    if (LLVMIsAInlineAsm(f)) {
-        const char *text = LLVMGetInlineAsmAsmString(f, &len);
+    if (assembled) {
+        text = LLVMGetInlineAsmAsmString(f, &len);
         k = find(assembly, sizeof assembly / sizeof assembly[0], text, len);
-        c->space = 1;
-        c->element_bytes = 4;
-        c->align = 4 * c->lanes;
     } else {
-        const char *name = LLVMGetValueName2(f, &len);
-        k = find(intrinsics, sizeof intrinsics / sizeof intrinsics[0], name, len);
+        text = LLVMGetValueName2(f, &len);
+        k = find(intrinsics, sizeof intrinsics / sizeof intrinsics[0], text, len);
     }
-    if (!k || (k->run == run_copy && !is_identity(c)))
+    if (!k)
         return false;
     c->run = k->run;
     c->together = k->together;
@@ -105,5 +119,5 @@ bool decode_call(LLVMValueRef call, Code *c) {
         c->kind = k->kind;
         c->number = (int64_t)k->kind;
     }
-    return true;
+    return !assembled || decode_text(arena, text, c);
 }

@@ -86,18 +86,26 @@ struct Thread {
     int groups;         /* committed so far */
 };
 
+/* A warpgroup's product that nobody has waited for. */
+typedef struct Product {
+    const Code *code;
+    uint64_t descriptor, digest;
+} Product;
+
 struct Warp {
     Simt *s;
     Thread *thread[WARP];
     uint32_t time;
     int waiting_for; /* a Scope; SCOPE_thread = for nothing */
+    VEC(Product) product; /* of the warpgroup that begins here */
 };
 
 /* A barrier in shared memory that opens once a copy. */
 typedef struct Arrival {
     uint64_t at;
     int phase;
-    VEC(Copy) copy;
+    bool announced; /* a copy is under way */
+    Copy copy;
 } Arrival;
 
 struct Simt {
@@ -137,6 +145,8 @@ void *memory_global(Thread *t, const Code *c, uint64_t address, int size, bool w
 extern const char memory_unknown[];
 void *memory_shared(Thread *t, const Code *c, uint64_t address, int size, int align,
                     const void *data);
+/* Two bytes that a warpgroup's product reads. */
+const void *memory_shared_product(Thread *t, const Code *c, uint64_t address);
 void memory_copy_begin(Thread *t, const Code *c, const Copy *copy);
 /* `own`: what arrives is this thread's write; otherwise anybody may read it. */
 void memory_copy_end(Thread *t, const Copy *copy, bool own);
@@ -147,8 +157,8 @@ void memory_forget(Simt *s, int bytes);
 #define SIMT_RUNS(X)                                                                               \
     X(add) X(sub) X(mul) X(udiv) X(urem) X(sdiv) X(srem) X(and) X(or) X(xor) X(shl) X(lshr)        \
     X(ashr) X(smin) X(smax) X(umin) X(umax) X(usub_sat) X(ctpop) X(icmp) X(select) X(trunc)        \
-    X(sext) X(copy) X(bitcast) X(insert) X(extract) X(shuffle) X(gep) X(fadd) X(fsub) X(fmul)      \
-    X(fdiv) X(fneg) X(fabs) X(fma) X(maxnum) X(minnum) X(maximum) X(minimum) X(fcmp) X(fconvert)   \
+    X(sext) X(copy) X(tied) X(bitcast) X(insert) X(extract) X(shuffle) X(gep) X(fadd) X(fsub)      \
+    X(fmul) X(fdiv) X(fneg) X(fabs) X(fma) X(maxnum) X(minnum) X(maximum) X(minimum) X(fcmp) X(fconvert)   \
     X(sitofp) X(uitofp) X(fptosi) X(fptoui) X(tid) X(ctaid) X(pack) X(tf32) X(ex2) X(lg2) X(rcp)   \
     X(rsqrt) X(sqrt) X(tanh) X(br) X(condbr) X(ret) X(load) X(store) X(load_group) X(cp_async)     \
     X(cp_async_some) X(cp_async_if) X(cp_commit) X(cp_wait) X(arrival_init) X(arrival_wait)        \
@@ -161,8 +171,9 @@ Together warp_sync, warp_shuffle_xor, warp_shuffle_from, warp_ballot, warp_ldmat
     warp_ldmatrix_trans, warp_movmatrix, warp_mma, warp_mma_tf32, warp_barrier, group_product,
     group_wait;
 
-
 /* call.c: what a call does; false when it is not known. */
-bool decode_call(LLVMValueRef call, Code *c);
+bool decode_call(Arena *arena, LLVMValueRef call, Code *c);
+/* group.c: a warpgroup's product from its text. */
+bool decode_product(Arena *arena, const char *text, Code *c);
 
 #endif

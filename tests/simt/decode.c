@@ -410,7 +410,7 @@ static void decode_one(Decoder *d, LLVMValueRef v) {
             c.run = plain[i].run;
     if (branch)
         decode_branch(d, v, &c);
-    else if (call ? !decode_call(v, &c) : !c.run)
+    else if (call ? !decode_call(d->arena, v, &c) : !c.run)
         refuse(d, "not interpreted", v);
     if (!call)
         decode_rest(d, v, &c);

@@ -94,6 +94,22 @@ void *memory_shared(Thread *t, const Code *c, uint64_t address, int size, int al
     return s->shared + at;
 }
 
+const void *memory_shared_product(Thread *t, const Code *c, uint64_t address) {
+    Simt *s = t->s;
+    uint64_t at = address - SHARED_BASE;
+    if (at > (uint64_t)s->shared_bytes - 2 || at % 2)
+        simt_fail(t, c, "a product reads shared %lld of %d", (long long)at, s->shared_bytes);
+    Granule *g = &s->granule[at / GRANULE];
+    if (g->in_flight)
+        simt_fail(t, c, "shared %llu: a copy is under way", (unsigned long long)at);
+    if (g->written)
+        simt_fail(t, c, "shared %llu was written by thread %d, not by a bulk copy",
+                  (unsigned long long)at, g->writer);
+    g->reader_warps = true;
+    g->read = s->time;
+    return s->shared + at;
+}
+
 void memory_forget(Simt *s, int bytes) {
     memset(s->shared, 0xff, (size_t)bytes);
     memset(s->granule, 0, sizeof *s->granule * (size_t)(bytes / GRANULE + 1));

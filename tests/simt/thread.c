@@ -78,6 +78,11 @@ void run_copy(Thread *t, const Code *c) {
     EACH(i) t->reg[c->dst + i] = t->reg[c->arg[0] + i];
 }
 
+/* The i-th result is the i-th operand. */
+void run_tied(Thread *t, const Code *c) {
+    EACH(i) t->reg[c->dst + i] = t->reg[c->arg[i]];
+}
+
 void run_trunc(Thread *t, const Code *c) {
     EACH(i) t->reg[c->dst + i] = t->reg[c->arg[0] + i] & c->mask;
 }
