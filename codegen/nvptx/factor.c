@@ -111,13 +111,15 @@ static void plan_shared(Factor *f)
     f->sh_keys = at;
     at += s->p_scaled ? s->rows * 4 : 0;
     f->sh_left = f->sh_t = at;
-    f->sh_stage = at + stash;
+    f->sh_low_left = at + stash;
+    f->sh_low_p = f->sh_low_left + (s->split ? 2 * (s->kp / SLAB) * threads * 16 : 0);
+    f->sh_stage = f->sh_low_p + (s->split ? s->rows * s->kp * 2 : 0);
     int pairs = s->rows * factor_pair_stride(s) * 2;
     f->sh_a[0] = f->sh_t;
     f->sh_a[1] = f->sh_t + pairs;
     f->sh_q = f->sh_t + larger_of(2 * pairs, s->rows * factor_g_stride(s) * 4);
     int scores = s->erase ? factor_matrix_base(f, s->families) - at : 0;
-    f->sh_bytes = at + larger_of(stash + factor_stage_bytes(f), scores);
+    f->sh_bytes = larger_of(f->sh_stage + factor_stage_bytes(f), at + scores);
 }
 
 /* Blocks an SM is to hold. Vector decay wants its registers; scalar decay makes do with 128. */

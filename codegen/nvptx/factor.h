@@ -25,9 +25,10 @@
  * Numbers. Matrix operands are f16: 3 more bits than bf16 at the same speed, but a range of 2^-14 to
  * 2^16. Rows and keys that their declared ranges bound (normalised ones) fit as they are; others are
  * divided by the power of two below their largest element, row by row, so that no token's rounding
- * depends on another token. Where a token erases exactly what it wrote (b = 2 reflects), an error in
- * x . p is an error in the norm of I - p x', which grows from token to token: with f32 inputs each
- * erase row gets the factor that makes the product of the rounded rows exact. scale keeps M and P in range when A, or the keys, are large. The chain
+ * depends on another token. Where tokens reflect (b = 2) the state does not fade and an error in T, the
+ * same from token to token if the keys are, grows with every token. With f32 inputs, which do not hide
+ * it behind their own rounding: scalar decay takes rows and keys of T as sums of two f16; vector decay,
+ * which forgets sooner, gives each erase row the factor that makes x . p of its token exact. scale keeps M and P in range when A, or the keys, are large. The chain
  * keeps the state and X in units of its own.
  */
 #ifndef GDR_CODEGEN_NVPTX_FACTOR_H
@@ -49,7 +50,8 @@ typedef struct Family {
     bool inclusive;
     int position;     /* out read: lattice position within the token; erase: -1 (every one) */
     bool unbounded;   /* no declared range bounds its rows: divided by powers of two */
-    bool corrected;   /* erase, f32 inputs: what rounding does to x . p of a token is made good */
+    bool corrected;   /* erase, vector decay, f32 inputs: what rounding does to x . p of a token is
+                         made good */
     bool scaled;      /* either: the record has a factor for each row */
     int64_t ws_w, ws_m, ws_rows;
 } Family;
@@ -62,6 +64,7 @@ typedef struct System {
     bool has_scale;   /* the record's scale may differ from 1 */
     double scores;    /* bound of a score's magnitude after scaling */
     bool erase;       /* family[0] is the erase family */
+    bool split;       /* erase, scalar or no decay, f32 inputs: T from rows and keys of twice the bits */
     int key_multiple; /* erase rows are this token scalar times the keys, or -1 */
     Family family[MAX_FAMILIES];
     int families;
@@ -114,6 +117,7 @@ typedef struct Factor {
     int sh_left;              /* [families][2][slabs][threads] 16-byte lane-private stash */
     int sh_total;             /* [warps][kp] f32: product of a 16-row block's decays */
     int sh_total_pair;        /* [warps + 1][kp] the same in f16, the last row 1 */
+    int sh_low_left, sh_low_p; /* split: what f16 leaves of the erase rows and keys, laid out alike */
     int sh_stage;             /* [staged][half][access][threads] 16-byte lane-private copies */
     int sh_t;                 /* in place of stash and copies: f32 [rows][g stride], T, then A; */
     int sh_a[2];              /* in place of A: A / scale as the sum of two f16 [rows][pair stride] */
@@ -143,17 +147,18 @@ void factor_begin_blocks(Factor *f, int first);
 void factor_scalar_rows_pass(Factor *f);
 void factor_scalar_blocks(Factor *f);
 void factor_scalar_tail(Factor *f);
-Val factor_key_unit(Factor *f, Val row, Val unit);   /* 8 channels of the key tile */
+Val factor_key_unit(Factor *f, int base, Val row, Val unit); /* 8 channels of a key tile */
 void factor_store_unit(Cg *cg, Val p, const Val unit[4]);
 void factor_load_unit(Cg *cg, Val p, Val unit[4]);
 /* A slab's left rows [half][pair] lie in the stash as the two k-steps' A fragments, so that one load
  * brings a fragment's four registers in order. */
-Val factor_stash_unit(Factor *f, int family, int step, Val slab);
-void factor_store_left(Factor *f, int family, Val slab, Val (*left)[4]);
-void factor_load_left(Factor *f, int family, Val slab, Val (*left)[4]);
+Val factor_stash_unit(Factor *f, int base, int family, int step, Val slab);
+void factor_store_left(Factor *f, int base, int family, Val slab, Val (*left)[4]);
+void factor_load_left(Factor *f, int base, int family, Val slab, Val (*left)[4]);
 void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8]);
-void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4]);
+void factor_load_keys(Factor *f, int base, Val block, Val slab, Val b[2][4]);
 void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]);
+void factor_multiply_family(Factor *f, Var (*acc)[4], Val (*left)[4], Val b[2][4]);
 /* factor_solve.c */
 void factor_tail(Factor *f);           /* Kt in shared memory; D to the workspace */
 void factor_store_scores(Factor *f);   /* accumulators -> sh_t, sh_q, or M_f */

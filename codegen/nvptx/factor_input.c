@@ -94,8 +94,8 @@ static Val parking_place(Factor *f, int i, int h, Val slab)
 {
     Cg *cg = f->cg;
     if (i > 0)
-        return factor_stash_unit(f, i - 1, h, slab);
-    return factor_key_unit(f, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
+        return factor_stash_unit(f, f->sh_left, i - 1, h, slab);
+    return factor_key_unit(f, f->sh_p, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
 }
 
 static void park(Factor *f, int v, int h, Val slab, const Val *words)

@@ -53,6 +53,18 @@ static void build_table(Factor *f)
     cg_end_if(cg, &walker);
 }
 
+/* What is left of x after rounding to `high`, rounded. */
+static void pack_low(Factor *f, const Val x[8], const Val high[4], Val low[4])
+{
+    Cg *cg = f->cg;
+    for (int j = 0; j < 4; j++) {
+        Val back[2];
+        nv_unpack(cg, f->s->operand, high[j], back);
+        low[j] = nv_pack(cg, f->s->operand, cg_fsub(cg, x[2 * j], back[0]),
+                         cg_fsub(cg, x[2 * j + 1], back[1]));
+    }
+}
+
 /* Keys and left rows as they are go to shared memory. */
 void factor_scalar_rows_pass(Factor *f)
 {
@@ -64,28 +76,32 @@ void factor_scalar_rows_pass(Factor *f)
         f->multiple[h] = factor_row_scalar(f, s->key_multiple, h, 0);
     if (s->a >= 0)
         build_table(f);
-    factor_begin_correction(f);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     factor_enter_slab(f, slab.i);
-    Val p[2][8], x[8], key[2][4], left[2][4];
+    Val p[2][8], x[8], key[2][4], left[2][4], low[2][4];
     for (int h = 0; h < 2; h++) {
         factor_keys(f, h, p[h]);
         factor_pack(cg, s->operand, key[h], p[h]);
-        factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), key[h]);
+        factor_store_unit(cg, factor_key_unit(f, f->sh_p, f->row[h], unit), key[h]);
+        if (!s->split)
+            continue;
+        pack_low(f, p[h], key[h], left[h]);
+        factor_store_unit(cg, factor_key_unit(f, f->sh_low_p, f->row[h], unit), left[h]);
     }
     for (int i = 0; i < s->families; i++) {
         bool is_key = i == 0 && s->key_multiple >= 0;
         for (int h = 0; h < 2 && !is_key; h++) {
             factor_family_row(f, i, h, x);
-            if (s->erase && i == 0)
-                factor_see_correction(f, h, x, p[h]);
             factor_pack(cg, s->operand, left[h], x);
+            if (s->split && i == 0)
+                pack_low(f, x, left[h], low[h]);
         }
-        factor_store_left(f, i, slab.i, is_key ? key : left);
+        factor_store_left(f, f->sh_left, i, slab.i, is_key ? key : left);
+        if (s->split && i == 0)
+            factor_store_left(f, f->sh_low_left, 0, slab.i, low);
     }
     cg_end_for(cg, &slab);
-    factor_end_correction(f);
 }
 
 /* Decay from the chunk's start up to where row half h of family i reads. */
@@ -114,14 +130,22 @@ static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    Val left[MAX_FAMILIES][2][4];
+    Val left[MAX_FAMILIES][2][4], low[2][4], low_key[2][4];
     for (int i = 0; i < s->families; i++)
-        factor_load_left(f, i, slab, left[i]);
+        factor_load_left(f, f->sh_left, i, slab, left[i]);
+    if (s->split)
+        factor_load_left(f, f->sh_low_left, 0, slab, low);
     for (int distance = 0; distance < s->warps; distance++) {
         Val exists = cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)), key[2][4];
         Val block = cg_sub(cg, f->warp, cg_int(cg, distance));
-        factor_load_keys(f, cg_select(cg, exists, block, cg_int(cg, 0)), slab, key);
-        factor_multiply(f, f->block[distance], left, key); /* see factor_scores.c on blocks past 0 */
+        block = cg_select(cg, exists, block, cg_int(cg, 0)); /* factor_scores.c says why */
+        factor_load_keys(f, f->sh_p, block, slab, key);
+        factor_multiply(f, f->block[distance], left, key);
+        if (!s->split)
+            continue;
+        factor_load_keys(f, f->sh_low_p, block, slab, low_key);
+        factor_multiply_family(f, f->block[distance][0], low, key);
+        factor_multiply_family(f, f->block[distance][0], left[0], low_key);
     }
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int i = 0; i < s->families; i++)
@@ -237,7 +261,7 @@ void factor_scalar_tail(Factor *f)
         scale[h] = cg_fmul(cg, later, load_f32(f, after_base(f), f->row[h]));
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     for (int h = 0; h < 2; h++) {
-        Val pair[4], p = factor_key_unit(f, f->row[h], cg_add(cg, cg_shl(cg, slab.i, 2), f->t));
+        Val pair[4], p = factor_key_unit(f, f->sh_p, f->row[h], cg_add(cg, cg_shl(cg, slab.i, 2), f->t));
         factor_load_unit(cg, p, pair);
         store_scaled(f, p, pair, scale[h]);
     }

@@ -64,7 +64,7 @@ static Run keep_where(Factor *f, Val c, const Run *run)
 /* Units are permuted within groups of 8 (or 4) so that neither the access pattern of a lane's two
  * rows (eight lanes: rows r and r+2, four units each) nor ldmatrix (eight rows, one unit) meets two
  * units in one bank. */
-Val factor_key_unit(Factor *f, Val row, Val unit)
+Val factor_key_unit(Factor *f, int base, Val row, Val unit)
 {
     Cg *cg = f->cg;
     int units = f->s->kp / 8;
@@ -75,7 +75,7 @@ Val factor_key_unit(Factor *f, Val row, Val unit)
         turn = cg_or(cg, low, cg_or(cg, cg_shl(cg, second, 1), cg_shr(cg, third, 1)));
     }
     Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, units)), cg_xor(cg, unit, turn));
-    return cg_gep8(cg, nv_shared(cg, f->sh_p), cg_shl(cg, index, 4));
+    return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 4));
 }
 
 void factor_store_unit(Cg *cg, Val p, const Val unit[4])
@@ -93,29 +93,29 @@ void factor_load_unit(Cg *cg, Val p, Val unit[4])
         unit[j] = cg_extract(cg, v, j);
 }
 
-Val factor_stash_unit(Factor *f, int family, int step, Val slab)
+Val factor_stash_unit(Factor *f, int base, int family, int step, Val slab)
 {
     Cg *cg = f->cg;
     int threads = 32 * f->s->warps, slabs = f->s->kp / SLAB;
     Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
     index = cg_add(cg, index, cg_int(cg, (family * 2 + step) * slabs * threads));
-    return cg_gep8(cg, nv_shared(cg, f->sh_left), cg_shl(cg, index, 4));
+    return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 4));
 }
 
-void factor_store_left(Factor *f, int family, Val slab, Val (*left)[4])
+void factor_store_left(Factor *f, int base, int family, Val slab, Val (*left)[4])
 {
     for (int step = 0; step < 2; step++) {
         Val a[4] = {left[0][2 * step], left[1][2 * step], left[0][2 * step + 1],
                     left[1][2 * step + 1]};
-        factor_store_unit(f->cg, factor_stash_unit(f, family, step, slab), a);
+        factor_store_unit(f->cg, factor_stash_unit(f, base, family, step, slab), a);
     }
 }
 
-void factor_load_left(Factor *f, int family, Val slab, Val (*left)[4])
+void factor_load_left(Factor *f, int base, int family, Val slab, Val (*left)[4])
 {
     for (int step = 0; step < 2; step++) {
         Val a[4];
-        factor_load_unit(f->cg, factor_stash_unit(f, family, step, slab), a);
+        factor_load_unit(f->cg, factor_stash_unit(f, base, family, step, slab), a);
         for (int j = 0; j < 4; j++)
             left[j % 2][2 * step + j / 2] = a[j];
     }
@@ -131,23 +131,28 @@ static Val total_unit(Factor *f, Val block, Val unit)
 
 /* products ------------------------------------------------------------------------------------- */
 
-/* acc[family][n] += rows of this warp's block x updates of a block; n = parity of the updates. */
-void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4])
+/* acc[n] += rows of this warp's block x updates of a block; n = parity of the updates. */
+void factor_multiply_family(Factor *f, Var (*acc)[4], Val (*left)[4], Val b[2][4])
 {
     Cg *cg = f->cg;
-    for (int i = 0; i < f->s->families; i++)
-        for (int n = 0; n < 2; n++) {
-            Val c[4];
-            for (int j = 0; j < 4; j++)
-                c[j] = cg_get(cg, acc[i][n][j]);
-            for (int step = 0; step < 2; step++) {
-                Val a[4] = {left[i][0][2 * step], left[i][1][2 * step], left[i][0][2 * step + 1],
-                            left[i][1][2 * step + 1]};
-                nv_mma(cg, f->s->operand, c, a, &b[n][2 * step]);
-            }
-            for (int j = 0; j < 4; j++)
-                cg_set(cg, acc[i][n][j], c[j]);
+    for (int n = 0; n < 2; n++) {
+        Val c[4];
+        for (int j = 0; j < 4; j++)
+            c[j] = cg_get(cg, acc[n][j]);
+        for (int step = 0; step < 2; step++) {
+            Val a[4] = {left[0][2 * step], left[1][2 * step], left[0][2 * step + 1],
+                        left[1][2 * step + 1]};
+            nv_mma(cg, f->s->operand, c, a, &b[n][2 * step]);
         }
+        for (int j = 0; j < 4; j++)
+            cg_set(cg, acc[n][j], c[j]);
+    }
+}
+
+void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4])
+{
+    for (int i = 0; i < f->s->families; i++)
+        factor_multiply_family(f, acc[i], left[i], b);
 }
 
 /* rows pass ------------------------------------------------------------------------------------ */
@@ -299,13 +304,13 @@ static void stash_rows(Factor *f, Rows *r, Val slab)
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), packed[4];
     for (int h = 0; h < 2; h++) {
         scale(f, &r->p[h], &r->suffix, packed);
-        factor_store_unit(cg, factor_key_unit(f, f->row[h], unit), packed);
+        factor_store_unit(cg, factor_key_unit(f, f->sh_p, f->row[h], unit), packed);
     }
     for (int i = 0; i < s->families; i++) {
         Val left[2][4];
         for (int h = 0; h < 2; h++)
             scale(f, &r->x[i][h], &r->prefix, left[h]);
-        factor_store_left(f, i, slab, left);
+        factor_store_left(f, f->sh_left, i, slab, left);
     }
     If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->g, cg_int(cg, 0)));
     Val index = cg_add(cg, cg_mul(cg, f->warp, cg_int(cg, s->kp)), cg_shl(cg, unit, 3));
@@ -389,13 +394,13 @@ void factor_rows_pass(Factor *f)
 /* blocks pass ---------------------------------------------------------------------------------- */
 
 /* B fragments of a block's updates for both k-steps of a slab, even rows and odd rows. */
-void factor_load_keys(Factor *f, Val block, Val slab, Val b[2][4])
+void factor_load_keys(Factor *f, int base, Val block, Val slab, Val b[2][4])
 {
     Cg *cg = f->cg;
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int n = 0; n < 2; n++) {
         Val row = cg_add(cg, cg_add(cg, cg_shl(cg, block, 4), cg_shl(cg, f->g, 1)), cg_int(cg, n));
-        factor_load_unit(cg, factor_key_unit(f, row, unit), b[n]);
+        factor_load_unit(cg, factor_key_unit(f, base, row, unit), b[n]);
     }
 }
 
@@ -433,11 +438,11 @@ static void blocks_slab(Factor *f, Val slab)
     const System *s = f->s;
     Val left[MAX_FAMILIES][2][4], unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int i = 0; i < s->families; i++)
-        factor_load_left(f, i, slab, left[i]);
+        factor_load_left(f, f->sh_left, i, slab, left[i]);
     for (int distance = 1; distance < s->warps; distance++) {
         Val exists = cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance));
         Val block = cg_sub(cg, f->warp, cg_int(cg, distance)), b[2][4];
-        factor_load_keys(f, cg_select(cg, exists, block, cg_int(cg, 0)), slab, b);
+        factor_load_keys(f, f->sh_p, cg_select(cg, exists, block, cg_int(cg, 0)), slab, b);
         factor_multiply(f, f->block[distance], left, b);
         pass_block(f, exists, block, slab, left);
     }
@@ -487,7 +492,7 @@ void factor_tail(Factor *f)
         total[e] = cg_get(cg, after[e]);
     factor_pack(cg, s->operand, packed, total);
     for (int h = 0; h < 2; h++) {
-        Val p = factor_key_unit(f, f->row[h], unit);
+        Val p = factor_key_unit(f, f->sh_p, f->row[h], unit);
         factor_load_unit(cg, p, pair);
         for (int j = 0; j < 4; j++)
             pair[j] = nv_mul_pair(cg, s->operand, pair[j], packed[j]);

@@ -390,7 +390,7 @@ static void writes(Factor *f, Val group, Val (*acc)[4][4])
             Val unit = cg_add(cg, cg_add(cg, cg_shl(cg, group, 2), cg_int(cg, 2 * n)),
                               cg_shr(cg, f->lane, 4));
             Val row = cg_add(cg, cg_int(cg, 16 * j), lane_row(f));
-            nv_ldmatrix4(cg, factor_key_unit(f, row, unit), true, b[n]);
+            nv_ldmatrix4(cg, factor_key_unit(f, f->sh_p, row, unit), true, b[n]);
         }
         for (int i = 0; i <= j; i++)
             for (int part = 1; part >= 0; part--) {
@@ -476,7 +476,7 @@ static void copy_writes(Factor *f)
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     for (int h = 0; h < 2; h++) {
         Val pair[4];
-        factor_load_unit(cg, factor_key_unit(f, f->row[h], unit), pair);
+        factor_load_unit(cg, factor_key_unit(f, f->sh_p, f->row[h], unit), pair);
         factor_store_unit(cg, factor_ws_unit(f, s->ws_p, s->kp, f->row[h], unit), pair);
     }
     cg_end_for(cg, &slab);

@@ -173,7 +173,7 @@ static bool reads_f32(const Kernel *k, int v)
 /* Without vector decay the erase row of the delta rule, beta k, is a multiple of the key. */
 static int find_multiple(const Kernel *k, const System *s)
 {
-    if (!s->erase || s->a_key || s->slots > 1 || s->family[0].scaled)
+    if (!s->erase || s->a_key || s->slots > 1 || s->family[0].scaled || s->split)
         return -1;
     int key = inst_at(k, s->p)->arg[0];
     const Inst *x = inst_at(k, inst_at(k, s->family[0].x)->arg[0]);
@@ -193,7 +193,9 @@ static void choose_scales(const Kernel *k, System *s)
         double x = magnitude(k, s->family[f].x);
         Family *fam = &s->family[f];
         fam->unbounded = !(x <= F16_ROW_BOUND);
-        fam->corrected = s->erase && f == 0 && reads_f32(k, fam->x);
+        bool exact = s->erase && f == 0 && reads_f32(k, fam->x);
+        fam->corrected = exact && s->a_key;
+        s->split = s->split || (exact && !s->a_key);
         fam->scaled = fam->unbounded || fam->corrected;
         row = fmax(row, fam->unbounded ? 2 : x);
     }
