@@ -43,7 +43,7 @@ double op_eval(Op op, double a, double b) {
     case OP_abs: return fabs(a);
     case OP_cos: return cos(a);
     case OP_sin: return sin(a);
-    case OP_const: case OP_in: case OP_sum: case OP_prev: case OP_cumsum: case OP_decay:
+    case OP_const: case OP_in: case OP_sum: case OP_turn: case OP_prev: case OP_cumsum: case OP_decay:
     case OP_read: case OP_update: case OP_out: case OP_weave: case OP_scores: case OP_carry:
     case OP_tail: case OP_total: case OP_solve: case OP_contract: case OP_rename: case OP_state:
     case OP_next: case OP_after: case OP_cumsum_back: case OP_slot: case OP_scores_x:
@@ -127,6 +127,19 @@ static void eval_reduced(Eval *e, const Inst *in, double *out) {
     walk_sum(&w, arg_value(e, in, 0), eval_step(k, a, in->axis),
              in->nargs == 2 ? arg_value(e, in, 1) : NULL, eval_step(k, b, in->axis),
              in->axis == AXIS_C ? e->tokens : axis_size(k, in->axis), out);
+}
+
+/* Rows of an even number of channels, each read by its neighbour. */
+static void eval_turn(Eval *e, const Inst *in, double *out) {
+    const double *a = arg_value(e, in, 0);
+    int64_t n = axis_size(e->k, in->axis), rows = shape_elements(e->k, in->shape) / n;
+    int64_t by_channel = eval_step(e->k, arg_shape(e, in, 0), in->axis);
+    int64_t by_row = eval_step(e->k, arg_shape(e, in, 0), AXIS_C);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i++) {
+            double x = a[r * by_row + (i ^ 1) * by_channel];
+            *out++ = i % 2 ? x : -x;
+        }
 }
 
 static void eval_time(Eval *e, const Inst *in, double *memory, double *out) {
@@ -286,6 +299,7 @@ static void eval_inst(Eval *e, int v) {
     case OP_const: out[0] = in->num; break;
     case OP_in: eval_in(e, in, out); break;
     case OP_sum: case OP_contract: eval_reduced(e, in, out); break;
+    case OP_turn: eval_turn(e, in, out); break;
     case OP_prev: case OP_cumsum: eval_time(e, in, e->memory[v], out); break;
     case OP_after: case OP_cumsum_back: eval_time_back(e, in, e->memory[v], out); break;
     case OP_decay: eval_decay(e, in); break;

@@ -42,7 +42,9 @@ typedef enum Op {
     OP_count
 } Op;
 
-typedef enum { CLASS_DATA, CLASS_PURE, CLASS_REDUCE, CLASS_TIME, CLASS_STATE, CLASS_CHUNK } OpClass;
+typedef enum {
+    CLASS_DATA, CLASS_PURE, CLASS_REDUCE, CLASS_PAIR, CLASS_TIME, CLASS_STATE, CLASS_CHUNK
+} OpClass;
 typedef enum { LEVEL_recurrence, LEVEL_chunk, LEVEL_tile } Level;
 
 typedef struct OpInfo {
@@ -149,6 +151,7 @@ int64_t shape_elements(const Kernel *k, Shape s);
  *   in      port shape without the row's axis; at chunk and tile level per-token inputs gain C, so
  *           set k->level before emitting
  *   PURE    one operand has all axes of the other, or only one of them has axes besides C, R, U
+ *   turn    no feature axis but `axis`, which is of even size and which the result has
  *   prev, cumsum  at chunk and tile level always have axis C
  *   scores  x on C or R; an x with neither stands for every token (axis C). y, a on U. Gives [C|R,U]
  *   carry   as x, plus the K or V axis of a;  tail: y on U, likewise;  total: a without U
@@ -171,6 +174,7 @@ int emit_in(Kernel *k, int port, int row, Span span);
 int emit1(Kernel *k, Op op, int a, Span span);
 int emit2(Kernel *k, Op op, int a, int b, Span span);
 int emit_sum(Kernel *k, int a, int axis, Span span);
+int emit_turn(Kernel *k, int a, int axis, Span span);
 void emit_decay(Kernel *k, int a, Span span);
 int emit_read(Kernel *k, int a, Span span);
 void emit_update(Kernel *k, int p, int z, Span span);
@@ -186,6 +190,8 @@ bool kernel_is_gradient(const Kernel *k); /* has `conext` */
 bool *values_from_later(const Kernel *k);
 /* True when v is the same for every token: elementwise and sums of constants and params only. */
 bool value_is_constant(const Kernel *k, int v);
+/* Whether v is used, and by cosines and sines alone: whole turns of it do not count. */
+bool value_is_angle(const Kernel *k, int v);
 /* Marks every value that `v` needs, v included. `mark` has k->inst.count entries. */
 void value_mark(const Kernel *k, int v, bool *mark);
 

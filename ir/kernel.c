@@ -201,6 +201,10 @@ int emit_sum(Kernel *k, int a, int axis, Span span) {
     return emit(k, (Inst){.op = OP_sum, .nargs = 1, .arg = (int[]){a}, .axis = axis, .span = span});
 }
 
+int emit_turn(Kernel *k, int a, int axis, Span span) {
+    return emit(k, (Inst){.op = OP_turn, .nargs = 1, .arg = (int[]){a}, .axis = axis, .span = span});
+}
+
 void emit_decay(Kernel *k, int a, Span span) {
     emit1(k, OP_decay, a, span);
 }
@@ -254,6 +258,19 @@ void value_mark(const Kernel *k, int v, bool *mark) {
             if (in->arg[i] >= 0)
                 mark[in->arg[i]] = true;
     }
+}
+
+bool value_is_angle(const Kernel *k, int v) {
+    bool used = false;
+    for (int u = v + 1; u < k->inst.count; u++) {
+        const Inst *in = inst_at(k, u);
+        for (int i = 0; i < in->nargs; i++)
+            if (in->arg[i] == v && in->op != OP_cos && in->op != OP_sin)
+                return false;
+            else
+                used |= in->arg[i] == v;
+    }
+    return used;
 }
 
 bool value_is_constant(const Kernel *k, int v) {

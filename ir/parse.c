@@ -420,7 +420,7 @@ static bool fields(Parser *p, Inst *in) {
         return port_name(p, in, true) &&
                (!take_word(p, "row") || integer(p, SIZE_MAX_AXIS, &in->row)) && expect(p, '=') &&
                operands(p, in);
-    case OP_sum: case OP_contract:
+    case OP_sum: case OP_turn: case OP_contract:
         return operands(p, in) && expect_word(p, "over") && axis(p, &in->axis);
     case OP_weave:
         return operands(p, in) && expect_word(p, "onto") && axis(p, &in->axis) &&

@@ -123,7 +123,7 @@ static void print_args(const Inst *in, Buf *out) {
 /* The fields that belong to the operation, after its operands. */
 static void print_fields(const Kernel *k, const Inst *in, Buf *out) {
     switch (in->op) {
-    case OP_sum: case OP_contract: buf_puts(out, " over "); break;
+    case OP_sum: case OP_turn: case OP_contract: buf_puts(out, " over "); break;
     case OP_weave: buf_puts(out, " onto "); break;
     case OP_rename:
         buf_puts(out, " from ");

@@ -114,6 +114,7 @@ static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
         double n = k->axis.at[i->axis].size;
         return (Range){times(a.lo, n), times(a.hi, n)};
     }
+    case OP_turn: return (Range){fmin(a.lo, -a.hi), fmax(a.hi, -a.lo)};
     case OP_less: return (Range){0, 1};
     case OP_prev: case OP_after: return (Range){fmin(a.lo, 0), fmax(a.hi, 0)};
     case OP_pow:

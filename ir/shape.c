@@ -203,6 +203,19 @@ static const char *shape_reduced(const Inst *in, const Shape *arg, Shape *out) {
     return NULL;
 }
 
+static const char *shape_turn(const Kernel *k, const Inst *in, Shape a, Shape *out) {
+    if (in->axis != AXIS_K && in->axis != AXIS_V)
+        return "turns channels: axis K or V";
+    if (k->axis.at[in->axis].size % 2)
+        return "an odd number of channels has one without a neighbour";
+    if (shape_features(shape_without(a, in->axis)).rank)
+        return "the operand has another feature axis";
+    if (shape_has(a, AXIS_R) || shape_has(a, AXIS_U))
+        return "turns values of tokens: axis C, not R or U";
+    *out = shape_with(a, in->axis);
+    return NULL;
+}
+
 static const char *shape_rename(const Kernel *k, const Inst *in, Shape a, Shape *out) {
     if (!shape_has(a, in->index))
         return "the operand lacks the axis";
@@ -270,6 +283,7 @@ static const char *shape_by_op(const Kernel *k, const Inst *in, const Shape *arg
     case OP_const: return NULL;
     case OP_in: return shape_in(k, in, out);
     case OP_sum: case OP_contract: return shape_reduced(in, arg, out);
+    case OP_turn: return shape_turn(k, in, arg[0], out);
     case OP_prev: case OP_cumsum: case OP_after: case OP_cumsum_back:
         return shape_time(k, arg[0], out);
     case OP_decay: case OP_read: case OP_update: return shape_state_op(in, arg, out);

@@ -400,6 +400,9 @@ static void back(Adjoint *a, int v) {
     g = take_sign(a, g);
     switch (i->op) {
     case OP_sum: give(a, i->arg[0], g, shape_without(i->shape, i->axis)); break;
+    case OP_turn: /* a quarter turn is undone by turning back */
+        give(a, i->arg[0], neg(a, emit_turn(a->k, g, i->axis, nowhere)), i->shape);
+        break;
     case OP_prev: give(a, i->arg[0], unary(a, OP_after, g), i->shape); break;
     case OP_cumsum: give(a, i->arg[0], unary(a, OP_cumsum_back, g), i->shape); break;
     case OP_scores: scores(a, i, g); break;

@@ -164,6 +164,12 @@ static int simplify_power(Fold *f, const Inst *in, int a, int b) {
     return -1;
 }
 
+/* turn(turn(x)) = -x, unless x is repeated along the axis. */
+static bool is_turned(const Fold *f, const Inst *in) {
+    const Inst *a = inst_at(f->k, in->arg[0]);
+    return a->op == OP_turn && shape_equal(inst_at(f->k, a->arg[0])->shape, in->shape);
+}
+
 /* Another value equal to this elementwise one, or -1. Constants are scalars, so what is left beside
  * one has the result's shape. */
 static int simplify(Fold *f, const Inst *in) {
@@ -191,6 +197,8 @@ static int put(Fold *f, Inst in) {
         if (v >= 0)
             return v;
     }
+    if (free_form && in.op == OP_turn && is_turned(f, &in))
+        return put1(f, &in, OP_neg, inst_at(f->k, in.arg[0])->arg[0]);
     if (op_commutes(in.op) && in.arg[0] > in.arg[1]) {
         int swap = in.arg[0];
         in.arg[0] = in.arg[1];

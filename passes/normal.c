@@ -210,6 +210,9 @@ static Affine *affine_of(Normal *n, int v) {
     else if (i->op == OP_sum)
         ok = refuse(n, v, "`%s` adds up a read of the state over its columns, which ties every "
                     "column to every other; a chunk form treats them alike", words(n, v));
+    else if (i->op == OP_turn)
+        ok = refuse(n, v, "`%s` turns a read of the state over its columns, which ties every column "
+                    "to its neighbour; a chunk form treats them alike", words(n, v));
     else
         ok = refuse(n, v, "`%s` puts a read of the state through the nonlinear function %s, and a "
                     "chunk form needs updates linear in the state", words(n, v),

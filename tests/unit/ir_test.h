@@ -210,7 +210,7 @@ static inline Inst random_inst(Rng *r, Kernel *k, int slots) {
         in.place = rng_below(r, slots);
     if (in.op == OP_scores_a || in.op == OP_carry_a || in.op == OP_tail_a || in.op == OP_total_a)
         in.index = rng_below(r, 2);
-    if (in.op == OP_sum || in.op == OP_contract || in.op == OP_weave || in.op == OP_rename ||
+    if (in.op == OP_sum || in.op == OP_turn || in.op == OP_contract || in.op == OP_weave || in.op == OP_rename ||
         in.op == OP_slot)
         in.axis = rng_below(r, AXIS_user);
     if (in.op == OP_rename)
