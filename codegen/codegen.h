@@ -203,6 +203,8 @@ LLVMBasicBlockRef cg_block(Cg *cg, const char *name);
 
 /* One elementwise operation; a, b are float or <n x float>, b is NULL for unary ones. */
 Val cg_pointwise(Cg *cg, Op op, Val a, Val b);
+/* An angle less whole turns, in [-pi, pi]: what a running sum of angles keeps, so that it stays exact. */
+Val cg_within_turn(Cg *cg, Val x);
 /* Memory type <-> f32, for one element or a vector of n. */
 Ty cg_elem_type(Cg *cg, Elem e);
 Val cg_to_f32(Cg *cg, Val x);

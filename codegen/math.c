@@ -241,6 +241,14 @@ static Val reduce_quadrant(Cg *cg, Val x, Val *n) {
     return clamp(cg, r, -0.8, 0.8);
 }
 
+Val cg_within_turn(Cg *cg, Val x) {
+    Val rounder = number(cg, x, float_rounder);
+    Val n = cg_fsub(cg, cg_fma(cg, x, number(cg, x, 0.25 / pi_half), rounder), rounder);
+    x = cg_fma(cg, n, number(cg, x, -0x1.921fb6p+2), x);
+    x = cg_fma(cg, n, number(cg, x, 0x1.777a5cp-23), x);
+    return cg_fma(cg, n, number(cg, x, 0x1.ee59dap-48), x);
+}
+
 /* sin(x + shift pi/2) */
 static Val sine(Cg *cg, Val x, int shift) {
     static const double odd[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880};

@@ -110,8 +110,8 @@ static bool always_tile(const Host *h, const Inst *i) {
         return h->slots > 1 || i->shape.rank == 1;
     if (i->op == OP_slot)
         return h->slots > 1;
-    if (i->op == OP_sum || i->op == OP_cumsum || i->op == OP_read || i->op == OP_after ||
-        i->op == OP_cumsum_back)
+    if (i->op == OP_sum || i->op == OP_turn || i->op == OP_cumsum || i->op == OP_cumsum_back ||
+        i->op == OP_after || i->op == OP_read)
         return true;
     return op_info[i->op].class == CLASS_CHUNK && op_gives_value(i->op);
 }

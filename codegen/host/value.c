@@ -147,6 +147,21 @@ static Val compute_pure(At *at, const Inst *i) {
     return cg_pointwise(h->cg, i->op, a, b);
 }
 
+/* The place is a vector of columns of the axis, whose pairs lie in it whole. */
+static Val compute_turn(At *at, const Inst *i) {
+    Host *h = at->h;
+    CHECK(at->col_axis == i->axis);
+    Val lane[64], x = host_splat(h, host_value(at, i->arg[0]));
+    for (int j = 0; j < h->lanes; j++)
+        lane[j] = cg_int(h->cg, j ^ 1);
+    Val from = LLVMConstVector(lane, (unsigned)h->lanes);
+    Val turned = LLVMBuildShuffleVector(h->cg->b, x, LLVMGetPoison(h->vec), from, "");
+    for (int j = 0; j < h->lanes; j++) /* which lanes change sign */
+        lane[j] = LLVMConstInt(h->cg->i1, j % 2 == 0, false);
+    Val negative = LLVMConstVector(lane, (unsigned)h->lanes);
+    return cg_select(h->cg, negative, cg_pointwise(h->cg, OP_neg, turned, NULL), turned);
+}
+
 /* With one slot the rows of a weave are the tokens', and those of a slot are the lattice's. */
 static int rows_of_operand(const Inst *i, int axis) {
     return i->op == OP_weave ? AXIS_C : i->op == OP_slot ? i->axis : axis;
@@ -159,6 +174,7 @@ static Val compute(At *at, int v) {
     case OP_const: return cg_float(at->h->cg, i->num);
     case OP_in: return load_input(at, i);
     case OP_prev: return host_load(at, &at->h->tile[i->arg[0]], -1);
+    case OP_turn: return compute_turn(at, i);
     case OP_weave:
     case OP_slot: {
         int axis = at->row_axis;
@@ -265,6 +281,7 @@ typedef struct Fill {
     const Tile *tile;
     int v;
     Val row, previous;
+    bool angle; /* of a running sum: known up to whole turns */
 } Fill;
 
 static void store_column(At *at, void *user) {
@@ -399,13 +416,14 @@ static void add_previous(At *at, void *user) {
     Val before = host_load(at, f->tile, -1), x = host_value(at, f->v);
     if (LLVMTypeOf(before) != LLVMTypeOf(x))
         x = host_splat(at->h, x);
-    host_store(at, f->tile, 0, cg_fadd(at->h->cg, before, x));
+    Val sum = cg_fadd(at->h->cg, before, x);
+    host_store(at, f->tile, 0, f->angle ? cg_within_turn(at->h->cg, sum) : sum);
 }
 
 static void fill_cumsum(Host *h, int v) {
     Cg *cg = h->cg;
     int a = inst_at(h->k, v)->arg[0];
-    Fill f = {.tile = &h->tile[v], .v = a};
+    Fill f = {.tile = &h->tile[v], .v = a, .angle = value_is_angle(h->k, v)};
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
     At at = host_at_row(h, AXIS_C, l.i);
     if (f.tile->col < 0) {

@@ -19,7 +19,8 @@
 #include "codegen/nvptx/recurrent.h"
 
 enum {
-    MAX_GROUPS = 16,      /* of rows, in a warp */
+    MAX_GROUPS = WARP,    /* of rows, in a warp */
+    IDLE_GROUPS = 8,      /* no more of them for the sake of idle lanes */
     MAX_SIZE = 256,       /* of K and V */
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
@@ -97,7 +98,7 @@ static void choose_lanes(Recurrent *r)
     for (;; g *= 2) {
         r->n_k = lane_rows(r->K, g);
         bool fits = r->n_k <= MAX_ROWS && lane_registers(r) <= MAX_REGISTERS;
-        bool idle = g < MAX_GROUPS / 2 && WARP / g * COLUMNS > r->V;
+        bool idle = g < IDLE_GROUPS && WARP / g * COLUMNS > r->V;
         if ((fits && !idle) || g == MAX_GROUPS)
             break;
     }

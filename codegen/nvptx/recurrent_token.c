@@ -117,6 +117,8 @@ bool recurrent_lookup(ValueAt *at, int v, Val *out)
         out[j] = cg_get(at->cg, r->carried[v][j]);
         if (now)
             out[j] = cg_fadd(at->cg, out[j], now[j]);
+        if (now && value_is_angle(r->k, v))
+            out[j] = cg_within_turn(at->cg, out[j]);
     }
     return true;
 }

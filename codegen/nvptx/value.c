@@ -293,6 +293,18 @@ static Val eval_sum(ValueAt *at, int v, const Inst *i)
     return at->sum(at, v, i->axis, add_all(at->cg, part, n));
 }
 
+/* Runs begin at even channels and are of even length: a pair lies in one thread. */
+static void eval_turn(ValueAt *at, const Inst *i, int n, Val *out)
+{
+    const Val *x = value_get(at, i->arg[0]);
+    bool repeated = value_count(at, i->arg[0]) != n;
+    CHECK(n % 2 == 0);
+    for (int j = 0; j < n; j++) {
+        Val y = x[repeated ? 0 : j ^ 1];
+        out[j] = j % 2 ? y : cg_pointwise(at->cg, OP_neg, y, NULL);
+    }
+}
+
 /* The place one token earlier. The first token stands in for the one before it, so that addresses
  * stay inside the sequence. */
 static ValueAt *place_before(ValueAt *at)
@@ -329,6 +341,8 @@ static void eval(ValueAt *at, int v, int n, Val *out)
         load_run(at, v, out);
     else if (i->op == OP_prev)
         eval_prev(at, i, n, out);
+    else if (i->op == OP_turn)
+        eval_turn(at, i, n, out);
     else if (i->op == OP_sum)
         out[0] = eval_sum(at, v, i);
     else if (op_info[i->op].class == CLASS_PURE)
@@ -359,12 +373,17 @@ void value_get_padded(ValueAt *at, int v, Val *out)
     }
 }
 
-/* A running sum crosses chunks, and the factor kernel has all chunks at once. */
+/* A running sum crosses chunks, and the factor kernel has all chunks at once. Both kernels hold the
+ * columns of V one by one, so a pair of them is in no thread. */
 const char *value_unsupported(const Kernel *k)
 {
-    for (int v = 0; v < k->inst.count; v++)
-        if (inst_at(k, v)->op == OP_cumsum)
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_cumsum)
             return "cumsum needs the tokens in order: use the recurrent algorithm";
+        if (i->op == OP_turn && i->axis == AXIS_V)
+            return "turn over the value channels has no GPU chunk kernel: use the recurrent algorithm";
+    }
     return NULL;
 }
 
@@ -385,7 +404,8 @@ double value_at_rest(const Kernel *k, int v)
         return i->op == OP_add ? a + b : a - b;
     if (i->op == OP_exp)
         return a == 0 ? 1 : NAN;
-    if (i->op == OP_silu || i->op == OP_tanh || i->op == OP_relu || i->op == OP_sum)
+    if (i->op == OP_silu || i->op == OP_tanh || i->op == OP_relu || i->op == OP_sum ||
+        i->op == OP_turn)
         return a == 0 ? 0 : NAN;
     return NAN;
 }
