@@ -150,10 +150,21 @@ static void bind_ranges(Binder *w, const Decl *decl) {
     }
 }
 
-/* Indices, under the current values of the loop variables. */
-static void check_indices(Binder *w, const Expr *e) {
+static void check_turn(Binder *w, const Expr *e) {
+    const Decl *dim = e->arg[0]->type.dim[0];
+    int size = bound_size(w->b, dim);
+    if (size % 2 == 0)
+        return;
+    diag_error(w->d, e->span, "turn takes an even number of elements, and %s = %d", dim->name, size);
+    diag_help(w->d, "it turns neighbours, which come in pairs: x[0] and x[1], x[2] and x[3], ...");
+}
+
+/* What depends on sizes: turns, and indices under the current values of the loop variables. */
+static void check_sizes(Binder *w, const Expr *e) {
     for (int i = 0; i < e->nargs; i++)
-        check_indices(w, e->arg[i]);
+        check_sizes(w, e->arg[i]);
+    if (e->kind == EXPR_call && e->fn == FN_turn)
+        check_turn(w, e);
     if (e->kind != EXPR_index)
         return;
     const Decl *dim = e->arg[0]->type.dim[0];
@@ -165,11 +176,11 @@ static void check_indices(Binder *w, const Expr *e) {
     diag_note(w->d, dim->span, "%s = %d", dim->name, size);
 }
 
-static bool has_index(const Expr *e) {
+static bool needs_sizes(const Expr *e) {
     for (int i = 0; i < e->nargs; i++)
-        if (has_index(e->arg[i]))
+        if (needs_sizes(e->arg[i]))
             return true;
-    return e->kind == EXPR_index;
+    return e->kind == EXPR_index || (e->kind == EXPR_call && e->fn == FN_turn);
 }
 
 static void bind_stmt(Binder *w, const Stmt *s);
@@ -196,8 +207,8 @@ static void bind_stmt(Binder *w, const Stmt *s) {
         return;
     if (s->kind == STMT_for)
         bind_for(w, s);
-    if (s->value && has_index(s->value))
-        check_indices(w, s->value);
+    if (s->value && needs_sizes(s->value))
+        check_sizes(w, s->value);
     for (int i = 0; i < s->decl.count && s->kind != STMT_for; i++) {
         const Decl *decl = s->decl.at[i];
         switch (decl->kind) {
@@ -207,8 +218,8 @@ static void bind_stmt(Binder *w, const Stmt *s) {
         case DECL_param: bind_ranges(w, decl); break;
         case DECL_let:
         case DECL_out:
-            if (has_index(decl->value))
-                check_indices(w, decl->value);
+            if (needs_sizes(decl->value))
+                check_sizes(w, decl->value);
             if (decl->constant)
                 w->b->value[decl->slot] = bound_number(w->b, decl->value);
             break;

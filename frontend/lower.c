@@ -142,6 +142,17 @@ static Value normalised(Lower *l, Value x, Type t, Span span) {
     return y;
 }
 
+static Value turned(Lower *l, Value x, Type t, Span span) {
+    int n = expanded(l, t), axis = t.dim[0] == l->v->state->dim[0] ? AXIS_K : AXIS_V;
+    if (!n)
+        return value_of(make(l, (Inst){.op = OP_turn, .nargs = 1, .arg = (int[]){x.v}, .axis = axis,
+                                       .span = span}));
+    int *out = NEW_ARRAY(l->arena, int, n);
+    for (int i = 0; i < n; i++)
+        out[i] = i % 2 ? x.element[i - 1] : lower1(l, OP_neg, x.element[i + 1], span);
+    return (Value){.element = out};
+}
+
 static Value power(Lower *l, const Expr *e, Value a, Value b) {
     const Expr *exponent = e->arg[1];
     double x = exponent->constant ? bound_number(l->b, exponent) : NAN;
@@ -175,6 +186,7 @@ static Op op_of(Function fn) {
     case FN_sum:
     case FN_dot:
     case FN_l2norm:
+    case FN_turn:
     case FN_diag:
     case FN_count: break;
     }
@@ -187,6 +199,7 @@ static Value lower_call(Lower *l, const Expr *e, Value a, Value b) {
     case FN_sum: return value_of(sum_of(l, a, t, e->span));
     case FN_dot: return value_of(sum_of(l, map(l, OP_mul, a, &b, t, e->span), t, e->span));
     case FN_l2norm: return normalised(l, a, t, e->span);
+    case FN_turn: return turned(l, a, t, e->span);
     case FN_diag: return (Value){.m = matrix_diag(l, a.v, e->span)};
     default: return map(l, op_of(e->fn), a, e->nargs == 2 ? &b : NULL, e->type, e->span);
     }

@@ -349,6 +349,10 @@ static const double *call(Run *r, const Expr *e) {
         return one(r, s);
     }
     double *out = push(r, n);
+    for (size_t i = 0; e->fn == FN_turn && i < n; i++)
+        out[i] = i % 2 ? x[i - 1] : -x[i + 1];
+    if (e->fn == FN_turn)
+        return out;
     double norm = e->fn == FN_l2norm ? sqrt(dot(x, x, n) + 1e-6) : 1;
     for (size_t i = 0; i < n; i++)
         out[i] = e->fn == FN_l2norm ? x[i] / norm : fn_apply(e->fn, x[i], 0);

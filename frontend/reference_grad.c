@@ -153,6 +153,7 @@ static int call(Grad *r, const Expr *e) {
         int more = tape_operator(t, EXPR_add, square, tape_number(t, 1e-6));
         return tape_operator(t, EXPR_div, x, tape_map(t, FN_sqrt, more, -1));
     }
+    case FN_turn: return tape_turn(t, x);
     default: return tape_map(t, e->fn, x, y);
     }
 }

@@ -147,6 +147,14 @@ int tape_pick(Tape *t, int a, size_t offset, size_t n) {
     return out;
 }
 
+int tape_turn(Tape *t, int a) {
+    Node x = *tape_at(t, a);
+    int out = append(t, (Node){.kind = NODE_turn, .a = a}, x.rows, x.cols);
+    for (size_t i = 0; i < tape_size(t, out); i++)
+        tape_at(t, out)->x[i] = i % 2 ? x.x[i - 1] : -x.x[i + 1];
+    return out;
+}
+
 /* gradients ------------------------------------------------------------------------------------ */
 
 static double logistic(double x) { return fn_apply(FN_sigmoid, x, 0); }
@@ -255,6 +263,10 @@ void tape_backward(Tape *t) {
         case NODE_outer: back_outer(t, n); break;
         case NODE_rows: back_rows(t, n); break;
         case NODE_transpose: add_transposed(n->g, n->rows, n->cols, a->g); break;
+        case NODE_turn:
+            for (size_t j = 0; j < n->rows * n->cols; j++)
+                a->g[j] += j % 2 ? -n->g[j - 1] : n->g[j + 1];
+            break;
         case NODE_pick:
             for (size_t j = 0; j < n->rows; j++)
                 a->g[n->offset + j] += n->g[j];

@@ -260,7 +260,7 @@ static Type type_vector_call(Checker *c, Expr *e) {
         return is_poison(type_elementwise(c, e)) ? poison_type : scalar_type;
     if (e->fn == FN_sum)
         return scalar_type;
-    if (e->fn == FN_l2norm)
+    if (fn_info[e->fn].class == FNCLASS_NORM)
         return x->type;
     if (x->type.kind == TYPE_row || (c->axis[0] && !check_is_axis(c, x->type.dim[0]))) {
         diag_error(c->d, x->span, "diag takes a column vector over one of the state's axes, here %s",

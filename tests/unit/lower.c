@@ -4,8 +4,8 @@
 
 #include <glob.h>
 
-static const SpecBind small = {(const SpecDim[]){{"K", 5}, {"V", 7}}, 2};
-static const SpecBind wide = {(const SpecDim[]){{"K", 6}, {"V", 1}}, 2};
+static const SpecBind small = {(const SpecDim[]){{"K", 6}, {"V", 7}}, 2}; /* K in pairs, for turn */
+static const SpecBind wide = {(const SpecDim[]){{"K", 4}, {"V", 1}}, 2};
 
 static void every_spec(void **state) {
     (void)state;
