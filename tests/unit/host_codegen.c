@@ -32,7 +32,21 @@ static void spec_recurrent(const char *spec) {
     run_case(&c);
 }
 
+static bool has_chunk_form(const char *spec) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s.gdr", GDR_SPECS_DIR, spec);
+    Spec *s = spec_load(path);
+    Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, NULL, &s->d);
+    assert_non_null(k);
+    passes_run(k, "lattice", NULL);
+    bool found = k->facts.chunkable;
+    spec_close(s);
+    return found;
+}
+
 static void spec_chunk(const char *spec) {
+    if (!has_chunk_form(spec))
+        return;
     Case c = usual;
     c.spec = spec;
     c.algo = ALGO_chunk;
