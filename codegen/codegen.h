@@ -43,7 +43,8 @@ int frame_fields(const Kernel *k);
 /* Gradient kernels (ir.h): two more fields after the outputs, pointers to the gradients of the final
  * states, or 0 for zero, and behind it to where those of the initial states go, or 0. A final state is
  * not given. Outputs are gradients for every head h of the H: of inputs [B,T,H,...], of params f32
- * [N,H,...]; whoever launches sums over heads that share one, and over sequences. */
+ * [N,H,...]; whoever launches sums over heads that share one, and over sequences. An output's pointer
+ * may be 0: not wanted. An input of 0 heads is one row that stands for all tokens and heads. */
 int frame_costate(const Kernel *k);
 
 /* Chunk slots. Sequence n owns slots first(n), first(n)+1, ...: one a chunk.

@@ -107,8 +107,6 @@ void print_diag_callback(void *driver, const Diag *diag);
 
 /* convert.c ------------------------------------------------------------------------------------ */
 
-double number_get(gdr_dtype type, const void *data, int64_t i);
-void number_put(gdr_dtype type, void *data, int64_t i, double x); /* rounded to nearest even */
 /* A tensor in the arena, its data zero. */
 Tensor tensor_new(Arena *a, const char *name, gdr_dtype type, int ndim, const int64_t *shape);
 /* The same numbers in another type. */

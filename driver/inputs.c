@@ -229,7 +229,7 @@ static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64
                           (uint64_t)(row * n);
                 draw(&w, x);
                 for (int e = 0; e < n; e++)
-                    number_put(t->dtype, t->data,
+                    scalar_put(t->dtype, t->data,
                                ((begin + i) * heads + h) * elements + row * n + e, x[e]);
             }
     }
@@ -249,7 +249,7 @@ static void fill_param(const Filler *f, int port, Tensor *t) {
         w.place = mix((uint64_t)h);
         draw(&w, x);
         for (int e = 0; e < w.n; e++)
-            number_put(t->dtype, t->data, h * w.n + e, x[e]);
+            scalar_put(t->dtype, t->data, h * w.n + e, x[e]);
     }
 }
 
@@ -288,7 +288,7 @@ static void fill_state(const Filler *f, Arena *arena) {
     int64_t n = tensor_count(&p->S0), one = p->N ? n / p->N : 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t label = (i / one + f->rotate) % p->N;
-        number_put(GDR_F32, p->S0.data, i,
+        scalar_put(GDR_F32, p->S0.data, i,
                    0.5 * normal(mix(f->seed ^ 0x53), (uint64_t)(label * one + i % one)));
     }
 }

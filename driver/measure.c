@@ -32,8 +32,8 @@ void problem_sequence(const Problem *p, int64_t n, int64_t *begin, int64_t *leng
     *begin = n * p->T;
     *length = p->T;
     if (p->cu.data) {
-        *begin = (int64_t)number_get(p->cu.dtype, p->cu.data, n);
-        *length = (int64_t)number_get(p->cu.dtype, p->cu.data, n + 1) - *begin;
+        *begin = (int64_t)scalar_get(p->cu.dtype, p->cu.data, n);
+        *length = (int64_t)scalar_get(p->cu.dtype, p->cu.data, n + 1) - *begin;
     }
 }
 
@@ -44,8 +44,8 @@ static Sums measure_block(const Tensor *ref, const Tensor *x, int64_t begin, int
     for (int64_t r = begin; r < begin + rows; r++)
         for (int64_t e = 0; e < elements; e++) {
             int64_t at = (r * heads + head) * elements + e;
-            double want = number_get(ref->dtype, ref->data, at);
-            double have = number_get(x->dtype, x->data, at);
+            double want = scalar_get(ref->dtype, ref->data, at);
+            double have = scalar_get(x->dtype, x->data, at);
             double off = fabs(have - want);
             if (!isfinite(have) || !isfinite(want))
                 d->finite = false;

@@ -43,14 +43,17 @@ static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o, g
     gdr_tensor extra[3];
     BoundLaunch b;
     gdr_kernel shell = {.ctx = d->ctx,
-                        .rec = {.shell = p->k, .target = "host", .algo = ALGO_recurrent}};
+                        .rec = {.shell = p->k,
+                                .target = "host",
+                                .algo = ALGO_recurrent,
+                                .inputs = p->k->in.count}};
     shell.rec.factor_reads = NEW_ARRAY(&d->arena, bool, p->k->in.count + 1);
     gdr_launch l = host_launch(p, o, args, extra);
     for (int i = 0; i < p->k->out.count; i++) /* the reference's are f64: not what is checked */
         args[p->k->in.count + i].tensor.dtype = dtype_of_elem(p->k->out.at[i].elem);
     extra[2].dtype = GDR_F32;
     gdr_status status = launch_bind(&shell, &l, false, &b);
-    free(b.frame);
+    launch_free(&b);
     return status;
 }
 
@@ -105,8 +108,8 @@ typedef struct ReferenceJob {
 
 static void sequence_of(const Problem *p, int64_t n, int64_t *begin, int64_t *length) {
     if (p->cu.data) {
-        *begin = (int64_t)number_get(p->cu.dtype, p->cu.data, n);
-        *length = (int64_t)number_get(p->cu.dtype, p->cu.data, n + 1) - *begin;
+        *begin = (int64_t)scalar_get(p->cu.dtype, p->cu.data, n);
+        *length = (int64_t)scalar_get(p->cu.dtype, p->cu.data, n + 1) - *begin;
     } else {
         *begin = n * p->T;
         *length = p->T;
@@ -120,7 +123,7 @@ static double *gather(Arena *a, const Tensor *t, int64_t begin, int64_t rows, in
     for (int64_t r = 0; r < rows; r++)
         for (int64_t e = 0; e < elements; e++)
             x[r * elements + e] =
-                number_get(t->dtype, t->data, ((begin + r) * heads + head) * elements + e);
+                scalar_get(t->dtype, t->data, ((begin + r) * heads + head) * elements + e);
     return x;
 }
 

@@ -118,7 +118,7 @@ static int check_ranges(Driver *d, const Problem *p) {
         const Port *port = &p->k->in.at[i];
         const Tensor *t = &p->in[i];
         for (int64_t j = 0, n = tensor_count(t); j < n; j++) {
-            double x = number_get(t->dtype, t->data, j);
+            double x = scalar_get(t->dtype, t->data, j);
             if (x < port->lo || x > port->hi)
                 return fail(EXIT_refused,
                             "%s: %s has %g at element %lld, outside its declared "

@@ -213,6 +213,17 @@ int gdr_kernel_ports(const gdr_kernel *kernel) {
     return kernel->rec.shell->in.count + kernel->rec.shell->out.count;
 }
 
+static gdr_port_kind kind_of(const Record *r, int index) {
+    const Kernel *k = r->shell;
+    bool output = index >= k->in.count;
+    bool param = output ? k->out.at[index - k->in.count].is_param : k->in.at[index].is_param;
+    if (output && r->pass == GDR_PASS_BACKWARD)
+        return param ? GDR_PARAM_GRADIENT : GDR_GRADIENT;
+    if (output)
+        return GDR_OUTPUT;
+    return index >= r->inputs ? GDR_UPSTREAM : param ? GDR_PARAM : GDR_INPUT;
+}
+
 gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port) {
     const Kernel *k = kernel->rec.shell;
     if (index < 0 || index >= k->in.count + k->out.count)
@@ -222,9 +233,8 @@ gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port) 
     const Port *p = output ? &k->out.at[index - k->in.count] : &k->in.at[index];
     *port = (gdr_port){
         .name = p->name,
-        .kind = output        ? GDR_OUTPUT
-                : p->is_param ? GDR_PARAM
-                              : GDR_INPUT,
+        .of = kernel->rec.of[index],
+        .kind = kind_of(&kernel->rec, index),
         .dtype = dtype_of_elem(p->elem),
         .ndim = p->shape.rank,
         .lo = output ? -INFINITY : p->lo,
@@ -241,6 +251,7 @@ void gdr_kernel_facts(const gdr_kernel *kernel, gdr_facts *facts) {
     *facts = (gdr_facts){
         .name = k->name,
         .target = r->target,
+        .pass = r->pass,
         .algo = r->algo == ALGO_chunk ? GDR_ALGO_CHUNK : GDR_ALGO_RECURRENT,
         .K = k->axis.at[AXIS_K].size,
         .V = k->axis.at[AXIS_V].size,

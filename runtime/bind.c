@@ -16,7 +16,9 @@ typedef struct Binder {
     const Kernel *k;
     const gdr_launch *launch;
     bool sizes_only;
-    const gdr_tensor **in, **out; /* per port */
+    const Record *r;
+    bool backward;
+    const gdr_tensor **in, **out; /* per port; in[] from r->inputs on: upstream gradients */
     BoundLaunch *b;
 } Binder;
 
@@ -131,16 +133,18 @@ static gdr_status match_names(const Binder *bi) {
             return FAIL(bi, "argument %d has no name", i);
         const gdr_tensor **slot = find_slot(bi, a->name);
         if (!slot)
-            return FAIL(bi, "%s: the variant %s has no such tensor", a->name, bi->k->name);
+            return FAIL(bi, "%s: %s%s has no such tensor", a->name,
+                        bi->backward ? "the backward pass of the variant " : "the variant ",
+                        bi->k->name);
         if (*slot)
             return FAIL(bi, "%s: given twice", a->name);
         *slot = &a->tensor;
     }
-    for (int i = 0; i < bi->k->in.count; i++)
+    for (int i = 0; i < bi->r->inputs; i++)
         if (!bi->in[i])
             return FAIL(bi, "%s: missing %s", bi->k->in.at[i].name,
                         bi->k->in.at[i].is_param ? "parameter" : "input");
-    for (int i = 0; i < bi->k->out.count; i++)
+    for (int i = 0; i < bi->k->out.count && !bi->backward; i++)
         if (!bi->out[i])
             return FAIL(bi, "%s: missing output", bi->k->out.at[i].name);
     return GDR_OK;
@@ -177,17 +181,19 @@ static gdr_status check_heads(const Binder *bi) {
     BoundLaunch *b = bi->b;
     const Port *widest = NULL;
     b->H = 0;
-    for (int i = 0; i < bi->k->in.count; i++) {
+    for (int i = 0; i < bi->r->inputs; i++) {
         int64_t h = heads_of(&bi->k->in.at[i], bi->in[i]);
         if (!widest || h > b->H) {
             widest = &bi->k->in.at[i];
             b->H = h;
         }
     }
-    if (!widest) /* a spec without inputs: its outputs decide */
+    for (int i = bi->r->inputs; !widest && i < bi->k->in.count; i++)
+        b->H = bi->in[i] ? heads_of(&bi->k->in.at[i], bi->in[i]) : b->H;
+    if (!widest && !bi->backward) /* a spec without inputs: its outputs decide */
         b->H = heads_of(&bi->k->out.at[0], bi->out[0]);
     b->HF = 1;
-    for (int i = 0; i < bi->k->in.count; i++) {
+    for (int i = 0; i < bi->r->inputs; i++) {
         const Port *p = &bi->k->in.at[i];
         int64_t h = heads_of(p, bi->in[i]);
         if (b->H && (h == 0 || b->H % h))
@@ -199,25 +205,45 @@ static gdr_status check_heads(const Binder *bi) {
     return GDR_OK;
 }
 
+static gdr_status check_all_heads(const Binder *bi, const Port *p, const gdr_tensor *t) {
+    if (heads_of(p, t) == bi->b->H)
+        return GDR_OK;
+    return FAIL(bi, "%s: %lld heads, need %lld", p->name, (long long)heads_of(p, t),
+                (long long)bi->b->H);
+}
+
+/* A gradient has the heads of its input or param. */
+static gdr_status check_gradient_heads(const Binder *bi, int out) {
+    const Port *p = &bi->k->out.at[out];
+    const char *name = bi->r->of[bi->k->in.count + out];
+    int of = kernel_find_port(bi->k, name, false);
+    int64_t have = heads_of(p, bi->out[out]), want = heads_of(&bi->k->in.at[of], bi->in[of]);
+    if (have == want)
+        return GDR_OK;
+    return FAIL(bi, "%s: %lld heads, need %lld, those of %s", p->name, (long long)have,
+                (long long)want, name);
+}
+
 static gdr_status check_ports(const Binder *bi) {
     const Kernel *k = bi->k;
     const char *first = NULL;
-    for (int i = 0; i < k->in.count; i++) {
-        TRY(check_port(bi, &k->in.at[i], bi->in[i]));
-        if (!k->in.at[i].is_param)
-            TRY(check_tokens(bi, &k->in.at[i], bi->in[i], &first));
-    }
-    for (int i = 0; i < k->out.count; i++) {
-        TRY(check_port(bi, &k->out.at[i], bi->out[i]));
-        TRY(check_tokens(bi, &k->out.at[i], bi->out[i], &first));
+    for (int i = 0; i < k->in.count + k->out.count; i++) {
+        const Port *p = i < k->in.count ? &k->in.at[i] : &k->out.at[i - k->in.count];
+        const gdr_tensor *t = bi->in[i]; /* out[] lies behind in[] */
+        if (!t)
+            continue;
+        TRY(check_port(bi, p, t));
+        if (!p->is_param)
+            TRY(check_tokens(bi, p, t, &first));
     }
     TRY(check_heads(bi));
-    for (int i = 0; i < k->out.count; i++) {
-        int64_t h = heads_of(&k->out.at[i], bi->out[i]);
-        if (h != bi->b->H)
-            return FAIL(bi, "%s: %lld heads, need %lld", k->out.at[i].name, (long long)h,
-                        (long long)bi->b->H);
-    }
+    for (int i = bi->r->inputs; i < k->in.count; i++)
+        if (bi->in[i])
+            TRY(check_all_heads(bi, &k->in.at[i], bi->in[i]));
+    for (int i = 0; i < k->out.count; i++)
+        if (bi->out[i])
+            TRY(bi->backward ? check_gradient_heads(bi, i)
+                             : check_all_heads(bi, &k->out.at[i], bi->out[i]));
     return GDR_OK;
 }
 
@@ -232,6 +258,9 @@ static gdr_status check_sequences(const Binder *bi) {
     const gdr_tensor *cu = bi->launch->cu_seqlens;
     b->packed = cu != NULL;
     b->N = b->B;
+    b->first_row = 0;
+    if (__builtin_mul_overflow(b->B, b->T, &b->rows))
+        return FAIL(bi, "B * T overflows 64 bits");
     if (!cu)
         return GDR_OK;
     TRY(check_tensor(bi, "cu_seqlens", cu));
@@ -258,6 +287,8 @@ static gdr_status check_sequences(const Binder *bi) {
     if (last > b->T)
         return FAIL(bi, "cu_seqlens: ends at %lld, the tensors have %lld tokens", (long long)last,
                     (long long)b->T);
+    b->first_row = offset_at(cu, 0);
+    b->rows = last - b->first_row;
     return GDR_OK;
 }
 
@@ -277,20 +308,59 @@ static gdr_status check_state(const Binder *bi, const char *name, const gdr_tens
 
 /* the frame ------------------------------------------------------------------------------------ */
 
+/* Reserves count * each bytes behind what the workspace has; false when they overflow. */
+static bool reserve(BoundLaunch *b, int64_t count, int64_t each, size_t *at) {
+    int64_t bytes, end;
+    if (__builtin_mul_overflow(count, each, &bytes) ||
+        __builtin_add_overflow(bytes, HOST_ALIGN - 1, &bytes) ||
+        __builtin_add_overflow((int64_t)b->workspace, bytes / HOST_ALIGN * HOST_ALIGN, &end))
+        return false;
+    *at = b->workspace;
+    b->workspace = (size_t)end;
+    return true;
+}
+
+/* Behind the kernel's own: a token of zeros for upstream gradients that are not there, and places
+ * for gradients that are still to be summed. */
+static bool reserve_gradients(const Binder *bi) {
+    BoundLaunch *b = bi->b;
+    const Kernel *k = bi->k;
+    int64_t widest = 0, heads;
+    bool ok = true;
+    for (int i = bi->r->inputs; i < k->in.count; i++) {
+        int64_t n = shape_elements(k, k->in.at[i].shape) * elem_size(k->in.at[i].elem);
+        widest = !bi->in[i] && n > widest ? n : widest;
+    }
+    ok = reserve(b, 1, widest, &b->zeros);
+    b->zeros_bytes = (size_t)widest;
+    for (int i = 0; ok && i < k->out.count; i++) {
+        const Port *p = &k->out.at[i];
+        b->partial[i] = SIZE_MAX;
+        if (!gradient_is_partial(bi->r, b, i))
+            continue;
+        ok = !__builtin_mul_overflow(p->is_param ? b->N : b->B * b->T, b->H, &heads) &&
+             reserve(b, heads, shape_elements(k, p->shape) * elem_size(p->elem), &b->partial[i]);
+    }
+    return ok;
+}
+
 static gdr_status size_workspace(const Binder *bi) {
     BoundLaunch *b = bi->b;
-    const Record *r = &bi->kernel->rec;
+    const Record *r = bi->r;
     b->slots = 0;
     b->workspace = 0;
     if (r->algo != ALGO_chunk)
         return GDR_OK;
     b->slots = frame_slots(b->T, b->N, b->packed, r->module.chunk);
-    int64_t bytes;
-    if (__builtin_mul_overflow(b->slots, b->HF, &bytes) ||
-        __builtin_mul_overflow(bytes, r->module.ws_bytes_per_slot_head, &bytes))
+    int64_t heads = bi->backward ? b->H : b->HF, count;
+    size_t at;
+    bool ok = !__builtin_mul_overflow(b->slots, heads, &count) &&
+              reserve(b, count, r->module.ws_bytes_per_slot_head, &at);
+    if (ok && bi->backward)
+        ok = reserve_gradients(bi);
+    if (!ok)
         return FAIL(bi, "the workspace for %lld chunks and %lld heads overflows 64 bits",
-                    (long long)b->slots, (long long)b->HF);
-    b->workspace = (size_t)bytes;
+                    (long long)b->slots, (long long)heads);
     return GDR_OK;
 }
 
@@ -314,10 +384,14 @@ static void fill_frame(const Binder *bi) {
     f[FRAME_SLOTS] = b->slots;
     for (int i = 0; i < bi->k->in.count; i++) {
         f[frame_in_ptr(bi->k, i)] = address(bi->in[i]);
-        f[frame_in_heads(bi->k, i)] = heads_of(&bi->k->in.at[i], bi->in[i]);
+        f[frame_in_heads(bi->k, i)] = bi->in[i] ? heads_of(&bi->k->in.at[i], bi->in[i]) : 0;
     }
     for (int i = 0; i < bi->k->out.count; i++)
         f[frame_out_ptr(bi->k, i)] = address(bi->out[i]);
+    if (bi->backward) {
+        f[frame_costate(bi->k)] = address(l->dS);
+        f[frame_costate(bi->k) + 1] = address(l->dS0);
+    }
 }
 
 static gdr_status bind_all(const Binder *bi) {
@@ -328,7 +402,13 @@ static gdr_status bind_all(const Binder *bi) {
     TRY(check_ports(bi));
     TRY(check_sequences(bi));
     TRY(check_state(bi, "S0", bi->launch->S0));
+    if (bi->backward && bi->launch->S)
+        return FAIL(bi, "S: a backward pass does not give the final state");
+    if (!bi->backward && (bi->launch->dS || bi->launch->dS0))
+        return FAIL(bi, "%s: a forward pass has no gradients", bi->launch->dS ? "dS" : "dS0");
     TRY(check_state(bi, "S", bi->launch->S));
+    TRY(check_state(bi, "dS", bi->launch->dS));
+    TRY(check_state(bi, "dS0", bi->launch->dS0));
     TRY(size_workspace(bi));
     fill_frame(bi);
     return GDR_OK;
@@ -336,27 +416,36 @@ static gdr_status bind_all(const Binder *bi) {
 
 gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only,
                        BoundLaunch *out) {
-    const Kernel *k = kernel->rec.shell;
-    *out = (BoundLaunch){0};
-    const gdr_tensor **slots = calloc((size_t)(k->in.count + k->out.count), sizeof *slots);
-    out->frame = calloc((size_t)frame_fields(k), sizeof *out->frame);
+    const Record *r = &kernel->rec;
+    const Kernel *k = r->shell;
+    *out = (BoundLaunch){
+        .tensor = calloc((size_t)(k->in.count + k->out.count + 1), sizeof *out->tensor),
+        .partial = calloc((size_t)k->out.count + 1, sizeof *out->partial),
+        .frame = calloc((size_t)record_frame_fields(r), sizeof *out->frame),
+    };
     gdr_status status;
-    if (!slots || !out->frame) {
+    if (!out->tensor || !out->partial || !out->frame) {
         status = ctx_fail(kernel->ctx, GDR_ENOMEM, "out of memory");
     } else {
         Binder bi = {.kernel = kernel,
                      .k = k,
                      .launch = launch,
                      .sizes_only = sizes_only,
-                     .in = slots,
-                     .out = slots + k->in.count,
+                     .r = r,
+                     .backward = r->pass == GDR_PASS_BACKWARD,
+                     .in = out->tensor,
+                     .out = out->tensor + k->in.count,
                      .b = out};
         status = bind_all(&bi);
     }
-    free(slots);
-    if (status) {
-        free(out->frame);
-        out->frame = NULL;
-    }
+    if (status)
+        launch_free(out);
     return status;
+}
+
+void launch_free(BoundLaunch *b) {
+    free(b->frame);
+    free(b->tensor);
+    free(b->partial);
+    *b = (BoundLaunch){0};
 }

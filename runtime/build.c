@@ -114,8 +114,62 @@ static gdr_status set_types(Job *job, Kernel *k) {
 static gdr_status no_chunk_form(Job *job, const Kernel *k) {
     int line, column;
     source_locate(job->source, k->facts.where.lo, &line, &column);
-    return ctx_fail(job->ctx, GDR_ELIMIT, "%s:%d:%d: %s has no chunk form: %s", job->source->name,
-                    line, column, k->name, k->facts.why_not ? k->facts.why_not : "unknown");
+    return ctx_fail(job->ctx, GDR_ELIMIT, "%s:%d:%d: %s has no chunk form%s: %s", job->source->name,
+                    line, column, k->name,
+                    job->opt.pass == GDR_PASS_BACKWARD ? ", hence no gradients" : "",
+                    k->facts.why_not ? k->facts.why_not : "unknown");
+}
+
+/* gradients ------------------------------------------------------------------------------------ */
+
+enum { GRADIENT_PORTS = 64 }; /* a bit each */
+
+/* One bit for each port that is named; all without names. */
+static gdr_status mark_ports(Job *job, const Kernel *k, bool outputs, const char *const *name, int n,
+                             uint64_t *mark) {
+    *mark = name ? 0 : ~UINT64_C(0);
+    for (int i = 0; name && i < n; i++) {
+        int port = name[i] ? kernel_find_port(k, name[i], outputs) : -1;
+        if (port < 0)
+            return ctx_fail(job->ctx, GDR_EUSAGE, "%s has no %s called %s", k->name,
+                            outputs ? "output" : "input or parameter", name[i] ? name[i] : "(null)");
+        *mark |= UINT64_C(1) << port;
+    }
+    return GDR_OK;
+}
+
+static gdr_status mark_gradients(Job *job, const Kernel *k) {
+    const gdr_compile_options *o = &job->opt;
+    if (k->in.count > GRADIENT_PORTS || k->out.count > GRADIENT_PORTS)
+        return ctx_fail(job->ctx, GDR_ELIMIT, "%s has %d inputs and %d outputs; with gradients there "
+                        "may be %d of each", k->name, k->in.count, k->out.count, GRADIENT_PORTS);
+    gdr_status status = mark_ports(job, k, true, o->upstream, o->nupstream, &job->upstream);
+    return status ? status
+                  : mark_ports(job, k, false, o->gradients, o->ngradients, &job->gradients);
+}
+
+/* The gradient kernel of a forward one at chunk level, its ports named as callers know them. */
+static Kernel *make_gradient(const Job *job, const Kernel *forward, const char ***of) {
+    Kernel *k = kernel_adjoint(forward, job->upstream, job->gradients);
+    int nin = forward->in.count, nout = forward->out.count, in = nin, out = 0;
+    const char **name = NEW_ARRAY(forward->arena, const char *, nin + nout);
+    gradient_names(forward, name);
+    *of = NEW_ARRAY(forward->arena, const char *, k->in.count + k->out.count + 1);
+    for (int v = 0; v < forward->inst.count; v++) {
+        const Inst *i = inst_at(forward, v);
+        if (i->op != OP_out || !(job->upstream >> i->index & 1))
+            continue;
+        (*of)[in] = forward->out.at[i->index].name;
+        k->in.at[in++].name = name[i->index];
+    }
+    for (int p = 0; p < nin; p++) {
+        if (!(job->gradients >> p & 1))
+            continue;
+        (*of)[k->in.count + out] = forward->in.at[p].name;
+        k->out.at[out++].name = name[nout + p];
+    }
+    CHECK(in == k->in.count && out == k->out.count);
+    return k;
 }
 
 /* code ----------------------------------------------------------------------------------------- */
@@ -139,60 +193,84 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
 }
 
 /* The chunk form with `rows` equations; NULL with *why when the target cannot take it. */
-static CgModule *generate_chunk(Job *job, const Kernel *normal, int rows, Kernel **tile,
+static CgModule *generate_chunk(Job *job, const Kernel *normal, int rows, Record *r,
                                 const char **why) {
     Kernel *k = kernel_clone(normal);
     kernel_set_chunk(k, rows);
-    passes_run_after(k, "normal", NULL, job->extra.watch);
+    if (job->opt.pass == GDR_PASS_BACKWARD) {
+        passes_run_after(k, "normal", "collapse", job->extra.watch);
+        k = make_gradient(job, k, &r->of);
+        passes_run_after(k, "collapse", NULL, job->extra.watch);
+        k->name = normal->name;
+    } else {
+        passes_run_after(k, "normal", NULL, job->extra.watch);
+    }
     CHECK(k->level == LEVEL_tile);
-    *tile = k;
+    r->shell = k;
     return generate(job, k, ALGO_chunk, why);
 }
 
-static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Kernel **tile, CgModule **m) {
+static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Record *r) {
     static const int choice[] = {64, 32, 16};
     const char *why = NULL;
+    CgModule *m = NULL;
     if (job->opt.chunk_rows)
-        *m = generate_chunk(job, normal, job->opt.chunk_rows, tile, &why);
-    for (int i = 0; !job->opt.chunk_rows && i < 3 && !(*m); i++)
-        *m = generate_chunk(job, normal, choice[i], tile, &why);
-    if (*m)
+        m = generate_chunk(job, normal, job->opt.chunk_rows, r, &why);
+    for (int i = 0; !job->opt.chunk_rows && i < 3 && !m; i++)
+        m = generate_chunk(job, normal, choice[i], r, &why);
+    if (m) {
+        r->module = *m;
         return GDR_OK;
+    }
     return ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", normal->name, job->target,
                     why ? why : "no code");
 }
 
+static gdr_status generate_recurrent(Job *job, Kernel *k, Record *r) {
+    const char *why;
+    CgModule *m = generate(job, k, ALGO_recurrent, &why);
+    if (!m)
+        return ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name, job->target,
+                        why ? why : "no code");
+    r->shell = k;
+    r->module = *m;
+    return GDR_OK;
+}
+
+static gdr_status generate_any(Job *job, Kernel *k, Record *r) {
+    bool backward = job->opt.pass == GDR_PASS_BACKWARD;
+    gdr_status status = GDR_OK;
+    if ((job->opt.algo == GDR_ALGO_CHUNK || backward) && !k->facts.chunkable)
+        return no_chunk_form(job, k);
+    if (k->facts.chunkable && job->opt.algo != GDR_ALGO_RECURRENT) {
+        r->algo = ALGO_chunk;
+        status = generate_any_chunk(job, k, r);
+        /* Otherwise more than the target's chunk kernels hold. */
+        if (status != GDR_ELIMIT || job->opt.algo != GDR_ALGO_AUTO || backward)
+            return status;
+    }
+    r->algo = ALGO_recurrent;
+    return generate_recurrent(job, k, r);
+}
+
 gdr_status job_build(Job *job, Record *out) {
     Kernel *k = NULL;
-    CgModule *m = NULL;
     gdr_status status = lower(job, &k);
     if (!status)
         status = set_types(job, k);
+    if (!status && job->opt.pass == GDR_PASS_BACKWARD)
+        status = mark_gradients(job, k);
     if (status)
         return status;
+    int inputs = k->in.count;
     passes_run(k, "normal", job->extra.watch);
-    if (job->opt.algo == GDR_ALGO_CHUNK && !k->facts.chunkable)
-        return no_chunk_form(job, k);
-    Algo algo =
-        k->facts.chunkable && job->opt.algo != GDR_ALGO_RECURRENT ? ALGO_chunk : ALGO_recurrent;
-    if (algo == ALGO_chunk) {
-        Kernel *tile = NULL;
-        status = generate_any_chunk(job, k, &tile, &m);
-        if (!status)
-            k = tile;
-        else if (status == GDR_ELIMIT && job->opt.algo == GDR_ALGO_AUTO)
-            algo = ALGO_recurrent; /* more than the target's chunk kernels hold */
-    }
-    if (algo == ALGO_recurrent) {
-        const char *why;
-        m = generate(job, k, algo, &why);
-        status = m ? GDR_OK
-                   : ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name, job->target,
-                              why ? why : "no code");
-    }
+    *out = (Record){.target = job->target, .pass = job->opt.pass, .inputs = inputs};
+    status = generate_any(job, k, out);
     if (status)
         return status;
-    *out = (Record){.shell = k, .module = *m, .algo = algo, .target = job->target};
+    k = out->shell;
+    if (!out->of)
+        out->of = NEW_ARRAY(&job->arena, const char *, k->in.count + k->out.count + 1);
     out->factor_reads = NEW_ARRAY(&job->arena, bool, k->in.count + 1);
     for (int i = 0; i < k->in.count; i++)
         out->factor_reads[i] = k->level == LEVEL_tile && frame_factor_reads(k, i);

@@ -79,6 +79,19 @@ static gdr_status resolve_target(Job *job) {
     return GDR_OK;
 }
 
+static gdr_status check_pass(Job *job) {
+    gdr_compile_options *o = &job->opt;
+    if ((unsigned)o->pass > GDR_PASS_BACKWARD)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "unknown pass %d", (int)o->pass);
+    if (o->nupstream < 0 || o->ngradients < 0)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "a negative count in gdr_compile_options");
+    if (o->pass == GDR_PASS_BACKWARD && o->algo == GDR_ALGO_RECURRENT)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "there is no recurrent backward pass, only chunk");
+    if (o->pass == GDR_PASS_FORWARD && (o->upstream || o->gradients))
+        return ctx_fail(job->ctx, GDR_EUSAGE, "a forward pass has no gradients");
+    return GDR_OK;
+}
+
 static gdr_status check_options(Job *job, const gdr_compile_options *o) {
     if (o && o->size != sizeof *o)
         return ctx_fail(job->ctx, GDR_EUSAGE, "gdr_compile_options.size is %zu, need %zu", o->size,
@@ -97,7 +110,12 @@ static gdr_status check_options(Job *job, const gdr_compile_options *o) {
     for (int i = 0; i < job->opt.ndims; i++)
         if (!job->opt.dims[i].name)
             return ctx_fail(job->ctx, GDR_EUSAGE, "dims[%d] has no name", i);
-    gdr_status status = resolve_target(job);
+    gdr_status status = check_pass(job);
+    if (!status)
+        status = resolve_target(job);
+    if (!status && job->opt.pass == GDR_PASS_BACKWARD && target_find(job->target)->gpu)
+        return ctx_fail(job->ctx, GDR_EUNSUPPORTED, "target %s has no backward passes, only the CPU "
+                        "(host) has", job->target);
     /* GPU code gains nothing measurable from the third level, which costs most of the time. */
     if (!status && !job->opt.opt_level)
         job->opt.opt_level = target_find(job->target)->gpu ? 2 : 3;
@@ -118,6 +136,12 @@ static void hash_machine(const Job *job, CacheHash *h) {
         cache_hash_int(h, cuda_compute_capability(job->cuda));
         cache_hash_int(h, cuda_driver_version(job->cuda));
     }
+}
+
+static void hash_names(CacheHash *h, const char *const *name, int n) {
+    cache_hash_int(h, name ? n : -1);
+    for (int i = 0; name && i < n; i++)
+        cache_hash_text(h, name[i]);
 }
 
 static CacheKey make_key(Job *job) {
@@ -142,6 +166,9 @@ static CacheKey make_key(Job *job) {
         cache_hash_text(h, o->types[i].name);
         cache_hash_int(h, o->types[i].dtype);
     }
+    cache_hash_int(h, o->pass);
+    hash_names(h, o->upstream, o->nupstream);
+    hash_names(h, o->gradients, o->ngradients);
     cache_hash_int(h, o->algo);
     cache_hash_int(h, o->chunk_rows);
     cache_hash_int(h, o->opt_level);

@@ -123,6 +123,11 @@ typedef enum gdr_algo {
     GDR_ALGO_RECURRENT /* token by token: decoding steps, and every spec */
 } gdr_algo;
 
+typedef enum gdr_pass {
+    GDR_PASS_FORWARD, /* outputs and final state: gdr_forward */
+    GDR_PASS_BACKWARD /* gradients of inputs, params and the initial state: gdr_backward */
+} gdr_pass;
+
 typedef struct gdr_dim {
     const char *name;
     int64_t size;
@@ -144,12 +149,20 @@ typedef struct gdr_compile_options {
     gdr_algo algo;
     int chunk_rows; /* rows of the chunk system; 0: the target's choice */
     int opt_level;  /* 1..3; 0: the target's choice */
+    gdr_pass pass;
+    /* Backward: the outputs whose gradients a launch may give, and the inputs and params whose
+     * gradients it may ask for, by the spec's names. NULL: all of them; fewer are less work. */
+    const char *const *upstream;
+    int nupstream;
+    const char *const *gradients;
+    int ngradients;
 } gdr_compile_options;
 
 /* Spec text (`length` bytes; `name` appears in messages) or a spec file -> a kernel ready to
  * launch. From the cache when the same text and options were compiled before on this kind of
  * machine. `options` may be NULL. ESPEC: the messages went to the context's diag callback, the
- * first one is also gdr_last_error(). On failure *kernel is NULL. */
+ * first one is also gdr_last_error(). ELIMIT: no chunk form, which backward passes are made from as
+ * well. EUNSUPPORTED: a backward pass for a GPU. On failure *kernel is NULL. */
 GDR_API gdr_status gdr_compile_string(gdr_context *ctx, const char *name, const char *text,
                                       size_t length, const gdr_compile_options *options,
                                       gdr_kernel **kernel);
@@ -159,12 +172,21 @@ GDR_API void gdr_kernel_destroy(gdr_kernel *kernel); /* no launch of it may be i
 
 /* inspect -------------------------------------------------------------------------------------- */
 
-typedef enum gdr_port_kind { GDR_INPUT, GDR_PARAM, GDR_OUTPUT } gdr_port_kind;
+typedef enum gdr_port_kind {
+    GDR_INPUT,
+    GDR_PARAM,
+    GDR_OUTPUT,
+    /* of backward kernels: */
+    GDR_UPSTREAM,      /* the gradient of an output, given */
+    GDR_GRADIENT,      /* of an input */
+    GDR_PARAM_GRADIENT /* of a param */
+} gdr_port_kind;
 
 /* The shape of one token and head: the tensor's is [B,T,heads,shape...], a param's
  * [heads,shape...]. */
 typedef struct gdr_port {
     const char *name;
+    const char *of; /* gradients: the port that they are gradients of; else NULL */
     gdr_port_kind kind;
     gdr_dtype dtype;
     int ndim;
@@ -175,6 +197,7 @@ typedef struct gdr_port {
 typedef struct gdr_facts {
     const char *name;    /* the variant */
     const char *target;  /* "host", "sm_90a", ... */
+    gdr_pass pass;
     gdr_algo algo;       /* CHUNK or RECURRENT */
     int64_t K, V;        /* the state's rows and columns */
     int chunk;           /* tokens a chunk; 0 for the recurrent algorithm */
@@ -185,7 +208,8 @@ typedef struct gdr_facts {
     int from_cache;      /* whether this kernel was loaded from the cache */
 } gdr_facts;
 
-/* Ports in order: inputs and params as declared, then outputs. */
+/* Ports in order: inputs and params as declared, upstream gradients, then what is computed. The
+ * gradient of x is called dx, with more d's where the spec has that name. */
 GDR_API int gdr_kernel_ports(const gdr_kernel *kernel);
 GDR_API gdr_status gdr_kernel_port(const gdr_kernel *kernel, int index, gdr_port *port);
 /* Texts live as long as the kernel. */
@@ -233,14 +257,36 @@ typedef struct gdr_launch {
     int nargs;
     const gdr_tensor *cu_seqlens; /* NULL: dense */
     const gdr_tensor *S0, *S;
-    void *workspace; /* GPU memory; NULL: from a pool of the context */
+    void *workspace; /* memory of the kernel's device; NULL: from a pool of the context */
     size_t workspace_bytes;
     void *stream;
+    const gdr_tensor *dS, *dS0; /* backward */
 } gdr_launch;
 
-/* EINPUT says which tensor is missing, unknown, or wrong, with both shapes. */
+/* EINPUT says which tensor is missing, unknown, or wrong, with both shapes. EUSAGE: a kernel of the
+ * other pass. */
 GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
-/* Bytes of workspace this launch needs (0 on the CPU); data pointers are not looked at. */
+
+/* One backward pass, of a kernel compiled with GDR_PASS_BACKWARD, over the same sequences.
+ *
+ *   inputs, params, S0, cu_seqlens   as they were in the forward pass; S must be NULL
+ *   upstream   [B,T,H,shape...], typed like the outputs: gradients of the outputs; any subset, an
+ *              output without one counts as one that nothing depends on
+ *   dS         [N,H,K,V] f32: gradient of the final state; NULL = zero
+ *   gradients  shaped and typed like the input or param: any subset, those that are there are
+ *              written. Heads that share an input are summed, params are summed over all tokens
+ *              and sequences as well.
+ *   dS0        [N,H,K,V] f32: gradient of the initial state, S0 NULL or not; NULL = not wanted. May
+ *              be dS.
+ *
+ * Nothing of the forward pass is kept: states are made again. Sums have a fixed order: the same call
+ * gives the same bits with any number of threads. Tokens outside of all sequences count for nothing,
+ * their rows are not written. Other errors: ENOMEM, when the workspace cannot be had. */
+GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
+
+/* Bytes of workspace this launch needs: 0 for forward passes on the CPU; backward the states at the
+ * start of every chunk, and per-head gradients that are still to be summed. Aligned to 256 bytes on
+ * a GPU, 64 on the CPU. Data pointers are not looked at. */
 GDR_API gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 
 #ifdef __cplusplus

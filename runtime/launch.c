@@ -1,6 +1,7 @@
-/* One forward pass: a checked frame becomes work for the CPU threads or kernel launches.
+/* One pass: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
+ *     CPU, backward       the same, with a workspace; then the sums of gradient.c
  *     GPU, chunk          factor <<<slots*HF>>>  then  one chain <<<N*H*vtiles>>>, one stream
  *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
  *
@@ -66,9 +67,19 @@ static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *
             continue;
         if (!cuda_launch(ctx->cuda, kernel->cuda_function[i], grid_of(kernel, entry, b),
                          entry->threads, entry->smem_bytes, stream, b->frame,
-                         frame_fields(kernel->rec.shell), &e))
+                         record_frame_fields(&kernel->rec), &e))
             return driver_failed(ctx, &e);
     }
+    return GDR_OK;
+}
+
+static gdr_status check_workspace(gdr_context *ctx, const gdr_launch *launch, const BoundLaunch *b,
+                                  int align) {
+    if (launch->workspace_bytes < b->workspace)
+        return ctx_fail(ctx, GDR_EINPUT, "the workspace has %zu bytes, need %zu",
+                        launch->workspace_bytes, b->workspace);
+    if ((uintptr_t)launch->workspace % (unsigned)align)
+        return ctx_fail(ctx, GDR_EINPUT, "the workspace is not aligned to %d bytes", align);
     return GDR_OK;
 }
 
@@ -81,12 +92,8 @@ static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, Boun
     if (!kernel->cuda_module)
         return ctx_fail(ctx, GDR_EUNSUPPORTED, "the kernel was compiled without being loaded");
     if (!b->workspace || launch->workspace) {
-        if (launch->workspace && launch->workspace_bytes < b->workspace)
-            return ctx_fail(ctx, GDR_EINPUT, "the workspace has %zu bytes, need %zu",
-                            launch->workspace_bytes, b->workspace);
-        if ((uintptr_t)launch->workspace % 256)
-            return ctx_fail(ctx, GDR_EINPUT, "the workspace is not aligned to 256 bytes");
-        return queue_kernels(kernel, b, launch->stream);
+        gdr_status status = launch->workspace ? check_workspace(ctx, launch, b, 256) : GDR_OK;
+        return status ? status : queue_kernels(kernel, b, launch->stream);
     }
     uint64_t ws;
     if (!cuda_alloc_async(ctx->cuda, b->workspace, launch->stream, &ws, &e))
@@ -98,7 +105,7 @@ static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, Boun
     return status;
 }
 
-static gdr_status forward_cpu(gdr_kernel *kernel, const BoundLaunch *b) {
+static gdr_status run_tasks(gdr_kernel *kernel, const BoundLaunch *b) {
     int64_t tasks;
     if (__builtin_mul_overflow(b->N, b->H, &tasks))
         return ctx_fail(kernel->ctx, GDR_EINPUT, "N * H overflows 64 bits");
@@ -117,14 +124,67 @@ static gdr_status forward_cpu(gdr_kernel *kernel, const BoundLaunch *b) {
     return GDR_OK;
 }
 
+static gdr_status backward_on(gdr_kernel *kernel, BoundLaunch *b, char *workspace) {
+    const Record *r = &kernel->rec;
+    const Kernel *k = r->shell;
+    b->frame[FRAME_WS] = (int64_t)(uintptr_t)workspace;
+    for (int i = r->inputs; i < k->in.count; i++)
+        if (!b->tensor[i])
+            b->frame[frame_in_ptr(k, i)] = (int64_t)(uintptr_t)(workspace + b->zeros);
+    for (int i = 0; i < k->out.count; i++)
+        if (b->partial[i] != SIZE_MAX)
+            b->frame[frame_out_ptr(k, i)] = (int64_t)(uintptr_t)(workspace + b->partial[i]);
+    if (b->zeros_bytes)
+        memset(workspace + b->zeros, 0, b->zeros_bytes);
+    gdr_status status = run_tasks(kernel, b);
+    Pool *pool = status ? NULL : ctx_pool(kernel->ctx);
+    if (status || !pool)
+        return status ? status : GDR_ENOMEM;
+    return gradient_sum(pool, r, b, workspace) ? GDR_OK
+                                               : ctx_fail(kernel->ctx, GDR_ENOMEM, "out of memory");
+}
+
+static gdr_status backward_cpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
+    gdr_context *ctx = kernel->ctx;
+    if (launch->workspace) {
+        gdr_status status = check_workspace(ctx, launch, b, HOST_ALIGN);
+        return status ? status : backward_on(kernel, b, launch->workspace);
+    }
+    char *own = b->workspace ? aligned_alloc(HOST_ALIGN, b->workspace) : NULL;
+    if (b->workspace && !own)
+        return ctx_fail(ctx, GDR_ENOMEM, "no memory for %zu bytes of workspace", b->workspace);
+    gdr_status status = backward_on(kernel, b, own);
+    free(own);
+    return status;
+}
+
+static gdr_status wrong_pass(gdr_kernel *kernel, const char *is) {
+    return ctx_fail(kernel->ctx, GDR_EUSAGE, "%s was compiled for the %s pass", kernel->rec.shell->name,
+                    is);
+}
+
 gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch) {
     BoundLaunch b;
+    if (kernel->rec.pass != GDR_PASS_FORWARD)
+        return wrong_pass(kernel, "backward");
     gdr_status status = launch_bind(kernel, launch, false, &b);
     if (status)
         return status;
     bool host = strcmp(kernel->rec.target, "host") == 0;
-    status = host ? forward_cpu(kernel, &b) : forward_gpu(kernel, launch, &b);
-    free(b.frame);
+    status = host ? run_tasks(kernel, &b) : forward_gpu(kernel, launch, &b);
+    launch_free(&b);
+    return status;
+}
+
+gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch) {
+    BoundLaunch b;
+    if (kernel->rec.pass != GDR_PASS_BACKWARD)
+        return wrong_pass(kernel, "forward");
+    gdr_status status = launch_bind(kernel, launch, false, &b);
+    if (status)
+        return status;
+    status = backward_cpu(kernel, launch, &b);
+    launch_free(&b);
     return status;
 }
 
@@ -134,6 +194,6 @@ gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size
     gdr_status status = launch_bind(kernel, launch, true, &b);
     if (!status)
         *bytes = b.workspace;
-    free(b.frame);
+    launch_free(&b);
     return status;
 }

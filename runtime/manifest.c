@@ -2,8 +2,11 @@
  * codegen.h: ports and shapes, the frame's fields, entries and their launch rules, workspace. */
 #include "runtime/runtime.h"
 
-static void put_shape(const Kernel *k, const Port *p, Buf *out) {
-    buf_puts(out, p->is_param ? "[\"heads\"" : "[\"B\", \"T\", \"heads\"");
+/* What a kernel computes has all heads, and a row a sequence where it is a param's gradient. */
+static void put_shape(const Kernel *k, const Port *p, bool computed, Buf *out) {
+    buf_puts(out, p->is_param ? "[" : "[\"B\", \"T\", ");
+    buf_puts(out, p->is_param && computed ? "\"N\", " : "");
+    buf_puts(out, computed ? "\"H\"" : "\"heads\"");
     for (int i = 0; i < p->shape.rank; i++)
         buf_printf(out, ", %d", k->axis.at[p->shape.axis[i]].size);
     buf_puts(out, "]");
@@ -23,13 +26,17 @@ static void put_range(const Port *p, Buf *out) {
     buf_puts(out, "]");
 }
 
-static void put_port(const Record *r, const Port *p, const char *kind, int pointer, int heads,
-                     Buf *out) {
+static void put_port(const Record *r, const Port *p, const char *of, const char *kind, int pointer,
+                     int heads, Buf *out) {
     buf_puts(out, "    {\"name\": ");
     buf_json_string(out, p->name);
     buf_printf(out, ", \"kind\": \"%s\", \"dtype\": \"%s\", \"shape\": ", kind, elem_name(p->elem));
-    put_shape(r->shell, p, out);
+    put_shape(r->shell, p, heads < 0, out);
     put_range(p, out);
+    if (of) {
+        buf_puts(out, ", \"gradient_of\": ");
+        buf_json_string(out, of);
+    }
     buf_printf(out, ", \"pointer_field\": %d", pointer);
     if (heads >= 0)
         buf_printf(out, ", \"heads_field\": %d", heads);
@@ -41,12 +48,15 @@ static void put_ports(const Record *r, Buf *out) {
     buf_puts(out, "  \"ports\": [");
     for (int i = 0; i < k->in.count; i++) {
         buf_puts(out, i ? ",\n" : "\n");
-        put_port(r, &k->in.at[i], k->in.at[i].is_param ? "param" : "input", frame_in_ptr(k, i),
-                 frame_in_heads(k, i), out);
+        const char *kind = i >= r->inputs           ? "upstream"
+                           : k->in.at[i].is_param ? "param"
+                                                  : "input";
+        put_port(r, &k->in.at[i], r->of[i], kind, frame_in_ptr(k, i), frame_in_heads(k, i), out);
     }
     for (int i = 0; i < k->out.count; i++) {
         buf_puts(out, i || k->in.count ? ",\n" : "\n");
-        put_port(r, &k->out.at[i], "output", frame_out_ptr(k, i), -1, out);
+        const char *of = r->of[k->in.count + i];
+        put_port(r, &k->out.at[i], of, of ? "gradient" : "output", frame_out_ptr(k, i), -1, out);
     }
     buf_puts(out, "\n  ],\n");
 }
@@ -58,10 +68,17 @@ static void put_frame(const Record *r, Buf *out) {
         [FRAME_S0] = "S0",       [FRAME_S] = "S",   [FRAME_WS] = "workspace",
         [FRAME_SLOTS] = "slots",
     };
-    buf_printf(out, "  \"frame\": {\"fields\": %d, \"type\": \"int64\"", frame_fields(r->shell));
+    buf_printf(out, "  \"frame\": {\"fields\": %d, \"type\": \"int64\"", record_frame_fields(r));
     for (int i = 0; i < FRAME_PORTS; i++)
         buf_printf(out, ", \"%s\": %d", field[i], i);
+    if (r->pass == GDR_PASS_BACKWARD)
+        buf_printf(out, ", \"dS\": %d, \"dS0\": %d", frame_costate(r->shell),
+                   frame_costate(r->shell) + 1);
     buf_puts(out, "},\n");
+}
+
+int record_frame_fields(const Record *r) {
+    return frame_costate(r->shell) + (r->pass == GDR_PASS_BACKWARD ? 2 : 0);
 }
 
 static const char *entry_name(EntryKind kind) {
@@ -106,7 +123,8 @@ void manifest_print(const Record *r, Buf *out) {
     const Kernel *k = r->shell;
     buf_puts(out, "{\n  \"variant\": ");
     buf_json_string(out, k->name);
-    buf_printf(out, ", \"target\": \"%s\", \"algorithm\": \"%s\", \"compiler\": ", r->target,
+    buf_printf(out, ", \"target\": \"%s\", \"pass\": \"%s\", \"algorithm\": \"%s\", \"compiler\": ",
+               r->target, r->pass == GDR_PASS_BACKWARD ? "backward" : "forward",
                r->algo == ALGO_chunk ? "chunk" : "recurrent");
     buf_json_string(out, gdr_version());
     buf_printf(out, ",\n  \"K\": %d, \"V\": %d, \"chunk\": %d,\n", k->axis.at[AXIS_K].size,
@@ -116,8 +134,9 @@ void manifest_print(const Record *r, Buf *out) {
     put_ports(r, out);
     put_frame(r, out);
     buf_printf(out,
-               "  \"workspace\": {\"bytes_per_slot_and_factor_head\": %lld, "
+               "  \"workspace\": {\"bytes_per_slot_and_%s\": %lld, "
                "\"slots_dense\": \"N*ceil(T/chunk)\", \"slots_packed\": \"floor(T/chunk)+N\"},\n",
+               r->pass == GDR_PASS_BACKWARD ? "head" : "factor_head",
                (long long)r->module.ws_bytes_per_slot_head);
     buf_puts(out, "  \"factor_inputs\": [");
     bool any = false;

@@ -170,6 +170,25 @@ static void tape_module(Tape *t, CgModule *m) {
         t->bad = true;
 }
 
+/* Every gradient is that of a port; the gradients of inputs of one that is there. */
+static void tape_gradients(Tape *t, Record *r) {
+    const Kernel *k = r->shell;
+    int pass = r->pass, ports = k->in.count + k->out.count;
+    tape_int(t, &pass, GDR_PASS_FORWARD, GDR_PASS_BACKWARD);
+    r->pass = (gdr_pass)pass;
+    tape_int(t, &r->inputs, 0, k->in.count);
+    if (!t->out)
+        r->of = NEW_ARRAY(t->arena, const char *, ports + 1);
+    if (r->pass == GDR_PASS_FORWARD && r->inputs != k->in.count)
+        t->bad = true;
+    for (int i = r->inputs; r->pass == GDR_PASS_BACKWARD && i < ports && !t->bad; i++) {
+        tape_name(t, &r->of[i]);
+        int port = i < k->in.count ? 0 : kernel_find_port(k, r->of[i], false);
+        if (port < 0 || port >= r->inputs)
+            t->bad = t->bad || i >= k->in.count;
+    }
+}
+
 static void tape_record(Tape *t, Record *r) {
     int algo = r->algo;
     tape_shell(t, r->shell);
@@ -178,6 +197,7 @@ static void tape_record(Tape *t, Record *r) {
     tape_int(t, &algo, ALGO_chunk, ALGO_recurrent);
     r->algo = (Algo)algo;
     tape_name(t, &r->target);
+    tape_gradients(t, r);
     if (!t->out)
         r->factor_reads = NEW_ARRAY(t->arena, bool, r->shell->in.count + 1);
     for (int i = 0; i < r->shell->in.count; i++)

@@ -5,8 +5,9 @@
  *   build.c    spec text -> record: front end, passes, code generation   assemble.c all PTX ->
  * cubins bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk
  * entries launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
+ *   gradient.c names of gradients; sums over heads and sequences after a backward pass
  *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
- *   hostjit.c  object file -> callable code
+ *   hostjit.c  object file -> callable code                           scalar.c   numbers of all types
  *   safetensors.c  reading and writing tensor files (used by the command)
  *
  * LLVM headers stay inside codegen/, hostjit.c, cache.c and api.c; CUDA's are not used at all.
@@ -89,6 +90,11 @@ bool cuda_launch(Cuda *cuda, void *function, int64_t blocks, int threads, int sm
  * compiler's output (malloc'ed, may be empty). */
 bool cuda_link(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char **log, CudaError *e);
 
+/* scalar.c ------------------------------------------------------------------------------------- */
+
+double scalar_get(gdr_dtype type, const void *data, int64_t i);
+void scalar_put(gdr_dtype type, void *data, int64_t i, double x); /* rounded to nearest even */
+
 /* cubin.c -------------------------------------------------------------------------------------- */
 
 /* Path of ptxas on PATH, or NULL; malloc'ed. */
@@ -154,6 +160,10 @@ typedef struct Record {
     CgModule module; /* object/text: host object, or PTX */
     Algo algo;
     const char *target;
+    gdr_pass pass;
+    int inputs;                /* in ports that are the spec's; the others are upstream gradients */
+    const char **of;           /* per in, then per out port of a gradient kernel: gradient of which;
+                                  NULL for the spec's own */
     bool *factor_reads;        /* per input: read by the factor role */
     VEC(Image) cubin;          /* GPU, loaded code: one for each entry */
     VEC(const char *) warning; /* of the GPU assembler */
@@ -234,6 +244,7 @@ typedef struct Job {
     Arena arena;        /* everything temporary */
     const Source *source;
     gdr_kernel *kernel;
+    uint64_t upstream, gradients; /* backward: bits of the outputs and inputs that have gradients */
     struct Assembly *assembly; /* per entry, while PTX becomes cubins */
     int assemblies;
     VEC(const char *) warning; /* found in the assembler's logs */
@@ -252,19 +263,39 @@ void record_write(const Record *r, Buf *out);
 bool record_read(Arena *arena, const void *bytes, size_t len, Record *r);
 /* The record as one JSON object. */
 void manifest_print(const Record *r, Buf *out);
+/* Fields of its frame: frame_fields, although the shell has no instructions. */
+int record_frame_fields(const Record *r);
 
 /* bind.c, launch.c ----------------------------------------------------------------------------- */
 
+enum { HOST_ALIGN = 64 }; /* of workspaces and of the parts they have */
+
 /* A checked launch: the frame and the sizes that grids are made of. */
 typedef struct BoundLaunch {
-    int64_t *frame; /* rec.shell's frame_fields, malloc'ed */
+    int64_t *frame;            /* record_frame_fields, malloc'ed */
+    const gdr_tensor **tensor; /* per in, then per out port, malloc'ed; NULL: left out */
     int64_t B, T, N, H, HF, slots;
     bool packed;
+    int64_t first_row, rows; /* CPU: the tokens that sequences own, counted over the batch */
     size_t workspace; /* bytes needed */
+    size_t *partial;  /* backward, per out port, malloc'ed: where in the workspace the gradients of
+                         single heads go; SIZE_MAX: straight to the tensor */
+    size_t zeros, zeros_bytes; /* backward: where in the workspace a token of zeros lies */
 } BoundLaunch;
 /* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */
 gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only,
                        BoundLaunch *out);
+void launch_free(BoundLaunch *b);
+
+/* gradient.c ----------------------------------------------------------------------------------- */
+
+/* Names of the gradients of a spec's outputs, then of its inputs and params: d and the name, with
+ * more d's where a port, a state or an earlier one is called that. */
+void gradient_names(const Kernel *forward, const char **name);
+/* Whether head and sequence gradients of output `out` need a sum. */
+bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out);
+/* The sums, in a fixed order, from the workspace to the tensors. False: no memory. */
+bool gradient_sum(Pool *pool, const Record *r, const BoundLaunch *b, const void *workspace);
 
 /* safetensors.c -------------------------------------------------------------------------------- */
 

@@ -56,6 +56,12 @@ static Val out_base(Host *h, const Inst *i) {
     return LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, frame_out_ptr(h->k, i->index)), cg->ptr, "");
 }
 
+/* Gradients may be left out: what is not wanted has no address. */
+static If if_wanted(Host *h, const Inst *i) {
+    Val p = cg_frame_field(h->cg, frame_out_ptr(h->k, i->index));
+    return cg_if(h->cg, cg_cmp(h->cg, LLVMIntNE, p, cg_int64(h->cg, 0)));
+}
+
 /* Runs `body` once, or for the columns of a tile without rows. */
 static void over_columns(Host *h, const Tile *t, bool exact, HostBody *body, void *user) {
     At none = host_at_row(h, AXIS_none, NULL);
@@ -84,6 +90,9 @@ void host_out(Host *h, int v) {
         over_columns(h, &h->total[v], true, add_to_total, &v);
         return;
     }
+    If wanted = {0};
+    if (h->gradient)
+        wanted = if_wanted(h, i);
     Val base = cg_gep8(cg, out_base(h, i), cg_int64(cg, first * size));
     Loop l = cg_for(cg, cg_int64(cg, 0), h->count[AXIS_C], 1, false);
     Val token = cg_add(cg, cg_add(cg, h->row0, h->token0), l.i);
@@ -97,6 +106,8 @@ void host_out(Host *h, int v) {
         host_columns(&at, row.axis[0], true, store_output, &o);
     }
     cg_end_for(cg, &l);
+    if (h->gradient)
+        cg_end_if(cg, &wanted);
 }
 
 void host_clear_totals(Host *h) {
@@ -127,8 +138,10 @@ void host_store_totals(Host *h) {
         const Inst *i = inst_at(h->k, v);
         int64_t first, elements = shape_elements(h->k, h->k->out.at[i->index].shape);
         out_row(h, i, &first);
+        If wanted = if_wanted(h, i);
         Val p = host_element(h, out_base(h, i), h->task, 4 * elements);
         Total t = {&h->total[v], cg_gep8(h->cg, p, cg_int64(h->cg, 4 * first))};
         over_columns(h, t.tile, true, store_total, &t);
+        cg_end_if(h->cg, &wanted);
     }
 }

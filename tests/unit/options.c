@@ -142,18 +142,18 @@ static void numbers_round_to_nearest_even(void **state) {
     };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         uint16_t h, b;
-        number_put(GDR_F16, &h, 0, c[i].x);
-        number_put(GDR_BF16, &b, 0, c[i].x);
+        scalar_put(GDR_F16, &h, 0, c[i].x);
+        scalar_put(GDR_BF16, &b, 0, c[i].x);
         if (h != c[i].f16 || b != c[i].bf16)
             fail_msg("%g: f16 %#x, bf16 %#x", c[i].x, h, b);
     }
     for (unsigned bits = 0; bits < 0x10000; bits++) { /* every number comes back as itself */
         uint16_t in = (uint16_t)bits, out;
         for (gdr_dtype type = GDR_BF16; type <= GDR_F16; type++) {
-            double x = number_get(type, &in, 0);
+            double x = scalar_get(type, &in, 0);
             if (isnan(x))
                 continue;
-            number_put(type, &out, 0, x);
+            scalar_put(type, &out, 0, x);
             assert_int_equal(out, in);
         }
     }
