@@ -63,7 +63,7 @@ static const Known intrinsics[] = {
 static const Known assembly[] = {
     {.begin = "movmatrix.sync.aligned.m8n8.trans.b16 ", .together = warp_movmatrix,
      .scope = SCOPE_warp},
-    {.begin = "ld.global.", .run = run_load_group},
+    {.begin = "ld.global.", .run = run_load},
     {.begin = "{\n.reg .b64 d;\nwgmma.fence.sync.aligned;\n", .together = group_product,
      .scope = SCOPE_group},
     {.begin = "wgmma.wait_group.sync.aligned ", .together = group_wait, .scope = SCOPE_group},

@@ -160,7 +160,7 @@ void memory_forget(Simt *s, int bytes);
     X(sext) X(copy) X(tied) X(bitcast) X(insert) X(extract) X(shuffle) X(gep) X(fadd) X(fsub)      \
     X(fmul) X(fdiv) X(fneg) X(fabs) X(fma) X(maxnum) X(minnum) X(maximum) X(minimum) X(fcmp) X(fconvert)   \
     X(sitofp) X(uitofp) X(fptosi) X(fptoui) X(tid) X(ctaid) X(pack) X(tf32) X(ex2) X(lg2) X(rcp)   \
-    X(rsqrt) X(sqrt) X(tanh) X(br) X(condbr) X(ret) X(load) X(store) X(load_group) X(cp_async)     \
+    X(rsqrt) X(sqrt) X(tanh) X(br) X(condbr) X(ret) X(load) X(store) X(cp_async)     \
     X(cp_async_some) X(cp_async_if) X(cp_commit) X(cp_wait) X(arrival_init) X(arrival_wait)        \
     X(copy_bulk)
 #define X(name) Run run_##name;

@@ -126,14 +126,31 @@ static void *access(Thread *t, const Code *c, uint64_t address, int size, const 
     return memory_global(t, c, address, size, data != NULL);
 }
 
+static uint64_t get_element(const char *p, int bytes) {
+    uint64_t x = 0;
+    switch (bytes) {
+    case 1: memcpy(&x, p, 1); break;
+    case 2: memcpy(&x, p, 2); break;
+    case 4: memcpy(&x, p, 4); break;
+    default: memcpy(&x, p, 8); break;
+    }
+    return x;
+}
+
+static void put_element(char *p, int bytes, uint64_t x) {
+    switch (bytes) {
+    case 1: memcpy(p, &x, 1); break;
+    case 2: memcpy(p, &x, 2); break;
+    case 4: memcpy(p, &x, 4); break;
+    default: memcpy(p, &x, 8); break;
+    }
+}
+
 void run_load(Thread *t, const Code *c) {
     int bytes = c->element_bytes;
     const char *p = access(t, c, t->reg[c->arg[0]], bytes * c->lanes, NULL);
-    for (int i = 0; i < c->lanes; i++) {
-        uint64_t x = 0;
-        memcpy(&x, p + i * bytes, (size_t)bytes);
-        t->reg[c->dst + i] = x;
-    }
+    for (int i = 0; i < c->lanes; i++)
+        t->reg[c->dst + i] = get_element(p + i * bytes, bytes);
 }
 
 /* number: elements. */
@@ -141,13 +158,8 @@ void run_store(Thread *t, const Code *c) {
     char data[256];
     int bytes = c->element_bytes, size = bytes * (int)c->number;
     for (int i = 0; i < c->number; i++)
-        memcpy(data + i * bytes, &t->reg[c->arg[0] + i], (size_t)bytes);
+        put_element(data + i * bytes, bytes, t->reg[c->arg[0] + i]);
     memcpy(access(t, c, t->reg[c->arg[1]], size, data), data, (size_t)size);
-}
-
-/* Several f32 at once, aligned to all of them. */
-void run_load_group(Thread *t, const Code *c) {
-    run_load(t, c);
 }
 
 /* asynchronous copies -------------------------------------------------------------------------- */

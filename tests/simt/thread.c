@@ -93,16 +93,21 @@ void run_sext(Thread *t, const Code *c) {
         (uint64_t)sign_extended(t->reg[c->arg[0] + i], c->from_bits) & c->mask;
 }
 
-/* Elements of one size to elements of another; number: elements of the operand. */
+/* Elements of one size to elements of another, the first in the lowest bits. */
 void run_bitcast(Thread *t, const Code *c) {
-    unsigned char bytes[256];
-    int wide = c->from_bits / 8, narrow = c->bits / 8;
-    for (int i = 0; i < c->number; i++)
-        memcpy(bytes + i * wide, &t->reg[c->arg[0] + i], (size_t)wide);
+    const uint64_t *x = t->reg + c->arg[0];
+    uint64_t *d = t->reg + c->dst;
+    if (c->from_bits >= c->bits) {
+        int parts = c->from_bits / c->bits;
+        EACH(i) d[i] = x[i / parts] >> i % parts * c->bits & c->mask;
+        return;
+    }
+    int parts = c->bits / c->from_bits;
     EACH(i) {
-        uint64_t x = 0;
-        memcpy(&x, bytes + i * narrow, (size_t)narrow);
-        t->reg[c->dst + i] = x;
+        uint64_t whole = 0;
+        for (int j = 0; j < parts; j++)
+            whole |= x[i * parts + j] << j * c->from_bits;
+        d[i] = whole;
     }
 }
 
