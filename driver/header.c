@@ -91,8 +91,9 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
     buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
                e->symbol,
                e->kind == ENTRY_chain && kernel->rec.module.entry.count > 2
-                   ? "\n * Of several chain kernels launch one: the first with a block for "
-                     "every multiprocessor,\n * else the last."
+                   ? "\n * Of several chain kernels launch one: that with the least "
+                     "turns * (64 + V columns of a block),\n * turns = blocks / "
+                     "multiprocessors, rounded up."
                    : "");
     buf_printf(out, "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ",
                e->symbol, target, name);
