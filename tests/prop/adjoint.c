@@ -348,11 +348,14 @@ static void test_features(void **state) {
         "S = sqrt(sigmoid(a)) * S / exp(-c) + (p .^ 2) * (v .* w)'\n"
         "out o[V] = S' * softplus(q) * rsqrt(1 + dot(q, q)) + log(2 + v.^2)",
         "S = S + p * v'\n out o[V] = S' * q * sum(g)\n out r[K] = p * prev(x) + cumsum(a)",
+        "let y = cumsum(a * p)\n S = exp(c) * S + (q .* cos(y) + turn(q) .* sin(y)) * v'\n"
+        "out o[V] = S' * turn(prev(p)) * sum(turn(q))\n out r[K] = turn(turn(p)) .* turn(B)",
+        "S = S - turn(p) * (S' * turn(l2norm(q)))' + p * turn(bn)[0] * v'\n out o[V] = S' * q",
     };
     for (size_t i = 0; i < sizeof body / sizeof *body; i++) {
         char text[1000];
         snprintf(text, sizeof text,
-                 "variant t { dim K = 3, V = 2, n = 2\n in p[K], q[K], v[V], w[V], a\n"
+                 "variant t { dim K = 4, V = 2, n = 2\n in p[K], q[K], v[V], w[V], a\n"
                  "in g[K] <= 0, c <= 0, x in [0, 1]\n in kn[n, K], bn[n] in [0, 1]\n param A, B[K], W[n, V]\n"
                  "state S[K, V]\n%s\n}", body[i]);
         assert_int_equal(check_spec(from_text, text, 100 + i), REGIMES);

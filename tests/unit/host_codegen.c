@@ -147,6 +147,11 @@ static const char *const texts[] = {
     " S = exp(-softplus(A)) * S + k * v'\n let y = S' * q\n let z = S' * m[1]\n"
     " out o[V] = l2norm(y)\n out energy = sum(y .* y) + dot(q, prev(k))\n out c[K] = B .^ 2\n"
     " out d[V] = y - z + 2 * v\n out e[V] = y .* z - tanh(z)\n }\n",
+    /* turns of either axis, of reads, params, values along time, of a vector of another dim */
+    "variant t {\n dim K = 8, V = 8, n = 2\n in q[K], k[K], v[V], g <= 0, m[n]\n param B[K]\n"
+    " state S[K, V]\n let p = cumsum(k)\n S = exp(g) * S + turn(k) * turn(v)'\n"
+    " let y = S' * (q .* cos(p) + turn(q) .* sin(p))\n out o[V] = y + turn(y .* v)\n"
+    " out e[K] = turn(B) + turn(prev(q) + turn(k))\n out s = sum(turn(k)) + turn(m)[0]\n }\n",
 };
 
 static void test_texts(void **state) {

@@ -113,6 +113,7 @@ static void every_form(void **state) {
         "for j in n { S = S - bn[j] * kn[j] * (S' * kn[j])' }\n out o[V] = S' * q",
         "S = a * S + p * v' + prev(p) * prev(v)'\n out o[V] = S' * (q .* cos(cumsum(p)))",
         "S = S + l2norm(p) * prev(cumsum(v))'\n out o[V] = silu(S' * q) .* w + cumsum(v)",
+        "S = a * S + turn(p) * turn(v)'\n out o[V] = turn(S' * turn(q + B)) * turn(bn)[1] + sum(turn(p))",
         "let x = exp(p) + log(2 + p.^2) + sqrt(1 + q.^2) + rsqrt(1 + p.^2) + sigmoid(q)\n"
         "S = S + x * v'\n out o[V] = S' * (softplus(p) + tanh(q) + silu(p) + sin(p) .* cos(q))",
         "S = S + relu(p) * v'\n out o[V] = S' * (abs(q) + min(p, q) + max(p, 0.1)) * dot(p, q)",
