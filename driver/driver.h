@@ -3,7 +3,7 @@
  *   main.c       which call, its help, the version          options.c  the command line
  *   driver.c     what all calls share                       sgemm.c    what one core can do
  *   spec.c       opening specs, printing their messages     convert.c  numbers of all types
- *   problem.c    tensors of one forward pass; running it on a CPU, a GPU or by the reference
+ *   problem.c    tensors of one pass; running it on a CPU or a GPU     reference.c  by the reference
  *   inputs.c    random inputs for any spec                measure.c  how far results are from the
  * reference check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the
  * calls
@@ -42,7 +42,7 @@ typedef struct Options {
     int device, method, format, diag_format, chunk, threads, case_number, input_sets, opt_level;
     bool has_seed, no_cache, check_ranges, full, in_place, check_only;
     uint64_t seed;
-    bool time_passes, verify_each, list_passes, help;
+    bool time_passes, verify_each, list_passes, help, grad;
 } Options;
 
 typedef struct Driver {
@@ -116,7 +116,7 @@ int64_t tensor_count(const Tensor *t);
 
 /* problem.c ------------------------------------------------------------------------------------ */
 
-/* One forward pass: a variant with its sizes and the tensors that go in. */
+/* One pass: a variant with its sizes and the tensors that go in. */
 typedef struct Problem {
     Spec *spec;
     const char *variant;
@@ -127,18 +127,28 @@ typedef struct Problem {
     Tensor S0, cu; /* data NULL: none */
     bool want_cu;
     int64_t B, T, N, H;
+    bool grad;          /* the backward pass: */
+    const char **dname; /* of the gradients of outputs, then of inputs (gradient_names) */
+    Tensor *dout;       /* per output; data NULL: not given */
+    Tensor dS;          /* data NULL: none */
 } Problem;
 
+/* What comes out: outputs and the final state, or the gradients of inputs and params and that of the
+ * initial state. */
 typedef struct Outcome {
-    Tensor *out; /* per output; f64 from the reference, else the port's type */
+    Tensor *out; /* f64 from the reference, else the port's type */
     Tensor S;    /* [N,H,K,V] */
 } Outcome;
+int problem_results(const Problem *p);                     /* entries of Outcome.out */
+const Port *problem_result(const Problem *p, int i);       /* the port it is, or is the gradient of */
+const char *problem_result_name(const Problem *p, int i);
 
 /* How to compute it. */
 typedef struct Engine {
     Method method;
     Device device;
     int chunk;          /* rows of the chunk; 0: the target's choice */
+    bool only_given;    /* backward: for those upstream gradients alone that the problem has */
     gdr_kernel *kernel; /* NULL for the reference */
 } Engine;
 
@@ -156,6 +166,9 @@ gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena
 Outcome outcome_new(Arena *arena, const Problem *p, bool reference);
 /* The CPU kernel again on an outcome of engine_run; nothing is poisoned. */
 gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out);
+
+/* reference.c: the problem by the fp64 reference, on as many threads as the CPU has. */
+gdr_status run_reference(Driver *d, const Problem *p, Outcome *o);
 
 /* Device copies of a problem's tensors, for repeated launches. `host` must outlive the set. */
 typedef struct DeviceSet {
@@ -175,6 +188,8 @@ void device_set_close(Driver *d, const Problem *p, DeviceSet *s);
 typedef enum { GATE_uniform, GATE_zero, GATE_tiny, GATE_strong, GATE_resets, GATE_mixed } Gate;
 typedef enum { KEYS_random, KEYS_close9, KEYS_close99, KEYS_same, KEYS_onehot, KEYS_growth } Keys;
 typedef enum { UNIT_uniform, UNIT_low, UNIT_high } Unit;
+/* Which gradients come from outside: of every output and of the state, or some of them. */
+typedef enum { UPSTREAM_all, UPSTREAM_outs, UPSTREAM_first, UPSTREAM_state } Upstream;
 
 enum { SEQUENCES_MAX = 16 };
 
@@ -191,12 +206,16 @@ typedef struct Case {
     Keys keys;
     Unit unit;
     bool S0;
+    bool grad; /* a backward pass */
+    Upstream upstream;
 } Case;
 
-/* What varies one case's numbers: tokens of sequence `sequence` from `from` on are drawn anew. */
+/* What varies one case's numbers: tokens of sequence `sequence` from `from` on are drawn anew, or
+ * with `upstream` its upstream gradients before `from`. */
 typedef struct Change {
     bool any;
     int64_t sequence, from;
+    bool upstream;
 } Change;
 
 /* The problem of a case. Numbers depend on seed, tensor, sequence, token, head and element, not on
@@ -204,6 +223,9 @@ typedef struct Change {
  * `arena`. NULL kernel (p->k) after messages. */
 void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const Case *c,
                   uint64_t seed, int rotate, const Change *change, Problem *p);
+
+/* Whether it is like a key or a value, and not a gate, a decay or a plain number. */
+bool input_is_vector(const Kernel *k, int port);
 
 /* measure.c ------------------------------------------------------------------------------------ */
 
@@ -214,6 +236,7 @@ typedef struct Distance {
 } Distance;
 Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *x);
 Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *x);
+Distance measure_param(const Tensor *reference, const Tensor *x); /* [heads, ...] */
 /* testing.md's rule: the whole within the threshold, heads and sequences within three times it. */
 bool distance_ok(const Distance *x, double threshold);
 /* Whether rows that belong to no sequence still hold the poison. */
@@ -235,6 +258,7 @@ void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *o
 
 /* The cases of a run, in the order of their numbers. */
 int case_list(Driver *d, bool full, const Case **list);
+int case_list_grad(Driver *d, bool full, const Case **list);
 void case_print(const Case *c, Buf *out);
 /* What must hold bit for bit: causality, repeatability, independence of the place in a batch and of
  * the neighbours in a pack. *broken: the first that does not hold, or NULL. `e` is open. */

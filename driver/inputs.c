@@ -84,6 +84,11 @@ static InputRole role_of(const Kernel *k, int port) {
     return shape_has(p->shape, AXIS_V) ? ROLE_value : ROLE_plain;
 }
 
+bool input_is_vector(const Kernel *k, int port) {
+    InputRole role = role_of(k, port);
+    return role == ROLE_key || role == ROLE_value;
+}
+
 /* one vector ----------------------------------------------------------------------------------- */
 
 typedef struct Draw {
@@ -201,6 +206,11 @@ typedef struct Filler {
     const Change *change;
 } Filler;
 
+static bool is_changed(const Change *c, bool upstream, int64_t sequence, int64_t t) {
+    return c && c->any && c->upstream == upstream && c->sequence == sequence &&
+           (upstream ? t < c->from : t >= c->from);
+}
+
 /* Fills rows [begin, begin+length) of a per-token tensor as sequence number `label`. */
 static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64_t length,
                       int64_t label) {
@@ -218,8 +228,7 @@ static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64
                    row_bytes);
             continue;
         }
-        bool changed =
-            f->change && f->change->any && f->change->sequence == label && i >= f->change->from;
+        bool changed = is_changed(f->change, false, label, i);
         w.key = mix(f->seed + 1000003 * (uint64_t)port + (changed ? 77 : 0));
         w.t = i;
         for (int64_t h = 0; h < heads; h++)
@@ -281,16 +290,56 @@ static void fill_input(const Filler *f, Arena *arena, int port) {
     }
 }
 
-static void fill_state(const Filler *f, Arena *arena) {
+static Tensor fill_state(const Filler *f, Arena *arena, const char *name, uint64_t key) {
     Problem *p = f->p;
     const int64_t shape[4] = {p->N, p->H, p->k->axis.at[AXIS_K].size, p->k->axis.at[AXIS_V].size};
-    p->S0 = tensor_new(arena, "S0", GDR_F32, 4, shape);
-    int64_t n = tensor_count(&p->S0), one = p->N ? n / p->N : 0;
+    Tensor t = tensor_new(arena, name, GDR_F32, 4, shape);
+    int64_t n = tensor_count(&t), one = p->N ? n / p->N : 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t label = (i / one + f->rotate) % p->N;
-        scalar_put(GDR_F32, p->S0.data, i,
-                   0.5 * normal(mix(f->seed ^ 0x53), (uint64_t)(label * one + i % one)));
+        scalar_put(GDR_F32, t.data, i,
+                   0.5 * normal(mix(f->seed ^ key), (uint64_t)(label * one + i % one)));
     }
+    return t;
+}
+
+/* gradients from outside ----------------------------------------------------------------------- */
+
+static void fill_upstream(const Filler *f, Arena *arena, int out) {
+    Problem *p = f->p;
+    const Port *port = &p->k->out.at[out];
+    int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, p->H}, elements = shape_elements(p->k, port->shape);
+    for (int j = 0; j < port->shape.rank; j++)
+        shape[3 + j] = p->k->axis.at[port->shape.axis[j]].size;
+    Tensor *t = &p->dout[out];
+    *t = tensor_new(arena, p->dname[out], dtype_of_elem(port->elem), 3 + port->shape.rank, shape);
+    tensor_poison(t);
+    for (int64_t n = 0; n < p->N; n++) {
+        int64_t begin, length, label = (n + f->rotate) % p->N;
+        problem_sequence(p, n, &begin, &length);
+        for (int64_t i = 0; i < length * p->H * elements; i++) {
+            int64_t token = i / elements / p->H, head = i / elements % p->H;
+            uint64_t key = mix(f->seed + 999983 * (uint64_t)(out + 1) +
+                               (is_changed(f->change, true, label, token) ? 77 : 0));
+            uint64_t place = mix((uint64_t)label << 40 ^ (uint64_t)token << 16 ^ (uint64_t)head);
+            scalar_put(t->dtype, t->data, begin * p->H * elements + i,
+                       normal(key, place + (uint64_t)(i % elements)));
+        }
+    }
+}
+
+static void fill_gradients(const Filler *f, Arena *arena) {
+    Problem *p = f->p;
+    Upstream u = f->c->upstream;
+    p->grad = true;
+    p->dname = NEW_ARRAY(arena, const char *, p->k->in.count + p->k->out.count + 1);
+    p->dout = NEW_ARRAY(arena, Tensor, p->k->out.count + 1);
+    gradient_names(p->k, p->dname);
+    for (int o = 0; o < p->k->out.count && u != UPSTREAM_state; o++)
+        if (o == 0 || u != UPSTREAM_first)
+            fill_upstream(f, arena, o);
+    if (u == UPSTREAM_all || u == UPSTREAM_state)
+        p->dS = fill_state(f, arena, "dS", 0x64);
 }
 
 /* sizes ---------------------------------------------------------------------------------------- */
@@ -362,5 +411,7 @@ void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const C
     if (!wide) /* only keys: their head count is the widest */
         p->H = c->key_heads;
     if (c->S0)
-        fill_state(&f, arena);
+        p->S0 = fill_state(&f, arena, "S0", 0x53);
+    if (c->grad)
+        fill_gradients(&f, arena);
 }

@@ -98,6 +98,19 @@ Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *
     return measure(p, reference, x, true);
 }
 
+Distance measure_param(const Tensor *ref, const Tensor *x) {
+    Distance d = {.finite = true};
+    Sums whole = {0};
+    int64_t heads = ref->shape[0], elements = heads ? tensor_count(ref) / heads : 0;
+    for (int64_t h = 0; h < heads; h++) {
+        Sums head = measure_block(ref, x, 0, 1, heads, h, elements, &d);
+        add_sums(&whole, &head);
+        d.head = fmax(d.head, ratio(&head));
+    }
+    d.whole = ratio(&whole);
+    return d;
+}
+
 bool distance_ok(const Distance *x, double threshold) {
     if (!x->finite)
         return false;

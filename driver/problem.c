@@ -1,14 +1,10 @@
-/* One forward pass over tensors in memory, computed in any of the ways gdrc has: by the fp64
- * reference, or by a compiled kernel on the CPU or the GPU. Whatever the way, the tensors go
+/* One pass over tensors in memory, forward or backward, computed in any of the ways gdrc has: by the
+ * fp64 reference, or by a compiled kernel on the CPU or the GPU. Whatever the way, the tensors go
  * through the same checks of the library first. */
 #include "driver/driver.h"
 
-#include <pthread.h>
-#include <setjmp.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* descriptions --------------------------------------------------------------------------------- */
 
@@ -17,40 +13,86 @@ static gdr_tensor describe(const Tensor *t, gdr_device device, void *data) {
         .data = data, .device = device, .dtype = t->dtype, .ndim = t->ndim, .shape = t->shape};
 }
 
-/* A launch of host tensors. args has in.count + out.count entries, extra[3] takes cu, S0, S. */
+int problem_results(const Problem *p) {
+    return p->grad ? p->k->in.count : p->k->out.count;
+}
+
+const Port *problem_result(const Problem *p, int i) {
+    return p->grad ? &p->k->in.at[i] : &p->k->out.at[i];
+}
+
+const char *problem_result_name(const Problem *p, int i) {
+    return p->grad ? p->dname[p->k->out.count + i] : p->k->out.at[i].name;
+}
+
+/* Entries that a launch's args may need. */
+static int args_of(const Problem *p) {
+    return 2 * p->k->in.count + p->k->out.count + 1;
+}
+
+enum { EXTRA = 4 }; /* cu, S0, S or dS0, dS */
+
+/* A launch of host tensors. args has args_of entries, results first. */
 static gdr_launch host_launch(const Problem *p, const Outcome *o, gdr_arg *args,
-                              gdr_tensor *extra) {
+                              gdr_tensor extra[EXTRA]) {
     int n = 0;
+    for (int i = 0; i < problem_results(p); i++)
+        args[n++] = (gdr_arg){problem_result_name(p, i),
+                              describe(&o->out[i], GDR_CPU, o->out[i].data)};
     for (int i = 0; i < p->k->in.count; i++)
         args[n++] = (gdr_arg){p->k->in.at[i].name, describe(&p->in[i], GDR_CPU, p->in[i].data)};
-    for (int i = 0; i < p->k->out.count; i++)
-        args[n++] = (gdr_arg){p->k->out.at[i].name, describe(&o->out[i], GDR_CPU, o->out[i].data)};
+    for (int i = 0; p->grad && i < p->k->out.count; i++)
+        if (p->dout[i].data)
+            args[n++] = (gdr_arg){p->dname[i], describe(&p->dout[i], GDR_CPU, p->dout[i].data)};
     extra[0] = describe(&p->cu, GDR_CPU, p->cu.data);
     extra[1] = describe(&p->S0, GDR_CPU, p->S0.data);
     extra[2] = describe(&o->S, GDR_CPU, o->S.data);
+    extra[3] = describe(&p->dS, GDR_CPU, p->dS.data);
     return (gdr_launch){
         .size = sizeof(gdr_launch),
         .args = args,
         .nargs = n,
         .cu_seqlens = p->cu.data ? &extra[0] : NULL,
         .S0 = p->S0.data ? &extra[1] : NULL,
-        .S = &extra[2],
+        .S = p->grad ? NULL : &extra[2],
+        .dS = p->dS.data ? &extra[3] : NULL,
+        .dS0 = p->grad ? &extra[2] : NULL,
     };
 }
 
+/* What bind.c needs to know of the problem's kernel, without compiling it. */
+static void describe_record(Driver *d, const Problem *p, Record *r) {
+    Kernel *k = kernel_like(p->k);
+    *r = (Record){.shell = k, .target = "host", .algo = ALGO_recurrent, .inputs = k->in.count};
+    r->of = NEW_ARRAY(&d->arena, const char *, args_of(p));
+    r->factor_reads = NEW_ARRAY(&d->arena, bool, args_of(p));
+    if (!p->grad)
+        return;
+    r->pass = GDR_PASS_BACKWARD;
+    k->out.count = 0;
+    for (int i = 0; i < p->k->out.count; i++) {
+        Port port = p->k->out.at[i];
+        port.name = p->dname[i];
+        VEC_PUSH(k->arena, &k->in, port);
+    }
+    for (int i = 0; i < r->inputs; i++) {
+        Port port = p->k->in.at[i];
+        r->of[k->in.count + i] = port.name;
+        port.name = problem_result_name(p, i);
+        VEC_PUSH(k->arena, &k->out, port);
+    }
+}
+
 /* The library's checks, without a compiled kernel. */
-static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o, gdr_arg *args) {
-    gdr_tensor extra[3];
+static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o) {
+    gdr_tensor extra[EXTRA];
+    gdr_arg *args = NEW_ARRAY(&d->arena, gdr_arg, args_of(p));
     BoundLaunch b;
-    gdr_kernel shell = {.ctx = d->ctx,
-                        .rec = {.shell = p->k,
-                                .target = "host",
-                                .algo = ALGO_recurrent,
-                                .inputs = p->k->in.count}};
-    shell.rec.factor_reads = NEW_ARRAY(&d->arena, bool, p->k->in.count + 1);
+    gdr_kernel shell = {.ctx = d->ctx};
+    describe_record(d, p, &shell.rec);
     gdr_launch l = host_launch(p, o, args, extra);
-    for (int i = 0; i < p->k->out.count; i++) /* the reference's are f64: not what is checked */
-        args[p->k->in.count + i].tensor.dtype = dtype_of_elem(p->k->out.at[i].elem);
+    for (int i = 0; i < problem_results(p); i++) /* the reference's are f64: not what is checked */
+        args[i].tensor.dtype = dtype_of_elem(problem_result(p, i)->elem);
     extra[2].dtype = GDR_F32;
     gdr_status status = launch_bind(&shell, &l, false, &b);
     launch_free(&b);
@@ -61,18 +103,23 @@ static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o, g
 
 Outcome outcome_new(Arena *a, const Problem *p, bool reference) {
     const Kernel *k = p->k;
-    Outcome o = {.out = NEW_ARRAY(a, Tensor, k->out.count)};
-    for (int i = 0; i < k->out.count; i++) {
-        const Port *port = &k->out.at[i];
+    Outcome o = {.out = NEW_ARRAY(a, Tensor, problem_results(p) + 1)};
+    for (int i = 0; i < problem_results(p); i++) {
+        const Port *port = problem_result(p, i);
         int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, p->H};
+        int ndim = 3 + port->shape.rank;
         for (int j = 0; j < port->shape.rank; j++)
             shape[3 + j] = k->axis.at[port->shape.axis[j]].size;
-        o.out[i] = tensor_new(a, port->name, reference ? GDR_F64 : dtype_of_elem(port->elem),
-                              3 + port->shape.rank, shape);
+        if (p->grad) {
+            ndim = p->in[i].ndim;
+            memcpy(shape, p->in[i].shape, sizeof shape);
+        }
+        o.out[i] = tensor_new(a, problem_result_name(p, i),
+                              reference ? GDR_F64 : dtype_of_elem(port->elem), ndim, shape);
         tensor_poison(&o.out[i]);
     }
     const int64_t state[4] = {p->N, p->H, k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size};
-    o.S = tensor_new(a, "S", reference ? GDR_F64 : GDR_F32, 4, state);
+    o.S = tensor_new(a, p->grad ? "dS0" : "S", reference ? GDR_F64 : GDR_F32, 4, state);
     tensor_poison(&o.S);
     return o;
 }
@@ -93,113 +140,6 @@ gdr_status problem_sizes(Driver *d, Problem *p) {
         }
     }
     p->N = p->cu.data ? (p->cu.ndim == 1 && p->cu.shape[0] > 0 ? p->cu.shape[0] - 1 : 0) : p->B;
-    return GDR_OK;
-}
-
-/* the reference -------------------------------------------------------------------------------- */
-
-typedef struct ReferenceJob {
-    const Problem *p;
-    Outcome *o;
-    SpecBind bind;
-    atomic_int_fast64_t next;
-    atomic_bool no_memory, refused;
-} ReferenceJob;
-
-static void sequence_of(const Problem *p, int64_t n, int64_t *begin, int64_t *length) {
-    if (p->cu.data) {
-        *begin = (int64_t)scalar_get(p->cu.dtype, p->cu.data, n);
-        *length = (int64_t)scalar_get(p->cu.dtype, p->cu.data, n + 1) - *begin;
-    } else {
-        *begin = n * p->T;
-        *length = p->T;
-    }
-}
-
-/* Rows begin .. begin+rows-1 of head h of a [.., heads, elements] tensor. */
-static double *gather(Arena *a, const Tensor *t, int64_t begin, int64_t rows, int64_t heads,
-                      int64_t head, int64_t elements) {
-    double *x = NEW_ARRAY(a, double, rows *elements);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t e = 0; e < elements; e++)
-            x[r * elements + e] =
-                scalar_get(t->dtype, t->data, ((begin + r) * heads + head) * elements + e);
-    return x;
-}
-
-static void reference_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
-    const Problem *p = job->p;
-    const Kernel *k = p->k;
-    int64_t begin, length;
-    int64_t state = (int64_t)k->axis.at[AXIS_K].size * k->axis.at[AXIS_V].size;
-    sequence_of(p, n, &begin, &length);
-    const double **in = NEW_ARRAY(a, const double *, k->in.count + 1);
-    double **out = NEW_ARRAY(a, double *, k->out.count + 1);
-    for (int i = 0; i < k->in.count; i++) {
-        bool param = k->in.at[i].is_param;
-        int64_t heads = p->in[i].shape[param ? 0 : 2];
-        in[i] = gather(a, &p->in[i], param ? 0 : begin, param ? 1 : length, heads, h * heads / p->H,
-                       shape_elements(k, k->in.at[i].shape));
-    }
-    for (int i = 0; i < k->out.count; i++)
-        out[i] = NEW_ARRAY(a, double, length *shape_elements(k, k->out.at[i].shape));
-    double *S = p->S0.data ? gather(a, &p->S0, n, 1, p->H, h, state) : NEW_ARRAY(a, double, state);
-    EvalArgs args = {.T = length, .in = in, .out = out, .state = S};
-    Diag diag;
-    diag_init(&diag, a, p->spec->source);
-    if (!reference_run(a, p->spec->file, p->variant, &job->bind, &args, &diag)) {
-        atomic_store(&job->refused, true);
-        return;
-    }
-    for (int i = 0; i < k->out.count; i++) {
-        int64_t elements = shape_elements(k, k->out.at[i].shape);
-        for (int64_t t = 0; t < length; t++)
-            memcpy((double *)job->o->out[i].data + ((begin + t) * p->H + h) * elements,
-                   out[i] + t * elements, (size_t)elements * sizeof(double));
-    }
-    memcpy((double *)job->o->S.data + (n * p->H + h) * state, S, (size_t)state * sizeof(double));
-}
-
-static void *reference_thread(void *user) {
-    ReferenceJob *job = user;
-    Arena arena;
-    jmp_buf oom;
-    arena_init(&arena, &oom);
-    if (setjmp(oom)) {
-        atomic_store(&job->no_memory, true);
-    } else {
-        for (;;) {
-            int64_t i = atomic_fetch_add(&job->next, 1);
-            if (i >= job->p->N * job->p->H)
-                break;
-            reference_task(job, &arena, i / job->p->H, i % job->p->H);
-            arena_free(&arena);
-        }
-    }
-    arena_free(&arena);
-    return NULL;
-}
-
-static gdr_status run_reference(Driver *d, const Problem *p, Outcome *o) {
-    ReferenceJob job = {.p = p, .o = o};
-    SpecDim *dim = NEW_ARRAY(&d->arena, SpecDim, p->ndims + 1);
-    for (int i = 0; i < p->ndims; i++)
-        dim[i] = (SpecDim){intern_z(&p->spec->names, p->dims[i].name), p->dims[i].size};
-    job.bind = (SpecBind){dim, p->ndims};
-    enum { THREADS_MAX = 64 };
-    pthread_t thread[THREADS_MAX];
-    long n = d->opt.threads ? d->opt.threads : sysconf(_SC_NPROCESSORS_ONLN);
-    int started = 0;
-    while (started < n - 1 && started < THREADS_MAX &&
-           !pthread_create(&thread[started], NULL, reference_thread, &job))
-        started++;
-    reference_thread(&job);
-    for (int i = 0; i < started; i++)
-        pthread_join(thread[i], NULL);
-    if (atomic_load(&job.no_memory))
-        return ctx_fail(d->ctx, GDR_ENOMEM, "out of memory");
-    if (atomic_load(&job.refused))
-        return ctx_fail(d->ctx, GDR_EINPUT, "%s: the sizes cannot be bound", p->spec->path);
     return GDR_OK;
 }
 
@@ -311,8 +251,16 @@ gdr_compile_options problem_options(Driver *d, const Problem *p, const Engine *e
     for (int i = 0; i < k->in.count; i++)
         if (!k->in.at[i].is_param && dtype_of_elem(k->in.at[i].elem) != io)
             types[ntypes++] = (gdr_port_dtype){k->in.at[i].name, dtype_of_elem(k->in.at[i].elem)};
+    const char **given = NEW_ARRAY(&d->arena, const char *, k->out.count + 1);
+    int ngiven = 0;
+    for (int i = 0; p->grad && i < k->out.count; i++)
+        if (p->dout[i].data)
+            given[ngiven++] = k->out.at[i].name;
     return (gdr_compile_options){
         .size = sizeof(gdr_compile_options),
+        .pass = p->grad ? GDR_PASS_BACKWARD : GDR_PASS_FORWARD,
+        .upstream = p->grad && e->only_given ? given : NULL,
+        .nupstream = ngiven,
         .variant = p->variant,
         .dims = p->dims,
         .ndims = p->ndims,
@@ -346,8 +294,7 @@ void engine_close(Engine *e) {
 gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *out) {
     bool reference = e->method == METHOD_reference;
     *out = outcome_new(arena, p, reference);
-    gdr_arg *args = NEW_ARRAY(arena, gdr_arg, p->k->in.count + p->k->out.count);
-    gdr_status status = check_problem(d, p, out, args);
+    gdr_status status = check_problem(d, p, out);
     if (status)
         return status;
     if (reference)
@@ -358,12 +305,12 @@ gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena
 }
 
 gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out) {
-    gdr_arg *args = calloc((size_t)(p->k->in.count + p->k->out.count), sizeof *args);
+    gdr_arg *args = calloc((size_t)args_of(p), sizeof *args);
     if (!args)
         return ctx_fail(e->kernel->ctx, GDR_ENOMEM, "out of memory");
-    gdr_tensor extra[3];
+    gdr_tensor extra[EXTRA];
     gdr_launch l = host_launch(p, out, args, extra);
-    gdr_status status = gdr_forward(e->kernel, &l);
+    gdr_status status = p->grad ? gdr_backward(e->kernel, &l) : gdr_forward(e->kernel, &l);
     free(args);
     return status;
 }

@@ -5,6 +5,8 @@
  *     place      a sequence's results do not depend on its place in the batch
  *     pack       packed sequences do not touch each other
  *     spare      rows past the last sequence are not written
+ *
+ * Of gradients the same, but against time: tokens from t on do not see upstream gradients before t.
  */
 #include "driver/driver.h"
 
@@ -31,6 +33,12 @@ static size_t row_bytes(const Tensor *out) {
     return rows ? out->bytes / (size_t)rows : 0;
 }
 
+static bool same_rows(const Tensor *a, int64_t at, const Tensor *b, int64_t from, int64_t rows) {
+    size_t row = row_bytes(a);
+    return !memcmp((char *)a->data + (size_t)at * row, (char *)b->data + (size_t)from * row,
+                   (size_t)rows * row);
+}
+
 /* Whether sequence n of `a` and m of `b` agree in their first `tokens` outputs, all and the state
  * when tokens < 0. */
 static bool same_sequence(const Problem *pa, const Outcome *a, int64_t n, const Problem *pb,
@@ -40,13 +48,10 @@ static bool same_sequence(const Problem *pa, const Outcome *a, int64_t n, const 
     problem_sequence(pb, m, &from, &other);
     if (length != other)
         return false;
-    for (int i = 0; i < pa->k->out.count; i++) {
-        size_t row = row_bytes(&a->out[i]);
-        if (memcmp((char *)a->out[i].data + (size_t)at * row,
-                   (char *)b->out[i].data + (size_t)from * row,
-                   (size_t)(tokens < 0 ? length : tokens) * row))
+    for (int i = 0; i < problem_results(pa); i++)
+        if (!problem_result(pa, i)->is_param &&
+            !same_rows(&a->out[i], at, &b->out[i], from, tokens < 0 ? length : tokens))
             return false;
-    }
     size_t state = a->S.bytes / (size_t)pa->N;
     return tokens >= 0 || !memcmp((char *)a->S.data + (size_t)n * state,
                                   (char *)b->S.data + (size_t)m * state, state);
@@ -60,6 +65,24 @@ static gdr_status check_repeat(const Trial *t, const Case *c, bool *ok) {
         status = engine_run(t->d, &p, t->e, t->arena, &b);
     for (int64_t n = 0; !status && *ok && n < p.N; n++)
         *ok = same_sequence(&p, &a, n, &p, &b, n, -1);
+    for (int i = 0; !status && *ok && i < problem_results(&p); i++)
+        *ok = !memcmp(a.out[i].data, b.out[i].data, a.out[i].bytes); /* params as well */
+    return status;
+}
+
+/* Gradients of tokens from t on do not see what comes from outside before t. */
+static gdr_status check_anticausality(const Trial *t, const Case *c, bool *ok) {
+    static const int64_t before[] = {1, 17, 64, 100, 129};
+    Problem pa, pb;
+    Outcome a, b;
+    gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
+    for (size_t i = 0; !status && *ok && i < sizeof before / sizeof *before; i++) {
+        Change change = {.any = true, .from = before[i], .upstream = true};
+        status = run_case(t, c, 0, &change, &pb, &b);
+        for (int j = 0; !status && *ok && j < problem_results(&pa); j++)
+            *ok = problem_result(&pa, j)->is_param ||
+                  same_rows(&a.out[j], before[i], &b.out[j], before[i], c->T - before[i]);
+    }
     return status;
 }
 
@@ -69,7 +92,7 @@ static gdr_status check_causality(const Trial *t, const Case *c, bool *ok) {
     Outcome a, b;
     gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
     for (size_t i = 0; !status && *ok && i < sizeof from / sizeof *from && from[i] < c->T; i++) {
-        Change change = {true, 0, from[i]};
+        Change change = {.any = true, .from = from[i]};
         status = run_case(t, c, 0, &change, &pb, &b);
         *ok = !status && same_sequence(&pa, &a, 0, &pb, &b, 0, from[i]);
     }
@@ -91,7 +114,7 @@ static gdr_status check_place(const Trial *t, const Case *c, bool *ok) {
 static gdr_status check_pack(const Trial *t, const Case *c, bool *ok) {
     Problem pa, pb;
     Outcome a, b;
-    Change change = {true, 4, 0};
+    Change change = {.any = true, .sequence = 4};
     gdr_status status = run_case(t, c, 0, NULL, &pa, &a);
     if (!status)
         status = run_case(t, c, 0, &change, &pb, &b);
@@ -105,8 +128,8 @@ static gdr_status check_spare(const Trial *t, const Case *c, bool *ok) {
     Problem p;
     Outcome o;
     gdr_status status = run_case(t, c, 0, NULL, &p, &o);
-    for (int i = 0; !status && *ok && i < p.k->out.count; i++)
-        *ok = spare_rows_untouched(&p, &o.out[i]);
+    for (int i = 0; !status && *ok && i < problem_results(&p); i++)
+        *ok = problem_result(&p, i)->is_param || spare_rows_untouched(&p, &o.out[i]);
     return status;
 }
 
@@ -115,14 +138,15 @@ gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c
     static const struct {
         const char *name;
         gdr_status (*check)(const Trial *t, const Case *c, bool *ok);
-        bool packed;
+        bool packed, forward, backward;
     } property[] = {
-        {"repeat", check_repeat, false},
-        {"causality", check_causality, false},
-        {"place in the batch", check_place, false},
-        {"place in the pack", check_place, true},
-        {"neighbours in the pack", check_pack, true},
-        {"spare rows", check_spare, true},
+        {"repeat", check_repeat, false, true, true},
+        {"causality", check_causality, false, true, false},
+        {"anticausality", check_anticausality, false, false, true},
+        {"place in the batch", check_place, false, true, true},
+        {"place in the pack", check_place, true, true, true},
+        {"neighbours in the pack", check_pack, true, true, true},
+        {"spare rows", check_spare, true, true, true},
     };
     Case dense = *c, pack = *c;
     dense.B = 3;
@@ -138,6 +162,8 @@ gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c
     for (size_t i = 0; i < sizeof property / sizeof *property; i++) {
         Arena arena;
         bool ok = true;
+        if (!(c->grad ? property[i].backward : property[i].forward))
+            continue;
         arena_init(&arena, d->arena.oom);
         Trial t = {d, &arena, s, variant, e, d->opt.seed};
         gdr_status status = property[i].check(&t, property[i].packed ? &pack : &dense, &ok);

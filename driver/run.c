@@ -1,4 +1,4 @@
-/* gdrc run: a spec on the tensors of a file, the results into another.
+/* gdrc run: a spec, or its gradients, on the tensors of a file, the results into another.
  *
  * The tensors bind the spec's sizes and, unless --dtype says otherwise, the types: every input
  * keeps its own, outputs take the first input's. Tensors that the spec does not name are refused,
@@ -61,15 +61,23 @@ static int bind_dims(Driver *d, const Variant *v, const TensorFile *f, Dims *dim
 
 /* tensors -------------------------------------------------------------------------------------- */
 
-static int refuse_extra(Driver *d, const Kernel *k, const TensorFile *f) {
+/* Whether the file may hold a tensor of this name. */
+static bool is_known(const Problem *p, const char *name) {
+    for (int i = 0; p->grad && i < p->k->out.count; i++)
+        if (!strcmp(p->dname[i], name))
+            return true;
+    return kernel_find_port(p->k, name, false) >= 0 || !strcmp(name, "S0") ||
+           !strcmp(name, "cu_seqlens") || (p->grad && !strcmp(name, "dS"));
+}
+
+static int refuse_extra(Driver *d, const Problem *p, const TensorFile *f) {
     if (f->other.count)
         return fail(EXIT_refused, "%s: tensor %s is of a type that gdrc does not read", d->opt.in,
                     f->other.at[0]);
     for (int i = 0; i < f->tensor.count; i++) {
         const char *name = f->tensor.at[i].name;
-        if (kernel_find_port(k, name, false) < 0 && strcmp(name, "S0") &&
-            strcmp(name, "cu_seqlens"))
-            return fail(EXIT_refused, "%s: %s has no input called %s", d->opt.in, k->name, name);
+        if (!is_known(p, name))
+            return fail(EXIT_refused, "%s: %s has no input called %s", d->opt.in, p->k->name, name);
     }
     return EXIT_done;
 }
@@ -94,8 +102,30 @@ static int take_input(Driver *d, Problem *p, int i, const TensorFile *f) {
     return EXIT_done;
 }
 
+/* Gradients of outputs, in the type of the outputs, and of the final state. */
+static int take_upstream(Driver *d, Problem *p, const TensorFile *f) {
+    const Tensor *dS = tensors_find(f, "dS");
+    bool any = dS != NULL;
+    p->dout = NEW_ARRAY(&d->arena, Tensor, p->k->out.count + 1);
+    for (int i = 0; i < p->k->out.count; i++) {
+        const Tensor *t = tensors_find(f, p->dname[i]);
+        if (!t)
+            continue;
+        any = true;
+        if (!is_float(t->dtype))
+            return fail(EXIT_refused, "%s: tensor %s is %s, need a floating type", d->opt.in, t->name,
+                        gdr_dtype_name(t->dtype));
+        p->dout[i] = tensor_convert(&d->arena, t, dtype_of_elem(p->k->out.at[i].elem));
+    }
+    if (dS)
+        p->dS = *dS;
+    return any ? EXIT_done
+               : fail(EXIT_refused, "%s: no gradient to start from: neither %s nor dS", d->opt.in,
+                      p->k->out.count ? p->dname[0] : "one of an output");
+}
+
 static int take_tensors(Driver *d, Problem *p, const TensorFile *f) {
-    int status = refuse_extra(d, p->k, f);
+    int status = refuse_extra(d, p, f);
     Elem io = ELEM_f32;
     p->in = NEW_ARRAY(&d->arena, Tensor, p->k->in.count + 1);
     for (int i = p->k->in.count - 1; !status && i >= 0; i--) {
@@ -105,6 +135,8 @@ static int take_tensors(Driver *d, Problem *p, const TensorFile *f) {
     }
     for (int i = 0; i < p->k->out.count; i++)
         p->k->out.at[i].elem = io;
+    if (!status && p->grad)
+        status = take_upstream(d, p, f);
     const Tensor *cu = tensors_find(f, "cu_seqlens"), *S0 = tensors_find(f, "S0");
     if (cu)
         p->cu = *cu;
@@ -132,20 +164,22 @@ static int check_ranges(Driver *d, const Problem *p) {
 /* the call ------------------------------------------------------------------------------------- */
 
 static int write_outcome(Driver *d, const Problem *p, const Outcome *o) {
-    int n = p->k->out.count;
+    int n = problem_results(p);
     Tensor *t = NEW_ARRAY(&d->arena, Tensor, n + 1);
     char why[512];
     for (int i = 0; i < n; i++)
-        t[i] = tensor_convert(&d->arena, &o->out[i], dtype_of_elem(p->k->out.at[i].elem));
+        t[i] = tensor_convert(&d->arena, &o->out[i], dtype_of_elem(problem_result(p, i)->elem));
     t[n] = tensor_convert(&d->arena, &o->S, GDR_F32);
-    t[n].name = "S";
     if (!tensors_write(&d->arena, d->opt.out, t, n + 1, why, sizeof why))
         return fail(EXIT_environment, "%s", why);
     return EXIT_done;
 }
 
 static int compute(Driver *d, Problem *p) {
-    Engine e = {.method = d->opt.method, .device = d->opt.device, .chunk = d->opt.chunk};
+    Engine e = {.method = d->opt.method,
+                .device = d->opt.device,
+                .chunk = d->opt.chunk,
+                .only_given = true};
     Outcome o;
     problem_sizes(d, p);
     gdr_status status = engine_open(d, p, &e);
@@ -164,6 +198,11 @@ static int run_on(Driver *d, Spec *s, const Variant *v, const TensorFile *f) {
     p.k = spec_kernel(d, s, v->name, dims.at, dims.count);
     if (!p.k)
         return EXIT_refused;
+    if (d->opt.grad) {
+        p.grad = true;
+        p.dname = NEW_ARRAY(&d->arena, const char *, p.k->in.count + p.k->out.count + 1);
+        gradient_names(p.k, p.dname);
+    }
     status = take_tensors(d, &p, f);
     if (!status && d->opt.check_ranges)
         status = check_ranges(d, &p);

@@ -1,4 +1,5 @@
-/* gdrc verify: every algorithm a spec has, on the device asked for, against the fp64 reference.
+/* gdrc verify: every algorithm a spec has, on the device asked for, against the fp64 reference; with
+ * --grad its backward pass against the reference's gradient.
  *
  *     case list -> inputs rounded to their type -> reference once -> each algorithm -> distances
  *
@@ -88,10 +89,17 @@ static void put_json(Verify *v, int number, const Case *c, Method m, const char 
     buf_printf(&v->json, ", \"pass\": %s}", ok ? "true" : "false");
 }
 
+/* Gradients of gates, decays and params pass through more roundings than those of keys and values. */
+static double threshold_of(const Case *c, const Problem *p, int result) {
+    enum { STATE = -1 };
+    if (!p->grad)
+        return c->sequences ? 0.006 : 0.005;
+    return result == STATE || input_is_vector(p->k, result) ? 0.008 : 0.02;
+}
+
 /* Judges one tensor; true when within the threshold. */
 static bool judge(Verify *v, int number, const Case *c, Method m, const char *name,
-                  const Distance *x, Buf *line) {
-    double threshold = c->sequences ? 0.006 : 0.005;
+                  double threshold, const Distance *x, Buf *line) {
     bool ok = distance_ok(x, threshold);
     if (x->finite && x->max_abs > 1e-6)
         v->worst = fmax(v->worst, x->whole / threshold);
@@ -103,16 +111,19 @@ static bool judge(Verify *v, int number, const Case *c, Method m, const char *na
 static bool judge_all(Verify *v, int number, const Case *c, Method m, const Problem *p,
                       const Outcome *ref, const Outcome *o, Buf *line) {
     bool ok = true;
-    for (int i = 0; i < p->k->out.count; i++) {
-        Distance x = measure_out(p, &ref->out[i], &o->out[i]);
-        ok &= judge(v, number, c, m, p->k->out.at[i].name, &x, line);
-        if (!spare_rows_untouched(p, &o->out[i])) {
+    for (int i = 0; i < problem_results(p); i++) {
+        bool param = problem_result(p, i)->is_param;
+        Distance x = param ? measure_param(&ref->out[i], &o->out[i])
+                           : measure_out(p, &ref->out[i], &o->out[i]);
+        ok &= judge(v, number, c, m, problem_result_name(p, i), threshold_of(c, p, i), &x, line);
+        if (!param && !spare_rows_untouched(p, &o->out[i])) {
             buf_puts(line, "  wrote past the last sequence!");
             ok = false;
         }
     }
     Distance x = measure_state(p, &ref->S, &o->S);
-    return judge(v, number, c, m, p->k->state_name ? p->k->state_name : "S", &x, line) && ok;
+    const char *state = p->grad ? "dS0" : p->k->state_name ? p->k->state_name : "S";
+    return judge(v, number, c, m, state, threshold_of(c, p, -1), &x, line) && ok;
 }
 
 static bool chunkable(const Problem *p) {
@@ -123,9 +134,9 @@ static bool chunkable(const Problem *p) {
 
 static void print_failure(const Verify *v, int number) {
     const Options *o = &v->d->opt;
-    printf("     again: gdrc verify %s --variant %s --device %s --seed %llu --case %d%s\n",
+    printf("     again: gdrc verify %s --variant %s --device %s --seed %llu --case %d%s%s\n",
            v->s->path, v->variant, o->device == DEVICE_cuda ? "cuda" : "cpu",
-           (unsigned long long)o->seed, number, o->full ? " --full" : "");
+           (unsigned long long)o->seed, number, o->full ? " --full" : "", o->grad ? " --grad" : "");
 }
 
 static void print_limit(const Verify *v, int number, const Case *c, Method m, Arena *arena) {
@@ -134,6 +145,11 @@ static void print_limit(const Verify *v, int number, const Case *c, Method m, Ar
     buf_printf(&line, "%3d  ", number);
     case_print(c, &line);
     printf("%s %-9s  not done: %s\n", line.text, method_name(m), gdr_last_error(v->d->ctx));
+}
+
+/* There is no recurrent backward pass. */
+static int last_method(const Verify *v) {
+    return v->d->opt.grad ? METHOD_chunk : METHOD_recurrent;
 }
 
 static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena) {
@@ -145,7 +161,7 @@ static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena
     if (!p.k)
         return GDR_ESPEC;
     gdr_status status = engine_run(v->d, &p, &reference, arena, &ref);
-    for (int m = METHOD_chunk; !status && m <= METHOD_recurrent; m++) {
+    for (int m = METHOD_chunk; !status && m <= last_method(v); m++) {
         Engine *e;
         if (m == METHOD_chunk && !chunkable(&p))
             continue;
@@ -179,20 +195,24 @@ static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena
 /* properties ----------------------------------------------------------------------------------- */
 
 static gdr_status verify_properties(Verify *v) {
-    static const Case kind[] = {
-        {.type = GDR_F32, .K = 64, .V = 64, .H = 2, .key_heads = 2},
-        {.type = GDR_BF16, .K = 128, .V = 128, .H = 2, .key_heads = 2},
+    /* Sizes that the list of cases has, so that kernels are there. */
+    static const Case kind[2][2] = {
+        {{.type = GDR_F32, .K = 64, .V = 64, .H = 2, .key_heads = 2},
+         {.type = GDR_BF16, .K = 128, .V = 128, .H = 2, .key_heads = 2}},
+        {{.type = GDR_F32, .K = 32, .V = 48, .H = 4, .key_heads = 2},
+         {.type = GDR_BF16, .K = 64, .V = 64, .H = 2, .key_heads = 2}},
     };
-    for (size_t i = 0; i < sizeof kind / sizeof *kind; i++) {
+    for (size_t i = 0; i < 2; i++) {
         Problem p;
-        Case c = kind[i];
+        Case c = kind[v->d->opt.grad][i];
         if (v->d->opt.has_dtype)
             c.type = v->d->opt.dtype;
         c.B = c.T = 1;
+        c.grad = v->d->opt.grad;
         case_problem(v->d, &v->d->arena, v->s, v->variant, &c, 1, 0, NULL, &p);
         if (!p.k)
             return GDR_ESPEC;
-        for (int m = METHOD_chunk; m <= METHOD_recurrent; m++) {
+        for (int m = METHOD_chunk; m <= last_method(v); m++) {
             Engine *e;
             const char *broken = NULL;
             if (m == METHOD_chunk && !chunkable(&p))
@@ -202,8 +222,8 @@ static gdr_status verify_properties(Verify *v) {
                 status = property_check(v->d, v->s, v->variant, &c, e, &broken);
             if (status)
                 return status;
-            printf("bitwise: causality, place, neighbours, repeat: %s %dx%d %s: %s%s\n",
-                   gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
+            printf("bitwise: %scausality, place, neighbours, repeat: %s %dx%d %s: %s%s\n",
+                   c.grad ? "anti" : "", gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
                    broken ? "FAILED: " : "hold", broken ? broken : "");
             v->lines++;
             v->failures += broken != NULL;
@@ -216,13 +236,16 @@ static gdr_status verify_properties(Verify *v) {
 
 static gdr_status verify_all(Verify *v) {
     const Case *list;
-    int only = v->d->opt.case_number, n = case_list(v->d, v->d->opt.full, &list);
+    const Options *o = &v->d->opt;
+    int only = o->case_number,
+        n = o->grad ? case_list_grad(v->d, o->full, &list) : case_list(v->d, o->full, &list);
     gdr_status status = GDR_OK;
     printf("%s, variant %s, %s, seed %llu\n", v->s->path, v->variant,
            v->d->opt.device == DEVICE_cuda ? cuda_device_name(v->d->ctx->cuda) : "CPU",
            (unsigned long long)v->d->opt.seed);
-    printf("  #  type KxV     BxT      H    gate    keys     unit    S0  algorithm  "
-           "distance from the reference\n");
+    printf("  #  type KxV     BxT      H    gate    keys     unit    S0  %salgorithm  "
+           "distance from the reference\n",
+           o->grad ? "from  " : "");
     for (int i = 0; i < n && !status; i++) {
         if (only && i + 1 != only)
             continue;
@@ -236,9 +259,20 @@ static gdr_status verify_all(Verify *v) {
     return status;
 }
 
+/* Gradients are made from the chunk form: whether there is one; says so if not. */
+static bool has_gradients(Driver *d, Spec *s, const char *variant) {
+    Kernel *k = spec_kernel(d, s, variant, NULL, 0);
+    passes_run(k, "normal", NULL);
+    if (!k->facts.chunkable)
+        printf("%s: no gradients: no chunk form: %s\n\n", variant, k->facts.why_not);
+    return k->facts.chunkable;
+}
+
 static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json) {
     Verify v = {.d = d, .s = s, .variant = variant};
     buf_init(&v.json, &d->arena);
+    if (d->opt.grad && !has_gradients(d, s, variant))
+        return EXIT_refused;
     gdr_status status = verify_all(&v);
     close_engines(&v);
     if (v.json.len) {
