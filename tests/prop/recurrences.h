@@ -116,12 +116,14 @@ static inline Kernel *named_kernel(Arena *a, Interner *names, int which, int K, 
     return b.k;
 }
 
-/* An input as it is, or as it was a token before, or an angle that turns with time. */
+/* An input as it is, or as it was a token before, its pairs turned, or an angle that grows with time. */
 static inline int random_value(Build *b, Rng *r, char kind, const char *axes) {
     int x = build_fresh(b, kind, axes, rng_below(r, 6) == 0);
+    int axis = axes[0] == 'K' ? AXIS_K : AXIS_V;
     switch (rng_below(r, 8)) {
     case 0: return emit1(b->k, OP_prev, x, AT);
     case 1: return emit1(b->k, OP_cos, emit1(b->k, OP_cumsum, x, AT), AT);
+    case 3: return b->k->axis.at[axis].size % 2 ? x : emit_turn(b->k, x, axis, AT);
     case 2: return mul_(b, emit1(b->k, OP_sigmoid, build_fresh(b, 's', "", false), AT), x);
     default: return x;
     }

@@ -76,6 +76,8 @@ static void exact_identities(void **state) {
          " out o = %d\n", "%s = in s\n %a = abs %s\n out o = %a\n"},
         {"%s = in s\n %m = const -1\n %z = const 0\n %a = mul %m, %z\n %b = add %a, %s\n"
          " out o = %b\n", "%s = in s\n out o = %s\n"},
+        {"%v = in v\n %a = turn %v over V\n %b = turn %a over V\n out r = %b\n",
+         "%v = in v\n %n = neg %v\n out r = %n\n"},
     };
     CHECK_CASES(0, c);
 }
@@ -92,6 +94,7 @@ static void what_must_stay(void **state) {
         "%s = in s\n %a = sqrt %s\n %b = mul %a, %a\n out o = %b\n",
         "%s = in s\n %a = exp %s\n %b = log %a\n out o = %b\n",
         "%k = in k\n %z = const 0\n %a = mul %k, %z\n out p = %a\n",
+        "%s = in s\n %a = turn %s over V\n %b = turn %a over V\n out r = %b\n", /* s is no vector */
         "%s = in s\n %t = in t\n %a = sub %s, %t\n %b = sub %t, %s\n %c = mul %a, %b\n out o = %c\n",
     };
     for (size_t i = 0; i < sizeof body / sizeof *body; i++)
