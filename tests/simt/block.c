@@ -87,7 +87,9 @@ static bool run_warp(Warp *w) {
 
 /* blocks --------------------------------------------------------------------------------------- */
 
-static bool ended(const Warp *w) { return w->thread[0]->done; }
+static bool ended(const Warp *w) {
+    return w->thread[0]->done;
+}
 
 /* Groups of four warps at one product; true if there was one. */
 static bool release_groups(Simt *s) {

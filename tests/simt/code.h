@@ -1,9 +1,9 @@
 /* Decoded functions and the machine that runs them; inside tests/simt alone.
  *
- * Registers: each scalar, and each element of a vector or struct, has 64 bits of its own, zeros above
- * its value. A value is a run of registers, `lanes` long. Extracting an element, or reading bits as
- * another type of the same size, costs no code: the result is the operand's register. Constants are
- * registers too, written once.
+ * Registers: each scalar, and each element of a vector or struct, has 64 bits of its own, zeros
+ * above its value. A value is a run of registers, `lanes` long. Extracting an element, or reading
+ * bits as another type of the same size, costs no code: the result is the operand's register.
+ * Constants are registers too, written once.
  *
  * Addresses: those of this machine, except in shared memory, which begins at SHARED_BASE. */
 #ifndef GDR_TESTS_SIMT_CODE_H
@@ -20,7 +20,7 @@ typedef struct Warp Warp;
 
 /* What one thread does; it may change the program counter, which is one past this instruction. */
 typedef void Run(Thread *t, const Code *c);
-/* What `warps` whole warps from *w on do together (those of a warpgroup, or 1). */
+/* What all threads of a warp do together, or of the warpgroup that begins with it. */
 typedef void Together(Warp *w, const Code *c);
 
 typedef enum Scope { SCOPE_thread, SCOPE_warp, SCOPE_group, SCOPE_block } Scope;
@@ -34,21 +34,22 @@ typedef struct Edge {
 } Edge;
 
 struct Code {
-    Run *run;              /* NULL: together, by all threads of `scope` */
+    Run *run; /* NULL: together, by all threads of `scope` */
     Together *together;
     Scope scope;
-    NumberKind kind;       /* of the operands; the result's where they are integers */
-    int bits, from_bits;   /* of an element of the result, of the first operand */
-    uint64_t mask;         /* of the result */
-    int lanes;             /* of the result */
-    int dst;
-    const int *arg;        /* first register of each operand */
-    int nargs, predicate;
-    int64_t number;        /* an immediate: offset, alignment, group, mask */
-    const int64_t *table;  /* scales of a getelementptr; lanes a shufflevector picks */
-    Edge *edge;            /* of a branch: [then, else] */
+    NumberKind kind;     /* of the operands */
+    int bits, from_bits; /* of an element of the result, of the first operand */
+    uint64_t mask;       /* of the result */
+    int lanes;           /* of the result */
+    int dst;             /* its first register */
+    const int *arg;      /* first register of each operand */
+    int nargs;
+    int predicate;                   /* of a comparison; of an insertion, how many registers */
+    int64_t number;                  /* what else the handler needs, and */
+    const int64_t *table;            /* likewise: it says what */
+    Edge *edge;                      /* of a branch: [then, else] */
     int space, align, element_bytes; /* of an access */
-    int hit;               /* the allocation found last */
+    int hit;                         /* the allocation found last */
     LLVMValueRef from;
 };
 
@@ -63,9 +64,9 @@ typedef struct Granule {
     uint32_t written, written_warp; /* the block's time, the writing warp's own time */
     uint32_t read, read_warp;
     int16_t writer, reader;
-    bool in_flight;                 /* an asynchronous copy goes here */
-    bool agreed;                    /* several lanes wrote the same */
-    bool readers, reader_warps;     /* several since then */
+    bool in_flight;             /* an asynchronous copy goes here */
+    bool agreed;                /* several lanes wrote the same */
+    bool readers, reader_warps; /* several since then */
 } Granule;
 
 typedef struct Copy {
@@ -96,7 +97,7 @@ struct Warp {
     Simt *s;
     Thread *thread[WARP];
     uint32_t time;
-    int waiting_for; /* a Scope; SCOPE_thread = for nothing */
+    int waiting_for;      /* a Scope; SCOPE_thread = for nothing */
     VEC(Product) product; /* of the warpgroup that begins here */
 };
 
@@ -113,10 +114,10 @@ struct Simt {
     const char *symbol;
     VEC(Code) code;
     int registers, frame_register;
-    VEC(int) constant;           /* registers, and below what they hold */
+    VEC(int) constant; /* registers, and below what they hold */
     VEC(uint64_t) constant_value;
     VEC(Memory) memory;
-    int own_memory;              /* the first so many are the module's globals */
+    int own_memory; /* the first so many are the module's globals */
     int phis_max;
     /* the launch */
     int threads, warps, shared_bytes, shared_room;
@@ -125,7 +126,7 @@ struct Simt {
     Thread *thread;
     Warp *warp;
     int thread_room;
-    uint64_t *phi;               /* values between registers */
+    uint64_t *phi; /* values between registers */
     unsigned char *shared;
     Granule *granule;
     Arrival arrival[ARRIVALS_MAX];
@@ -152,21 +153,17 @@ void memory_copy_begin(Thread *t, const Code *c, const Copy *copy);
 void memory_copy_end(Thread *t, const Copy *copy, bool own);
 void memory_forget(Simt *s, int bytes);
 
-/* Handlers; what they do is what LLVM's language reference says of the instruction of that name, and
- * of the intrinsics, PTX's. */
-#define SIMT_RUNS(X)                                                                               \
-    X(add) X(sub) X(mul) X(udiv) X(urem) X(sdiv) X(srem) X(and) X(or) X(xor) X(shl) X(lshr)        \
-    X(ashr) X(smin) X(smax) X(umin) X(umax) X(usub_sat) X(ctpop) X(icmp) X(select) X(trunc)        \
-    X(sext) X(copy) X(tied) X(bitcast) X(insert) X(extract) X(shuffle) X(gep) X(fadd) X(fsub)      \
-    X(fmul) X(fdiv) X(fneg) X(fabs) X(fma) X(maxnum) X(minnum) X(maximum) X(minimum) X(fcmp) X(fconvert)   \
-    X(sitofp) X(uitofp) X(fptosi) X(fptoui) X(tid) X(ctaid) X(pack) X(tf32) X(ex2) X(lg2) X(rcp)   \
-    X(rsqrt) X(sqrt) X(tanh) X(br) X(condbr) X(ret) X(load) X(store) X(cp_async)     \
-    X(cp_async_some) X(cp_async_if) X(cp_commit) X(cp_wait) X(arrival_init) X(arrival_wait)        \
-    X(copy_bulk)
-#define X(name) Run run_##name;
-SIMT_RUNS(X)
-#undef X
-
+/* Handlers; what they do is what LLVM's language reference says of the instruction of that name,
+ * and of the intrinsics, PTX's. */
+Run run_add, run_sub, run_mul, run_udiv, run_urem, run_sdiv, run_srem, run_and, run_or, run_xor,
+    run_shl, run_lshr, run_ashr, run_smin, run_smax, run_umin, run_umax, run_usub_sat, run_ctpop,
+    run_icmp, run_select, run_trunc, run_sext, run_copy, run_tied, run_bitcast, run_insert,
+    run_extract, run_shuffle, run_gep, run_fadd, run_fsub, run_fmul, run_fdiv, run_fneg, run_fabs,
+    run_fma, run_maxnum, run_minnum, run_maximum, run_minimum, run_fcmp, run_fconvert, run_sitofp,
+    run_uitofp, run_fptosi, run_fptoui, run_tid, run_ctaid, run_pack, run_tf32, run_ex2, run_rcp,
+    run_rsqrt, run_copysign, run_truncate, run_sqrt, run_br, run_condbr, run_ret, run_load,
+    run_store, run_cp_async, run_cp_async_some, run_cp_async_if, run_cp_commit, run_cp_wait,
+    run_arrival_init, run_arrival_wait, run_copy_bulk;
 Together warp_sync, warp_shuffle_xor, warp_shuffle_from, warp_ballot, warp_ldmatrix,
     warp_ldmatrix_trans, warp_movmatrix, warp_mma, warp_mma_tf32, warp_barrier, group_product,
     group_wait;

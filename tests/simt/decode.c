@@ -128,8 +128,7 @@ static uint64_t expression_bits(Decoder *d, LLVMValueRef v) {
         break;
     case LLVMPtrToInt:
     case LLVMIntToPtr:
-    case LLVMAddrSpaceCast:
-        return constant_bits(d, first) & mask_of_bits(bits_of(LLVMTypeOf(v)));
+    case LLVMAddrSpaceCast: return constant_bits(d, first) & mask_of_bits(bits_of(LLVMTypeOf(v)));
     default: break;
     }
     refuse(d, "a constant expression", v);
@@ -295,20 +294,46 @@ static const struct {
     LLVMOpcode opcode;
     Run *run;
 } plain[] = {
-    {LLVMAdd, run_add},       {LLVMSub, run_sub},         {LLVMMul, run_mul},
-    {LLVMUDiv, run_udiv},     {LLVMURem, run_urem},       {LLVMSDiv, run_sdiv},
-    {LLVMSRem, run_srem},     {LLVMAnd, run_and},         {LLVMOr, run_or},
-    {LLVMXor, run_xor},       {LLVMShl, run_shl},         {LLVMLShr, run_lshr},
-    {LLVMAShr, run_ashr},     {LLVMFAdd, run_fadd},       {LLVMFSub, run_fsub},
-    {LLVMFMul, run_fmul},     {LLVMFDiv, run_fdiv},       {LLVMFNeg, run_fneg},
-    {LLVMTrunc, run_trunc},   {LLVMSExt, run_sext},       {LLVMPtrToInt, run_trunc},
-    {LLVMICmp, run_icmp},     {LLVMFCmp, run_fcmp},       {LLVMSelect, run_select},
-    {LLVMBitCast, run_bitcast}, {LLVMFPExt, run_fconvert},  {LLVMFPTrunc, run_fconvert},
-    {LLVMSIToFP, run_sitofp}, {LLVMUIToFP, run_uitofp},   {LLVMFPToSI, run_fptosi},
-    {LLVMFPToUI, run_fptoui}, {LLVMInsertElement, run_insert}, {LLVMInsertValue, run_insert},
-    {LLVMShuffleVector, run_shuffle}, {LLVMExtractElement, run_extract},
-    {LLVMGetElementPtr, run_gep}, {LLVMLoad, run_load},   {LLVMStore, run_store},
-    {LLVMRet, run_ret},       {LLVMIntToPtr, run_copy},
+    {LLVMAdd, run_add},
+    {LLVMSub, run_sub},
+    {LLVMMul, run_mul},
+    {LLVMUDiv, run_udiv},
+    {LLVMURem, run_urem},
+    {LLVMSDiv, run_sdiv},
+    {LLVMSRem, run_srem},
+    {LLVMAnd, run_and},
+    {LLVMOr, run_or},
+    {LLVMXor, run_xor},
+    {LLVMShl, run_shl},
+    {LLVMLShr, run_lshr},
+    {LLVMAShr, run_ashr},
+    {LLVMFAdd, run_fadd},
+    {LLVMFSub, run_fsub},
+    {LLVMFMul, run_fmul},
+    {LLVMFDiv, run_fdiv},
+    {LLVMFNeg, run_fneg},
+    {LLVMTrunc, run_trunc},
+    {LLVMSExt, run_sext},
+    {LLVMPtrToInt, run_trunc},
+    {LLVMICmp, run_icmp},
+    {LLVMFCmp, run_fcmp},
+    {LLVMSelect, run_select},
+    {LLVMBitCast, run_bitcast},
+    {LLVMFPExt, run_fconvert},
+    {LLVMFPTrunc, run_fconvert},
+    {LLVMSIToFP, run_sitofp},
+    {LLVMUIToFP, run_uitofp},
+    {LLVMFPToSI, run_fptosi},
+    {LLVMFPToUI, run_fptoui},
+    {LLVMInsertElement, run_insert},
+    {LLVMInsertValue, run_insert},
+    {LLVMShuffleVector, run_shuffle},
+    {LLVMExtractElement, run_extract},
+    {LLVMGetElementPtr, run_gep},
+    {LLVMLoad, run_load},
+    {LLVMStore, run_store},
+    {LLVMRet, run_ret},
+    {LLVMIntToPtr, run_copy},
 };
 
 static void decode_access(Decoder *d, LLVMValueRef v, Code *c, LLVMValueRef p, LLVMTypeRef t) {
@@ -402,9 +427,10 @@ static void decode_one(Decoder *d, LLVMValueRef v) {
     Code c = {.hit = 0};
     bool call = opcode == LLVMCall, branch = opcode == LLVMBr;
     int conditions = branch ? (int)LLVMIsConditional(v) : 0;
-    decode_types(d, v, &c, call     ? (int)LLVMGetNumArgOperands(v)
-                           : branch ? conditions
-                                    : LLVMGetNumOperands(v));
+    decode_types(d, v, &c,
+                 call     ? (int)LLVMGetNumArgOperands(v)
+                 : branch ? conditions
+                          : LLVMGetNumOperands(v));
     for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++)
         if (plain[i].opcode == opcode)
             c.run = plain[i].run;

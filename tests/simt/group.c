@@ -81,9 +81,8 @@ void group_product(Warp *w, const Code *c) {
         for (int l = 0; l < WARP; l++)
             for (int j = 0; j < count; j++)
                 *element_of(acc[i], l, j) =
-                    c->predicate
-                        ? float_of_bits((uint32_t)*operand(&w[i], l, c, 4 * steps + 1 + j))
-                        : zero;
+                    c->predicate ? float_of_bits((uint32_t)*operand(&w[i], l, c, 4 * steps + 1 + j))
+                                 : zero;
     for (int s = 0; s < steps; s++) {
         for (int n = 0; n < c->number; n++)
             for (int k = 0; k < 16; k++)
@@ -122,7 +121,7 @@ bool decode_product(Arena *arena, const char *text, Code *c) {
     if (!shape || steps < 1 || c->nargs != 4 * steps + 1 + c->lanes || c->lanes > 128)
         return false;
     c->number = strtol(shape + 5, NULL, 10);
-    c->kind = strstr(shape, "k16.f32.bf16.bf16 ")  ? NUMBER_bf16
+    c->kind = strstr(shape, "k16.f32.bf16.bf16 ") ? NUMBER_bf16
               : strstr(shape, "k16.f32.f16.f16 ") ? NUMBER_f16
                                                   : NUMBER_int;
     int64_t *table = NEW_ARRAY(arena, int64_t, TABLE_OFFSETS + steps);
@@ -146,7 +145,9 @@ bool decode_product(Arena *arena, const char *text, Code *c) {
 
 /* copies --------------------------------------------------------------------------------------- */
 
+/* Whoever uses a barrier must know that it was initialised. */
 static Arrival *find_arrival(Thread *t, const Code *c, uint64_t at) {
+    memory_shared(t, c, at, 8, 8, NULL);
     for (int i = 0; i < t->s->arrivals; i++)
         if (t->s->arrival[i].at == at)
             return &t->s->arrival[i];
@@ -171,7 +172,9 @@ void run_copy_bulk(Thread *t, const Code *c) {
         simt_fail(t, c, "a copy before the last one was waited for");
     a->announced = true;
     a->copy = (Copy){.src = (const void *)(uintptr_t)t->reg[c->arg[1]],
-                     .dst = t->reg[c->arg[0]], .bytes = bytes, .size = bytes};
+                     .dst = t->reg[c->arg[0]],
+                     .bytes = bytes,
+                     .size = bytes};
     memory_copy_begin(t, c, &a->copy);
 }
 

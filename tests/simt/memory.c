@@ -1,5 +1,5 @@
-/* Loads, stores and asynchronous copies. Global memory is what simt_memory registered; shared memory
- * is the launch's, with a record of the last accesses to every two bytes of it. */
+/* Loads, stores and asynchronous copies. Global memory is what simt_memory registered; shared
+ * memory is the launch's, with a record of the last accesses to every two bytes of it. */
 #include "tests/simt/code.h"
 
 /* global --------------------------------------------------------------------------------------- */
@@ -26,7 +26,9 @@ void *memory_global(Thread *t, const Code *c, uint64_t address, int size, bool w
 
 /* shared --------------------------------------------------------------------------------------- */
 
-static int warp_of(int thread) { return thread / WARP; }
+static int warp_of(int thread) {
+    return thread / WARP;
+}
 
 /* Did thread `other` do something at these times that `t` cannot know to be over? */
 static bool concurrent(const Thread *t, int other, uint32_t time, uint32_t warp_time) {
@@ -55,8 +57,8 @@ static void note_write(Thread *t, const Code *c, Granule *g, uint64_t address, b
     bool second = concurrent(t, g->writer, g->written, g->written_warp);
     if (second && !(same && warp_of(g->writer) == warp_of(t->id)))
         simt_fail(t, c, "shared %d was written by thread %d, no barrier since", where, g->writer);
-    bool others = g->read == t->s->time &&
-                  (g->reader_warps || (g->readers && g->read_warp == t->warp->time));
+    bool others =
+        g->read == t->s->time && (g->reader_warps || (g->readers && g->read_warp == t->warp->time));
     if (others || concurrent(t, g->reader, g->read, g->read_warp))
         simt_fail(t, c, "shared %d was read by thread %d, no barrier since", where, g->reader);
     g->agreed = second;

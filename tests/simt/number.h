@@ -1,5 +1,5 @@
-/* The number formats of GPU kernels as the hardware has them: 16-bit floats rounded to nearest even,
- * tf32. A register is 64 bits wide and holds the bits of its value, with zeros above. */
+/* The number formats of GPU kernels as the hardware has them: 16-bit floats rounded to nearest
+ * even, tf32. A register is 64 bits wide and holds the bits of its value, with zeros above. */
 #ifndef GDR_TESTS_SIMT_NUMBER_H
 #define GDR_TESTS_SIMT_NUMBER_H
 
@@ -43,7 +43,9 @@ static inline uint32_t f16_of_float(float f) {
     return sign | ((u >> 13) - (112u << 10));
 }
 
-static inline float float_of_bf16(uint32_t h) { return float_of_bits(h << 16); }
+static inline float float_of_bf16(uint32_t h) {
+    return float_of_bits(h << 16);
+}
 
 static inline uint32_t bf16_of_float(float f) {
     uint32_t u = bits_of_float(f);
@@ -69,7 +71,9 @@ static inline uint64_t number_put(NumberKind kind, float f) {
 }
 
 /* What tensor cores see of a tf32 operand. */
-static inline float float_of_tf32(uint64_t x) { return float_of_bits((uint32_t)x & ~0x1fffu); }
+static inline float float_of_tf32(uint64_t x) {
+    return float_of_bits((uint32_t)x & ~0x1fffu);
+}
 
 /* Rounded to nearest, ties away from zero. */
 static inline uint32_t tf32_of_float(float f) {
@@ -78,12 +82,16 @@ static inline uint32_t tf32_of_float(float f) {
 }
 
 /* Numbers too small for a full mantissa count as zeros where an instruction says ftz. */
-static inline float flushed(float f) { return fabsf(f) < 0x1p-126f ? copysignf(0, f) : f; }
+static inline float flushed(float f) {
+    return fabsf(f) < 0x1p-126f ? copysignf(0, f) : f;
+}
 
 static inline int64_t sign_extended(uint64_t x, int bits) {
     return (int64_t)(x << (64 - bits)) >> (64 - bits);
 }
 
-static inline uint64_t mask_of_bits(int bits) { return bits >= 64 ? ~0ull : (1ull << bits) - 1; }
+static inline uint64_t mask_of_bits(int bits) {
+    return bits >= 64 ? ~0ull : (1ull << bits) - 1;
+}
 
 #endif

@@ -7,14 +7,14 @@
  *   group.c    what Hopper adds: warpgroup products, bulk copies, the barriers that count them
  *   block.c    blocks: who runs, who waits for whom
  *
- * Threads run one after another, each until it needs others; then the others run, and what they do
- * together is done once for all. So branches may diverge as they like between such places, and a
- * place that only a part of a warp reaches is found at once.
+ * Threads run one after another, each until it needs others; then the others run, and what they
+ * do together is done once for all. So branches may diverge as they like between such places, and
+ * a place that only a part of a warp reaches is found at once.
  *
  * Checked: bounds and alignment of every access; shared memory read before it is written (it starts
- * as NaN), while an asynchronous copy into it is under way, or with no barrier between the write and
- * the read, the read and the write, or two writes (of different threads; a warp's own sync is enough
- * inside a warp). Results of approximate instructions are the correctly rounded ones.
+ * as NaN), while an asynchronous copy into it is under way, or with no barrier between the write
+ * and the read, the read and the write, or two writes (of different threads; a warp's own sync is
+ * enough inside a warp). Results of approximate instructions are correctly rounded, or nearly.
  */
 #ifndef GDR_TESTS_SIMT_H
 #define GDR_TESTS_SIMT_H

@@ -3,8 +3,6 @@
  * row g, columns 2t and 2t+1. */
 #include "tests/simt/code.h"
 
-#define LANES(l) for (int l = 0; l < WARP; l++)
-
 static uint64_t *operand(Warp *w, int lane, const Code *c, int i) {
     return w->thread[lane]->reg + c->arg[i];
 }
@@ -14,9 +12,9 @@ static uint64_t *result(Warp *w, int lane, const Code *c) {
 }
 
 static void need_all_lanes(Warp *w, const Code *c) {
-    LANES(l)
-    if ((uint32_t)*operand(w, l, c, 0) != 0xffffffff)
-        simt_fail(w->thread[l], c, "a mask that is not of the whole warp");
+    for (int l = 0; l < WARP; l++)
+        if ((uint32_t)*operand(w, l, c, 0) != 0xffffffff)
+            simt_fail(w->thread[l], c, "a mask that is not of the whole warp");
 }
 
 /* synchronising, exchanging -------------------------------------------------------------------- */
@@ -35,8 +33,9 @@ void warp_barrier(Warp *w, const Code *c) {
 static void shuffle(Warp *w, const Code *c, bool from) {
     uint64_t x[WARP];
     need_all_lanes(w, c);
-    LANES(l) x[l] = *operand(w, l, c, 1);
-    LANES(l) {
+    for (int l = 0; l < WARP; l++)
+        x[l] = *operand(w, l, c, 1);
+    for (int l = 0; l < WARP; l++) {
         uint64_t lane = *operand(w, l, c, 2);
         *result(w, l, c) = x[from ? lane % WARP : ((uint64_t)l ^ lane) % WARP];
     }
@@ -53,8 +52,10 @@ void warp_shuffle_from(Warp *w, const Code *c) {
 void warp_ballot(Warp *w, const Code *c) {
     uint64_t votes = 0;
     need_all_lanes(w, c);
-    LANES(l) votes |= *operand(w, l, c, 1) << l;
-    LANES(l) *result(w, l, c) = votes;
+    for (int l = 0; l < WARP; l++)
+        votes |= *operand(w, l, c, 1) << l;
+    for (int l = 0; l < WARP; l++)
+        *result(w, l, c) = votes;
 }
 
 /* 8 x 8 matrices ------------------------------------------------------------------------------- */
@@ -62,16 +63,17 @@ void warp_ballot(Warp *w, const Code *c) {
 /* Four matrices; lane l has the address of row l % 8 of matrix l / 8. */
 static void ldmatrix(Warp *w, const Code *c, bool trans) {
     uint16_t m[4][8][8];
-    LANES(l) {
+    for (int l = 0; l < WARP; l++) {
         Thread *t = w->thread[l];
         memcpy(m[l / 8][l % 8], memory_shared(t, c, *operand(w, l, c, 0), 16, 16, NULL), 16);
     }
-    LANES(l) for (int j = 0; j < 4; j++) {
-        int g = l / 4, u = l % 4 * 2;
-        uint32_t lo = trans ? m[j][u][g] : m[j][g][u];
-        uint32_t hi = trans ? m[j][u + 1][g] : m[j][g][u + 1];
-        result(w, l, c)[j] = lo | hi << 16;
-    }
+    for (int l = 0; l < WARP; l++)
+        for (int j = 0; j < 4; j++) {
+            int g = l / 4, u = l % 4 * 2;
+            uint32_t lo = trans ? m[j][u][g] : m[j][g][u];
+            uint32_t hi = trans ? m[j][u + 1][g] : m[j][g][u + 1];
+            result(w, l, c)[j] = lo | hi << 16;
+        }
 }
 
 void warp_ldmatrix(Warp *w, const Code *c) {
@@ -84,9 +86,11 @@ void warp_ldmatrix_trans(Warp *w, const Code *c) {
 
 void warp_movmatrix(Warp *w, const Code *c) {
     uint64_t m[8][8];
-    LANES(l) for (int i = 0; i < 2; i++)
-        m[l / 4][l % 4 * 2 + i] = *operand(w, l, c, 0) >> 16 * i & 0xffff;
-    LANES(l) *result(w, l, c) = m[l % 4 * 2][l / 4] | m[l % 4 * 2 + 1][l / 4] << 16;
+    for (int l = 0; l < WARP; l++)
+        for (int i = 0; i < 2; i++)
+            m[l / 4][l % 4 * 2 + i] = *operand(w, l, c, 0) >> 16 * i & 0xffff;
+    for (int l = 0; l < WARP; l++)
+        *result(w, l, c) = m[l % 4 * 2][l / 4] | m[l % 4 * 2 + 1][l / 4] << 16;
 }
 
 /* products ------------------------------------------------------------------------------------- */
@@ -101,21 +105,23 @@ static float of_pair(const uint64_t *pair, const Code *c, int i) {
 static void multiply(Warp *w, const Code *c, int depth, float a[16][16], float b[16][8],
                      int first) {
     float acc[16][8];
-    LANES(l) for (int i = 0; i < 4; i++)
-        acc[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] =
-            float_of_bits((uint32_t)*operand(w, l, c, first + i));
+    for (int l = 0; l < WARP; l++)
+        for (int i = 0; i < 4; i++)
+            acc[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] =
+                float_of_bits((uint32_t)*operand(w, l, c, first + i));
     for (int row = 0; row < 16; row++)
         for (int k = 0; k < depth; k++)
             for (int column = 0; column < 8; column++)
                 acc[row][column] += a[row][k] * b[k][column];
-    LANES(l) for (int i = 0; i < 4; i++)
-        result(w, l, c)[i] = bits_of_float(acc[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2]);
+    for (int l = 0; l < WARP; l++)
+        for (int i = 0; i < 4; i++)
+            result(w, l, c)[i] = bits_of_float(acc[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2]);
 }
 
 /* 16 x 16 by 16 x 8, f16 or bf16. */
 void warp_mma(Warp *w, const Code *c) {
     float a[16][16], b[16][8];
-    LANES(l) {
+    for (int l = 0; l < WARP; l++) {
         int g = l / 4, u = l % 4 * 2;
         for (int i = 0; i < 2; i++) {
             for (int j = 0; j < 4; j++)
@@ -130,7 +136,7 @@ void warp_mma(Warp *w, const Code *c) {
 /* 16 x 8 by 8 x 8, tf32. */
 void warp_mma_tf32(Warp *w, const Code *c) {
     float a[16][16], b[16][8];
-    LANES(l) {
+    for (int l = 0; l < WARP; l++) {
         int g = l / 4, u = l % 4;
         for (int j = 0; j < 4; j++)
             a[g + j % 2 * 8][u + j / 2 * 4] = float_of_tf32(*operand(w, l, c, j));
