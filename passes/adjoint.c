@@ -150,7 +150,8 @@ static void pass_log(Adjoint *a, int v, int l) {
     switch (i->op) {
     case OP_exp: give(a, i->arg[0], l, i->shape); break;
     case OP_sigmoid:
-        give(a, i->arg[0], mul(a, l, sub(a, number(a, 1), a->map[v])), i->shape);
+        give(a, i->arg[0], mul(a, l, emit1(a->k, OP_sigmoid, neg(a, a->map[i->arg[0]]), nowhere)),
+             i->shape);
         break;
     case OP_neg: accumulate(a, a->dlog, i->arg[0], l); break;
     case OP_sqrt: accumulate(a, a->dlog, i->arg[0], mul(a, number(a, 0.5), l)); break;
@@ -312,7 +313,7 @@ static int slope(Adjoint *a, Op op, int x, int y) {
     case OP_log: return emit2(a->k, OP_div, number(a, 1), x, nowhere);
     case OP_sqrt: return emit2(a->k, OP_div, number(a, 0.5), y, nowhere);
     case OP_rsqrt: return mul(a, number(a, -0.5), mul(a, y, mul(a, y, y)));
-    case OP_sigmoid: return mul(a, y, complement(a, y));
+    case OP_sigmoid: return mul(a, y, unary(a, OP_sigmoid, neg(a, x))); /* 1 - y may be 0 in f32 */
     case OP_softplus: return unary(a, OP_sigmoid, x);
     case OP_tanh: return complement(a, mul(a, y, y));
     case OP_silu: {
