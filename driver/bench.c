@@ -27,6 +27,7 @@ typedef struct Sample {
 typedef struct Row {
     BenchShape shape;
     Method method;
+    bool backward;
     int chunk, K, V;
     Sample sample;
     double bytes, flops, roofline; /* roofline: seconds; 0 unknown */
@@ -133,7 +134,7 @@ static gdr_status prepare_sets(Launches *l) {
 static double problem_bytes(const Problem *p) {
     double bytes = 0;
     for (int i = 0; i < p->k->in.count; i++)
-        bytes += (double)p->in[i].bytes;
+        bytes += (double)p->in[i].bytes * (p->grad ? 2 : 1); /* gradients are as large */
     for (int i = 0; i < p->k->out.count; i++) {
         const Port *port = &p->k->out.at[i];
         bytes += (double)(p->B * p->T * p->H * shape_elements(p->k, port->shape)) *
@@ -141,7 +142,7 @@ static double problem_bytes(const Problem *p) {
     }
     double state =
         4.0 * (double)(p->N * p->H) * p->k->axis.at[AXIS_K].size * p->k->axis.at[AXIS_V].size;
-    return bytes + state * (p->S0.data ? 2 : 1);
+    return bytes + state * ((p->S0.data ? 2 : 1) + (p->grad ? 1 : 0));
 }
 
 static double recurrent_flops(const Kernel *normal) {
@@ -159,11 +160,14 @@ static double token_flops(const Problem *p, const gdr_facts *facts) {
     passes_run(k, "normal", NULL);
     if (facts->algo == GDR_ALGO_RECURRENT)
         return recurrent_flops(k);
-    SystemTable t = {0};
+    Cost cost;
     kernel_set_chunk(k, facts->chunk * (facts->updates > 1 ? facts->updates : 1));
-    passes_run_after(k, "normal", NULL, NULL);
-    system_describe(k, &t);
-    return t.cost.flops;
+    passes_run_after(k, "normal", "collapse", NULL);
+    if (p->grad)
+        k = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
+    passes_run_after(k, "collapse", NULL, NULL);
+    system_cost(k, &cost);
+    return cost.flops;
 }
 
 static double roofline(const Bench *b, const Row *r) {
@@ -200,6 +204,7 @@ static gdr_status bench_problem(Bench *b, const Problem *p, Row *r, Arena *arena
         device_set_close(d, p, &l.set[i]);
     if (!status) {
         r->method = facts.algo == GDR_ALGO_CHUNK ? METHOD_chunk : METHOD_recurrent;
+        r->backward = p->grad;
         r->chunk = facts.chunk;
         r->K = (int)facts.K;
         r->V = (int)facts.V;
@@ -226,17 +231,24 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
               .H = shape->H,
               .key_heads = shape->key_heads,
               .repeat = REPEAT_TOKENS,
-              .S0 = step};
+              .S0 = step,
+              .grad = b->d->opt.grad};
     Row r = {.shape = *shape, .method = (Method)b->d->opt.method};
     if (step && r.method == METHOD_auto)
         r.method = METHOD_recurrent;
     arena_init(&arena, b->d->arena.oom);
     case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
                  NULL, &p);
-    gdr_status status = p.k ? bench_problem(b, &p, &r, &arena) : GDR_ESPEC;
+    gdr_status status = p.k ? GDR_OK : GDR_ESPEC;
+    for (int pass = 0; !status && pass <= c.grad; pass++) { /* forward, then backward */
+        Row done = r;
+        p.grad = pass == 1;
+        done.method = p.grad && r.method == METHOD_recurrent ? METHOD_chunk : r.method;
+        status = bench_problem(b, &p, &done, &arena);
+        if (!status)
+            VEC_PUSH(&b->d->arena, &b->row, done);
+    }
     arena_free(&arena);
-    if (!status)
-        VEC_PUSH(&b->d->arena, &b->row, r);
     return status;
 }
 
@@ -251,7 +263,9 @@ static gdr_status bench_compile(Bench *b) {
         .ndims = d->opt.dim.count,
         .dtype = b->type,
         .target = d->opt.device == DEVICE_cuda ? "cuda" : "host",
-        .algo = d->opt.method == METHOD_recurrent ? GDR_ALGO_RECURRENT : GDR_ALGO_AUTO,
+        .algo = d->opt.method == METHOD_recurrent && !d->opt.grad ? GDR_ALGO_RECURRENT
+                                                                  : GDR_ALGO_AUTO,
+        .pass = d->opt.grad ? GDR_PASS_BACKWARD : GDR_PASS_FORWARD,
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,
     };
@@ -291,6 +305,10 @@ static void print_machine(const Bench *b, Buf *out) {
         buf_printf(out, ", sgemm of %s %.1f GFLOP/s a thread", b->sgemm_name, b->sgemm_rate * 1e-9);
 }
 
+static const char *row_name(const Row *r) {
+    return r->backward ? "backward" : r->method == METHOD_chunk ? "chunk" : "recurrent";
+}
+
 static void print_row(const Bench *b, const Row *r) {
     char heads[48], share[32] = "-";
     const Sample *s = &r->sample;
@@ -301,7 +319,7 @@ static void print_row(const Bench *b, const Row *r) {
         snprintf(share, sizeof share, "%.1f %%", 100 * r->roofline / s->seconds);
     printf("%5lld %7lld %8s %4dx%-4d %-9s %3d %10.4f %9.4f %9.4f %9.1f %8.3f %9s\n",
            (long long)r->shape.B, (long long)r->shape.T, heads, r->K, r->V,
-           r->method == METHOD_chunk ? "chunk" : "recurrent", r->chunk, 1e3 * s->seconds,
+           row_name(r), r->chunk, 1e3 * s->seconds,
            1e3 * s->least, 1e3 * s->most, r->bytes / s->seconds * 1e-9,
            r->flops / s->seconds * 1e-12, share);
     (void)b;
@@ -346,7 +364,7 @@ static int write_json(const Bench *b, const char *machine) {
                    "\"flops\": %.0f, \"roofline_ms\": ",
                    i ? ",\n" : "", (long long)r->shape.B, (long long)r->shape.T,
                    (long long)r->shape.H, (long long)r->shape.key_heads, r->K, r->V,
-                   r->method == METHOD_chunk ? "chunk" : "recurrent", r->chunk,
+                   row_name(r), r->chunk,
                    1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
                    r->sample.count, r->bytes, r->flops);
         if (r->roofline > 0)

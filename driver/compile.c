@@ -85,8 +85,9 @@ static int read_lists(Aot *a) {
     split(a->d, o->targets ? o->targets : "host,sm_90a", &a->target.at, &a->target.count);
     split(a->d, o->passes ? o->passes : "fwd,step", &a->pass.at, &a->pass.count);
     for (int i = 0; i < a->pass.count; i++)
-        if (strcmp(a->pass.at[i], "fwd") && strcmp(a->pass.at[i], "step"))
-            return fail(EXIT_usage, "compile: --passes: \"%s\" is neither fwd nor step",
+        if (strcmp(a->pass.at[i], "fwd") && strcmp(a->pass.at[i], "bwd") &&
+            strcmp(a->pass.at[i], "step"))
+            return fail(EXIT_usage, "compile: --passes: \"%s\" is none of fwd, bwd, step",
                         a->pass.at[i]);
     if (!a->target.count || !a->pass.count)
         return fail(EXIT_usage, "compile: an empty list of targets or passes");
@@ -160,6 +161,7 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
         .dtype = type,
         .target = target,
         .algo = strcmp(pass, "step") ? GDR_ALGO_AUTO : GDR_ALGO_RECURRENT,
+        .pass = strcmp(pass, "bwd") ? GDR_PASS_FORWARD : GDR_PASS_BACKWARD,
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,
     };

@@ -20,7 +20,7 @@ static void put_upper(Buf *out, const char *s) {
 static const char *field_name(Arena *a, const Port *p) {
     static const char *const taken[] = {
         "T",        "N",         "H",        "HF",        "cu",       "cu_width",  "S0",
-        "S",        "workspace", "slots",    "auto",      "break",    "case",      "char",
+        "S",        "dS",        "dS0",      "workspace", "slots",    "auto",      "break",    "case",      "char",
         "const",    "continue",  "default",  "do",        "double",   "else",      "enum",
         "extern",   "float",     "for",      "goto",      "if",       "inline",    "int",
         "long",     "register",  "restrict", "return",    "short",    "signed",    "sizeof",
@@ -46,11 +46,28 @@ static void put_shape_comment(const Kernel *k, const Port *p, const char *lead, 
     buf_puts(out, "] */\n");
 }
 
-static void put_frame(const char *name, const Kernel *k, Buf *out) {
+static void put_gradients(const Record *r, Buf *out) {
+    const Kernel *k = r->shell;
+    for (int i = 0; i < k->out.count; i++) {
+        const Port *p = &k->out.at[i];
+        buf_printf(out, "    int64_t %s; ", field_name(out->arena, p));
+        put_shape_comment(k, p, p->is_param ? "[N,H" : "[B,T,H", out);
+    }
+    buf_printf(out, "    int64_t dS, dS0;    /* f32 [N,H,%d,%d]; 0: zero, not wanted; may be the same */\n",
+               k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+}
+
+static void put_frame(const char *name, const Record *r, Buf *out) {
+    const Kernel *k = r->shell;
+    bool backward = r->pass == GDR_PASS_BACKWARD;
     buf_puts(out,
              "/* One launch. Addresses are stored as integers: (int64_t)(uintptr_t)pointer.\n"
              " * Dense: N = B sequences of T tokens. Packed: cu is the address of N+1 offsets of\n"
              " * cu_width bytes, B = 1 and T counts all tokens. Head h uses head h*heads/H. */\n");
+    if (backward)
+        buf_puts(out, "/* Gradients are those of every head of every sequence; 0: not wanted. Whoever\n"
+                      " * launches sums over heads that share an input, and params over sequences. An\n"
+                      " * upstream gradient that is zero: heads 0, and one token's zeros. S is 0. */\n");
     buf_printf(out, "typedef struct %s_frame {\n", name);
     buf_puts(out, "    int64_t T, N;\n"
                   "    int64_t H;          /* heads of outputs and states: the widest input's */\n"
@@ -65,10 +82,12 @@ static void put_frame(const char *name, const Kernel *k, Buf *out) {
         buf_printf(out, "    int64_t %s, %s_heads; ", field, field);
         put_shape_comment(k, p, p->is_param ? "[heads" : "[B,T,heads", out);
     }
-    for (int i = 0; i < k->out.count; i++) {
+    for (int i = 0; i < k->out.count && !backward; i++) {
         buf_printf(out, "    int64_t %s; ", field_name(out->arena, &k->out.at[i]));
         put_shape_comment(k, &k->out.at[i], "[B,T,H", out);
     }
+    if (backward)
+        put_gradients(r, out);
     buf_printf(out, "} %s_frame;\n\n", name);
 }
 
@@ -82,6 +101,17 @@ static void put_host_entry(const char *name, const CgEntry *e, Buf *out) {
     buf_puts(out, "#define ");
     put_upper(out, e->symbol);
     buf_printf(out, "_SCRATCH %lld\n\n", (long long)e->scratch_bytes);
+}
+
+/* Slots and workspace of a backward pass on the CPU. */
+static void put_host_workspace(const char *name, const Record *r, const CgEntry *e, Buf *out) {
+    buf_puts(out, "/* Fills slots of a frame whose T, N, H and cu are set, and returns the bytes of\n"
+                  " * workspace, 64-byte aligned, that the pass needs. */\n");
+    buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", e->symbol, name);
+    buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
+               r->module.chunk, r->module.chunk - 1, r->module.chunk);
+    buf_printf(out, "    return f->slots * f->H * INT64_C(%lld);\n}\n\n",
+               (long long)r->module.ws_bytes_per_slot_head);
 }
 
 static void put_gpu_entry(const char *name, const char *target, const gdr_kernel *kernel,
@@ -133,6 +163,8 @@ static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
         const CgEntry *e = &m->entry.at[i];
         if (e->kind == ENTRY_host) {
             put_host_entry(name, e, out);
+            if (kernel->rec.pass == GDR_PASS_BACKWARD)
+                put_host_workspace(name, &kernel->rec, e, out);
             continue;
         }
         if (e->kind == ENTRY_factor) {
@@ -147,14 +179,26 @@ static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
 
 void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out) {
     const Kernel *k = kernel[0]->rec.shell;
+    Buf backward;
+    buf_init(&backward, out->arena);
+    buf_printf(&backward, "%s_bwd", name);
     buf_printf(out, "/* Kernels of the variant %s, made by %s. Do not edit. */\n#ifndef GDR_",
                k->name, gdr_version());
     put_upper(out, name);
     buf_puts(out, "_H\n#define GDR_");
     put_upper(out, name);
     buf_puts(out, "_H\n\n#include <stdint.h>\n\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n");
-    put_frame(name, k, out);
-    for (int i = 0; i < count; i++)
-        put_kernel(name, kernel[i], out);
+    for (int pass = GDR_PASS_FORWARD; pass <= GDR_PASS_BACKWARD; pass++) {
+        bool first = true;
+        for (int i = 0; i < count; i++) {
+            if ((int)kernel[i]->rec.pass != pass)
+                continue;
+            const char *prefix = pass == GDR_PASS_BACKWARD ? backward.text : name;
+            if (first)
+                put_frame(prefix, &kernel[i]->rec, out);
+            first = false;
+            put_kernel(prefix, kernel[i], out);
+        }
+    }
     buf_puts(out, "#ifdef __cplusplus\n}\n#endif\n#endif\n");
 }

@@ -55,7 +55,7 @@ static gdr_launch host_launch(const Problem *p, const Outcome *o, gdr_arg *args,
         .cu_seqlens = p->cu.data ? &extra[0] : NULL,
         .S0 = p->S0.data ? &extra[1] : NULL,
         .S = p->grad ? NULL : &extra[2],
-        .dS = p->dS.data ? &extra[3] : NULL,
+        .dS = p->grad && p->dS.data ? &extra[3] : NULL,
         .dS0 = p->grad ? &extra[2] : NULL,
     };
 }

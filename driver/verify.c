@@ -259,19 +259,21 @@ static gdr_status verify_all(Verify *v) {
     return status;
 }
 
-/* Gradients are made from the chunk form: whether there is one; says so if not. */
-static bool has_gradients(Driver *d, Spec *s, const char *variant) {
+/* Gradients are made from the chunk form: 0, or the exit status after a message that there is none. */
+static int need_chunk_form(Driver *d, Spec *s, const char *variant) {
     Kernel *k = spec_kernel(d, s, variant, NULL, 0);
+    if (!k)
+        return EXIT_refused;
     passes_run(k, "normal", NULL);
-    if (!k->facts.chunkable)
-        printf("%s: no gradients: no chunk form: %s\n\n", variant, k->facts.why_not);
-    return k->facts.chunkable;
+    return k->facts.chunkable ? EXIT_done
+                              : fail(EXIT_refused, "%s: %s has no chunk form, hence no gradients: %s",
+                                     s->path, variant, k->facts.why_not);
 }
 
 static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json) {
     Verify v = {.d = d, .s = s, .variant = variant};
     buf_init(&v.json, &d->arena);
-    if (d->opt.grad && !has_gradients(d, s, variant))
+    if (d->opt.grad && need_chunk_form(d, s, variant))
         return EXIT_refused;
     gdr_status status = verify_all(&v);
     close_engines(&v);

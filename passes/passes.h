@@ -103,6 +103,8 @@ void names_define(Names *n, int v, Buf *out);
 typedef struct Cost { int chunk; double flops, bytes, ms_memory, ms_compute; } Cost;
 typedef struct SystemRow { const char *name, *shape, *text; } SystemRow;
 typedef struct SystemTable { VEC(SystemRow) row; Cost cost; } SystemTable;
+/* Of a tile kernel, forward or gradient. */
+void system_cost(const Kernel *tile, Cost *c);
 /* The matrices of the chunk system, each with its definition, and what it costs. */
 void system_describe(const Kernel *tile, SystemTable *t);
 

@@ -85,22 +85,25 @@ static const char *definition(Names *n, int v) {
     return b.text;
 }
 
-/* Multiply-adds, full matrices; the inverse of an n x n triangle takes n^3/3. */
+/* Multiply-adds, full matrices; the inverse of an n x n triangle takes n^3/3. Cotangents of decays
+ * count as elementwise work. */
 static double operations(const Kernel *k, const Inst *i) {
-    double rows = k->axis.at[AXIS_R].size;
-    if (i->op == OP_solve)
-        return rows * rows * rows / 3;
-    if (i->op != OP_contract && i->op != OP_scores)
-        return 0;
-    const Inst *a = inst_at(k, i->arg[0]), *b = inst_at(k, i->arg[1]);
-    double n = (double)shape_elements(k, i->shape);
-    int axis = i->axis;
-    if (i->op == OP_scores)
-        axis = shape_features(shape_union(shape_features(a->shape), shape_features(b->shape))).axis[0];
-    return n * k->axis.at[axis].size;
+    double rows = k->axis.at[AXIS_R].size, n = (double)shape_elements(k, i->shape);
+    const Shape none = shape_scalar();
+    Shape a = i->nargs > 0 ? inst_at(k, i->arg[0])->shape : none;
+    Shape b = i->nargs > 1 ? inst_at(k, i->arg[1])->shape : none;
+    switch (i->op) {
+    case OP_solve: return rows * rows * rows / 3;
+    case OP_contract: return n * k->axis.at[i->axis].size;
+    case OP_scores:
+        return n * k->axis.at[shape_union(shape_features(a), shape_features(b)).axis[0]].size;
+    case OP_scores_x: return n * k->axis.at[AXIS_U].size;
+    case OP_scores_y: return n * k->axis.at[shape_has(a, AXIS_R) ? AXIS_R : AXIS_C].size;
+    default: return 0;
+    }
 }
 
-static void count_cost(const Kernel *k, Cost *c) {
+void system_cost(const Kernel *k, Cost *c) {
     const double tera = 1e12;
     *c = (Cost){.chunk = k->axis.at[AXIS_C].size};
     for (int v = 0; v < k->inst.count; v++)
@@ -135,5 +138,5 @@ void system_describe(const Kernel *tile, SystemTable *t) {
             add_row(t, k, n.name[v], v, definition(&n, v));
         }
     }
-    count_cost(k, &t->cost);
+    system_cost(k, &t->cost);
 }
