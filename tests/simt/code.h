@@ -50,6 +50,7 @@ struct Code {
     Edge *edge;                      /* of a branch: [then, else] */
     int space, align, element_bytes; /* of an access */
     int hit;                         /* the allocation found last */
+    bool early;                      /* a warpgroup product's result is used before it is there */
     LLVMValueRef from;
 };
 

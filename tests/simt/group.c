@@ -77,6 +77,8 @@ void group_product(Warp *w, const Code *c) {
     int steps = (int)c->table[TABLE_STEPS], count = (int)c->number / 2;
     float b[16][256], acc[4][16][256];
     uint64_t descriptor = *operand(w, 0, c, 4 * steps);
+    if (c->early)
+        simt_fail(w->thread[0], c, "the result is used without a wait");
     for (int i = 0; i < 4; i++)
         for (int l = 0; l < WARP; l++)
             for (int j = 0; j < count; j++)
@@ -114,6 +116,22 @@ void group_wait(Warp *w, const Code *c) {
             run_tied(w[i].thread[l], c);
 }
 
+/* Whether something else than a wait or a further product has a product's result; through
+ * extractions and phis, of which `depth` may follow one another. */
+static bool used_early(LLVMValueRef v, int depth) {
+    for (LLVMUseRef u = LLVMGetFirstUse(v); u && depth; u = LLVMGetNextUse(u)) {
+        LLVMValueRef user = LLVMGetUser(u);
+        LLVMOpcode opcode = LLVMGetInstructionOpcode(user);
+        bool passes = opcode == LLVMExtractValue || opcode == LLVMPHI;
+        size_t len;
+        LLVMValueRef f = opcode == LLVMCall ? LLVMGetCalledValue(user) : NULL;
+        const char *text = f && LLVMIsAInlineAsm(f) ? LLVMGetInlineAsmAsmString(f, &len) : "";
+        if (passes ? used_early(user, depth - 1) : !strstr(text, "wgmma."))
+            return true;
+    }
+    return false;
+}
+
 /* The statement is nv_wgmma's: what is not said by its operands is read from its text. */
 bool decode_product(Arena *arena, const char *text, Code *c) {
     const char *shape = strstr(text, ".m64n");
@@ -140,6 +158,7 @@ bool decode_product(Arena *arena, const char *text, Code *c) {
         text = flags;
     }
     c->table = table;
+    c->early = used_early(c->from, 4);
     return c->kind != NUMBER_int && c->number == 2 * c->lanes;
 }
 
