@@ -11,18 +11,23 @@ static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out) {
         return EXIT_refused;
     const PassWatch *watch = driver_watch(d);
     passes_run(normal, "normal", watch);
-    Kernel *tile = NULL;
+    Kernel *tile = NULL, *grad = NULL;
     if (normal->facts.chunkable) {
         tile = kernel_clone(normal);
         kernel_set_chunk(tile, EXPLAIN_ROWS);
-        passes_run_after(tile, "normal", NULL, watch);
+        passes_run_after(tile, "normal", "collapse", watch);
+        if (tile->in.count <= GRADIENT_PORTS && tile->out.count <= GRADIENT_PORTS) {
+            grad = kernel_adjoint(tile, ~UINT64_C(0), ~UINT64_C(0));
+            passes_run_after(grad, "collapse", NULL, NULL);
+        }
+        passes_run_after(tile, "collapse", NULL, watch);
     }
     static const ExplainFormat format[] = {
         [FORMAT_text] = EXPLAIN_text,
         [FORMAT_markdown] = EXPLAIN_markdown,
         [FORMAT_json] = EXPLAIN_json,
     };
-    explain(normal, tile, format[d->opt.format], out);
+    explain(normal, tile, grad, format[d->opt.format], out);
     return EXIT_done;
 }
 

@@ -4,7 +4,8 @@
  *     token    the normal form, one line an operation, in the spec's own names
  *     where    the definitions of the names used there
  *     facts    decay, reads, erase, gates, rows, ranges, what collapses, whether a chunk form exists
- *     system   the matrices of the chunk system (system.c), its FLOPs, bytes and roofline */
+ *     system   the matrices of the chunk system (system.c), its FLOPs, bytes and roofline
+ *     backward what the gradient keeps and makes again, and its cost */
 #include "passes/passes.h"
 
 #include <math.h>
@@ -23,6 +24,9 @@ typedef struct Report {
     int line, column;
     bool has_system;
     SystemTable system;
+    VEC(Pair) backward;
+    Cost backward_cost;
+    int64_t state_bytes;     /* of one chunk's state in f32 */
 } Report;
 
 static const char *format(Report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -269,7 +273,37 @@ static void locate_reason(Report *r) {
     r->reason_at = b.text;
 }
 
-static void describe(Report *r, const Kernel *normal, const Kernel *tile) {
+static void add_backward(Report *r, const char *key, const char *text) {
+    VEC_PUSH(r->arena, &r->backward, ((Pair){key, text}));
+}
+
+/* The backward pass starts from inputs and upstream gradients alone. */
+static void describe_backward(Report *r, const Kernel *grad) {
+    const Cost *c = &r->backward_cost;
+    const char *S = state_name(r->k);
+    Buf again;
+    buf_init(&again, r->arena);
+    for (int i = 0; i < r->system.row.count; i++) {
+        const SystemRow *row = &r->system.row.at[i];
+        if (kernel_find_port(r->k, row->name, true) < 0 && strcmp(row->name, "next"))
+            buf_printf(&again, "%s%s", again.len ? ", " : "", row->name);
+    }
+    system_cost(grad, &r->backward_cost);
+    r->state_bytes = 4 * (int64_t)grad->axis.at[AXIS_K].size * grad->axis.at[AXIS_V].size;
+    add_backward(r, "keeps", "nothing of the forward pass: it starts from the inputs again");
+    add_backward(r, "workspace",
+                 format(r, "%s at the start of every chunk: %lld bytes (f32) a chunk and head, %lld a "
+                        "token", S, (long long)r->state_bytes, (long long)(r->state_bytes / c->chunk)));
+    add_backward(r, "recomputes", format(r, "forwards what the states need, backwards all: %s",
+                                         again.text));
+    add_backward(r, "cost",
+                 format(r, "%.0f FLOP and %.0f bytes (bf16) a token and head: %.0f for the matrices and "
+                        "states, %.0f for d%s, %.0f for the rest", c->flops, c->bytes,
+                        system_flops(grad, ROLE_factor) + system_flops(grad, ROLE_chain),
+                        system_flops(grad, ROLE_reverse), S, system_flops(grad, ROLE_grad)));
+}
+
+static void describe(Report *r, const Kernel *normal, const Kernel *tile, const Kernel *grad) {
     *r = (Report){.arena = normal->arena, .k = normal};
     Names n = names_new(normal);
     describe_token(r, &n);
@@ -288,6 +322,8 @@ static void describe(Report *r, const Kernel *normal, const Kernel *tile) {
     r->has_system = tile && tile->level != LEVEL_recurrence;
     if (r->has_system)
         system_describe(tile, &r->system);
+    if (r->has_system && grad)
+        describe_backward(r, grad);
 }
 
 /* text ----------------------------------------------------------------------------------------- */
@@ -339,6 +375,9 @@ static void write_text(Report *r, Buf *out) {
     for (int i = 0; i < LEGEND; i++)
         buf_printf(out, "%s    %s\n", i ? "" : "where\n", legend[i]);
     buf_printf(out, "\n%-12s %s\n", "cost", cost_text(r));
+    for (int i = 0; i < r->backward.count; i++)
+        buf_printf(out, "%s    %-10s %s\n", i ? "" : "\nbackward\n", r->backward.at[i].key,
+                   r->backward.at[i].text);
 }
 
 /* markdown ------------------------------------------------------------------------------------- */
@@ -368,6 +407,9 @@ static void write_markdown(Report *r, Buf *out) {
     for (int i = 0; i < LEGEND; i++)
         buf_printf(out, "%s\n", legend[i]);
     buf_printf(out, "```\n\n%s\n", cost_text(r));
+    for (int i = 0; i < r->backward.count; i++)
+        buf_printf(out, "%s- **%s**: %s\n", i ? "" : "\nBackward pass:\n\n", r->backward.at[i].key,
+                   r->backward.at[i].text);
 }
 
 /* JSON ----------------------------------------------------------------------------------------- */
@@ -443,12 +485,19 @@ static void write_json(Report *r, Buf *out) {
     }
     if (r->has_system)
         json_system(r, out);
+    if (r->backward.count) {
+        const Cost *c = &r->backward_cost;
+        json_pairs(out, "backward", r->backward.at, r->backward.count);
+        buf_printf(out, ",\n  \"backward_cost\": {\"chunk\": %d, \"flops\": %.0f, \"bytes\": %.0f, "
+                   "\"workspace_bytes_a_chunk\": %lld}", c->chunk, c->flops, c->bytes,
+                   (long long)r->state_bytes);
+    }
     buf_puts(out, "\n}\n");
 }
 
-void explain(const Kernel *normal, const Kernel *tile, ExplainFormat f, Buf *out) {
+void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, ExplainFormat f, Buf *out) {
     Report r;
-    describe(&r, normal, tile);
+    describe(&r, normal, tile, grad);
     switch (f) {
     case EXPLAIN_text: write_text(&r, out); break;
     case EXPLAIN_markdown: write_markdown(&r, out); break;

@@ -50,7 +50,8 @@ void kernel_set_chunk(Kernel *k, int rows);
 /* The gradient kernel (ir.h) of a forward kernel after `collapse`, at chunk level; `peel` and `roles`
  * come next: passes_run_after(k, "collapse", ...). Bit o of `outs`: the gradient of output o is given,
  * as input d<out>; without it, it is zero. Bit i of `ins`: the gradient of input i is wanted, as
- * output d<in>. At most 64 of each. The state's gradients are EvalArgs.costate. */
+ * output d<in>. At most GRADIENT_PORTS of each. The state's gradients are EvalArgs.costate. */
+enum { GRADIENT_PORTS = 64 };
 Kernel *kernel_adjoint(const Kernel *forward, uint64_t outs, uint64_t ins);
 
 /* token.c -------------------------------------------------------------------------------------- */
@@ -105,6 +106,7 @@ typedef struct SystemRow { const char *name, *shape, *text; } SystemRow;
 typedef struct SystemTable { VEC(SystemRow) row; Cost cost; } SystemTable;
 /* Of a tile kernel, forward or gradient. */
 void system_cost(const Kernel *tile, Cost *c);
+double system_flops(const Kernel *tile, Role role); /* a token and head */
 /* The matrices of the chunk system, each with its definition, and what it costs. */
 void system_describe(const Kernel *tile, SystemTable *t);
 
@@ -112,8 +114,9 @@ void system_describe(const Kernel *tile, SystemTable *t);
 
 typedef enum { EXPLAIN_text, EXPLAIN_markdown, EXPLAIN_json } ExplainFormat;
 /* What a spec is: `normal` is its recurrence after the pass of that name; `tile` its kernel after
- * all passes, or NULL where no chunk form exists. */
-void explain(const Kernel *normal, const Kernel *tile, ExplainFormat f, Buf *out);
+ * all passes, or NULL where no chunk form exists; `grad` its gradient kernel after all passes, or
+ * NULL. */
+void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, ExplainFormat f, Buf *out);
 
 /* roles.c -------------------------------------------------------------------------------------- */
 

@@ -103,6 +103,14 @@ static double operations(const Kernel *k, const Inst *i) {
     }
 }
 
+double system_flops(const Kernel *k, Role role) {
+    double flops = 0;
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->role == role)
+            flops += 2 * operations(k, inst_at(k, v));
+    return flops / k->axis.at[AXIS_C].size;
+}
+
 void system_cost(const Kernel *k, Cost *c) {
     const double tera = 1e12;
     *c = (Cost){.chunk = k->axis.at[AXIS_C].size};
@@ -112,7 +120,8 @@ void system_cost(const Kernel *k, Cost *c) {
         if (!k->in.at[i].is_param)
             c->bytes += 2 * (double)shape_elements(k, k->in.at[i].shape);
     for (int o = 0; o < k->out.count; o++)
-        c->bytes += 2 * (double)shape_elements(k, k->out.at[o].shape);
+        if (!k->out.at[o].is_param)
+            c->bytes += 2 * (double)shape_elements(k, k->out.at[o].shape);
     c->ms_memory = 1e3 * 1e6 * c->bytes / (COST_TERABYTES * tera);
     c->ms_compute = 1e3 * 1e6 * c->flops / (COST_TERAFLOPS * tera);
 }

@@ -122,8 +122,6 @@ static gdr_status no_chunk_form(Job *job, const Kernel *k) {
 
 /* gradients ------------------------------------------------------------------------------------ */
 
-enum { GRADIENT_PORTS = 64 }; /* a bit each */
-
 /* One bit for each port that is named; all without names. */
 static gdr_status mark_ports(Job *job, const Kernel *k, bool outputs, const char *const *name, int n,
                              uint64_t *mark) {
