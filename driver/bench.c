@@ -263,8 +263,8 @@ static gdr_status bench_compile(Bench *b) {
         .ndims = d->opt.dim.count,
         .dtype = b->type,
         .target = d->opt.device == DEVICE_cuda ? "cuda" : "host",
-        .algo = d->opt.method == METHOD_recurrent && !d->opt.grad ? GDR_ALGO_RECURRENT
-                                                                  : GDR_ALGO_AUTO,
+        .algo =
+            d->opt.method == METHOD_recurrent && !d->opt.grad ? GDR_ALGO_RECURRENT : GDR_ALGO_AUTO,
         .pass = d->opt.grad ? GDR_PASS_BACKWARD : GDR_PASS_FORWARD,
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,
@@ -318,9 +318,8 @@ static void print_row(const Bench *b, const Row *r) {
     if (r->roofline > 0)
         snprintf(share, sizeof share, "%.1f %%", 100 * r->roofline / s->seconds);
     printf("%5lld %7lld %8s %4dx%-4d %-9s %3d %10.4f %9.4f %9.4f %9.1f %8.3f %9s\n",
-           (long long)r->shape.B, (long long)r->shape.T, heads, r->K, r->V,
-           row_name(r), r->chunk, 1e3 * s->seconds,
-           1e3 * s->least, 1e3 * s->most, r->bytes / s->seconds * 1e-9,
+           (long long)r->shape.B, (long long)r->shape.T, heads, r->K, r->V, row_name(r), r->chunk,
+           1e3 * s->seconds, 1e3 * s->least, 1e3 * s->most, r->bytes / s->seconds * 1e-9,
            r->flops / s->seconds * 1e-12, share);
     (void)b;
 }
@@ -363,9 +362,8 @@ static int write_json(const Bench *b, const char *machine) {
                    "\"least_ms\": %.6g, \"most_ms\": %.6g, \"launches\": %d, \"bytes\": %.0f, "
                    "\"flops\": %.0f, \"roofline_ms\": ",
                    i ? ",\n" : "", (long long)r->shape.B, (long long)r->shape.T,
-                   (long long)r->shape.H, (long long)r->shape.key_heads, r->K, r->V,
-                   row_name(r), r->chunk,
-                   1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
+                   (long long)r->shape.H, (long long)r->shape.key_heads, r->K, r->V, row_name(r),
+                   r->chunk, 1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
                    r->sample.count, r->bytes, r->flops);
         if (r->roofline > 0)
             buf_printf(&out, "%.6g}", 1e3 * r->roofline);

@@ -225,19 +225,33 @@ static void full_grad(List *l) {
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         for (size_t t = 0; t < 3; t++) {
             int K = size[i].K, V = size[i].V;
-            push(l, (Case){.type = type[t], .K = K, .V = V, .B = 2, .T = 200, .H = 4, .key_heads = 2,
+            push(l, (Case){.type = type[t],
+                           .K = K,
+                           .V = V,
+                           .B = 2,
+                           .T = 200,
+                           .H = 4,
+                           .key_heads = 2,
                            .S0 = true});
             push(l, packed(type[t], K, V));
         }
     for (int gate = GATE_uniform; gate <= GATE_mixed; gate++)
         for (int keys = KEYS_random; keys < KEYS_growth; keys++)
             for (int unit = UNIT_uniform; unit <= UNIT_high; unit++)
-                push(l, (Case){.type = keys % 2 ? GDR_BF16 : GDR_F32, .K = 64, .V = 64, .B = 1,
-                               .T = 140, .H = 2, .gate = (Gate)gate, .keys = (Keys)keys,
-                               .unit = (Unit)unit, .S0 = unit == UNIT_uniform});
+                push(l, (Case){.type = keys % 2 ? GDR_BF16 : GDR_F32,
+                               .K = 64,
+                               .V = 64,
+                               .B = 1,
+                               .T = 140,
+                               .H = 2,
+                               .gate = (Gate)gate,
+                               .keys = (Keys)keys,
+                               .unit = (Unit)unit,
+                               .S0 = unit == UNIT_uniform});
     for (int64_t T = 1; T <= 4096; T *= 4)
-        push(l, (Case){.type = GDR_BF16, .K = 64, .V = 64, .B = 1, .T = T - (T > 1), .H = 2,
-                       .S0 = true});
+        push(l,
+             (Case){
+                 .type = GDR_BF16, .K = 64, .V = 64, .B = 1, .T = T - (T > 1), .H = 2, .S0 = true});
 }
 
 int case_list_grad(Driver *d, bool full, const Case **list) {

@@ -1,12 +1,16 @@
 /* driver: the command `gdrc`.
  *
- *   main.c       which call, its help, the version          options.c  the command line
- *   driver.c     what all calls share                       sgemm.c    what one core can do
- *   spec.c       opening specs, printing their messages     convert.c  numbers of all types
- *   problem.c    tensors of one pass; running it on a CPU or a GPU     reference.c  by the reference
- *   inputs.c    random inputs for any spec                measure.c  how far results are from the
- * reference check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the
- * calls
+ *   main.c       which call, its help, the version
+ *   options.c    the command line
+ *   driver.c     what all calls share
+ *   spec.c       opening specs, printing their messages
+ *   convert.c    tensors in memory
+ *   problem.c    tensors of one pass; running it on a CPU or a GPU
+ *   reference.c  running it by the reference
+ *   inputs.c     random inputs for any spec
+ *   measure.c    how far results are from the reference
+ *   sgemm.c      what one core can do
+ *   check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the calls
  *
  * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment
  * cannot.
@@ -133,14 +137,14 @@ typedef struct Problem {
     Tensor dS;          /* data NULL: none */
 } Problem;
 
-/* What comes out: outputs and the final state, or the gradients of inputs and params and that of the
- * initial state. */
+/* What comes out: outputs and the final state, or the gradients of inputs and params and that of
+ * the initial state. */
 typedef struct Outcome {
     Tensor *out; /* f64 from the reference, else the port's type */
     Tensor S;    /* [N,H,K,V] */
 } Outcome;
-int problem_results(const Problem *p);                     /* entries of Outcome.out */
-const Port *problem_result(const Problem *p, int i);       /* the port it is, or is the gradient of */
+int problem_results(const Problem *p);               /* entries of Outcome.out */
+const Port *problem_result(const Problem *p, int i); /* the port it is, or is the gradient of */
 const char *problem_result_name(const Problem *p, int i);
 
 /* How to compute it. */

@@ -19,16 +19,16 @@ static void put_upper(Buf *out, const char *s) {
 /* A port's name as a member: with a line behind it where C or the frame uses the name itself. */
 static const char *field_name(Arena *a, const Port *p) {
     static const char *const taken[] = {
-        "T",        "N",         "H",        "HF",        "cu",       "cu_width",  "S0",
-        "S",        "dS",        "dS0",      "workspace", "slots",    "auto",      "break",    "case",      "char",
-        "const",    "continue",  "default",  "do",        "double",   "else",      "enum",
-        "extern",   "float",     "for",      "goto",      "if",       "inline",    "int",
-        "long",     "register",  "restrict", "return",    "short",    "signed",    "sizeof",
-        "static",   "struct",    "switch",   "typedef",   "union",    "unsigned",  "void",
-        "volatile", "while",     "bool",     "class",     "new",      "delete",    "this",
-        "template", "private",   "public",   "protected", "operator", "namespace", "using",
-        "try",      "catch",     "throw",    "friend",    "virtual",  "true",      "false",
-        "and",      "or",        "not",      "xor",
+        "T",         "N",      "H",        "HF",        "cu",       "cu_width",  "S0",
+        "S",         "dS",     "dS0",      "workspace", "slots",    "auto",      "break",
+        "case",      "char",   "const",    "continue",  "default",  "do",        "double",
+        "else",      "enum",   "extern",   "float",     "for",      "goto",      "if",
+        "inline",    "int",    "long",     "register",  "restrict", "return",    "short",
+        "signed",    "sizeof", "static",   "struct",    "switch",   "typedef",   "union",
+        "unsigned",  "void",   "volatile", "while",     "bool",     "class",     "new",
+        "delete",    "this",   "template", "private",   "public",   "protected", "operator",
+        "namespace", "using",  "try",      "catch",     "throw",    "friend",    "virtual",
+        "true",      "false",  "and",      "or",        "not",      "xor",
     };
     Buf name;
     buf_init(&name, a);
@@ -53,8 +53,10 @@ static void put_gradients(const Record *r, Buf *out) {
         buf_printf(out, "    int64_t %s; ", field_name(out->arena, p));
         put_shape_comment(k, p, p->is_param ? "[N,H" : "[B,T,H", out);
     }
-    buf_printf(out, "    int64_t dS, dS0;    /* f32 [N,H,%d,%d]; 0: zero, not wanted; may be the same */\n",
-               k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+    buf_printf(
+        out,
+        "    int64_t dS, dS0;    /* f32 [N,H,%d,%d]; 0: zero, not wanted; may be the same */\n",
+        k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
 }
 
 static void put_frame(const char *name, const Record *r, Buf *out) {
@@ -65,9 +67,10 @@ static void put_frame(const char *name, const Record *r, Buf *out) {
              " * Dense: N = B sequences of T tokens. Packed: cu is the address of N+1 offsets of\n"
              " * cu_width bytes, B = 1 and T counts all tokens. Head h uses head h*heads/H. */\n");
     if (backward)
-        buf_puts(out, "/* Gradients are those of every head of every sequence; 0: not wanted. Whoever\n"
-                      " * launches sums over heads that share an input, and params over sequences. An\n"
-                      " * upstream gradient that is zero: heads 0, and one token's zeros. S is 0. */\n");
+        buf_puts(out,
+                 "/* Gradients are those of every head of every sequence; 0: not wanted. Whoever\n"
+                 " * launches sums over heads that share an input, and params over sequences. An\n"
+                 " * upstream gradient that is zero: heads 0, and one token's zeros. S is 0. */\n");
     buf_printf(out, "typedef struct %s_frame {\n", name);
     buf_puts(out, "    int64_t T, N;\n"
                   "    int64_t H;          /* heads of outputs and states: the widest input's */\n"
@@ -105,8 +108,9 @@ static void put_host_entry(const char *name, const CgEntry *e, Buf *out) {
 
 /* Slots and workspace of a backward pass on the CPU. */
 static void put_host_workspace(const char *name, const Record *r, const CgEntry *e, Buf *out) {
-    buf_puts(out, "/* Fills slots of a frame whose T, N, H and cu are set, and returns the bytes of\n"
-                  " * workspace, 64-byte aligned, that the pass needs. */\n");
+    buf_puts(out,
+             "/* Fills slots of a frame whose T, N, H and cu are set, and returns the bytes of\n"
+             " * workspace, 64-byte aligned, that the pass needs. */\n");
     buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", e->symbol, name);
     buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
                r->module.chunk, r->module.chunk - 1, r->module.chunk);

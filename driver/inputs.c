@@ -308,7 +308,8 @@ static Tensor fill_state(const Filler *f, Arena *arena, const char *name, uint64
 static void fill_upstream(const Filler *f, Arena *arena, int out) {
     Problem *p = f->p;
     const Port *port = &p->k->out.at[out];
-    int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, p->H}, elements = shape_elements(p->k, port->shape);
+    int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, p->H},
+            elements = shape_elements(p->k, port->shape);
     for (int j = 0; j < port->shape.rank; j++)
         shape[3 + j] = p->k->axis.at[port->shape.axis[j]].size;
     Tensor *t = &p->dout[out];

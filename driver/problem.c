@@ -1,6 +1,6 @@
-/* One pass over tensors in memory, forward or backward, computed in any of the ways gdrc has: by the
- * fp64 reference, or by a compiled kernel on the CPU or the GPU. Whatever the way, the tensors go
- * through the same checks of the library first. */
+/* One pass over tensors in memory, forward or backward, computed in any of the ways gdrc has: by
+ * the fp64 reference, or by a compiled kernel on the CPU or the GPU. Whatever the way, the tensors
+ * go through the same checks of the library first. */
 #include "driver/driver.h"
 
 #include <stdlib.h>
@@ -37,8 +37,8 @@ static gdr_launch host_launch(const Problem *p, const Outcome *o, gdr_arg *args,
                               gdr_tensor extra[EXTRA]) {
     int n = 0;
     for (int i = 0; i < problem_results(p); i++)
-        args[n++] = (gdr_arg){problem_result_name(p, i),
-                              describe(&o->out[i], GDR_CPU, o->out[i].data)};
+        args[n++] =
+            (gdr_arg){problem_result_name(p, i), describe(&o->out[i], GDR_CPU, o->out[i].data)};
     for (int i = 0; i < p->k->in.count; i++)
         args[n++] = (gdr_arg){p->k->in.at[i].name, describe(&p->in[i], GDR_CPU, p->in[i].data)};
     for (int i = 0; p->grad && i < p->k->out.count; i++)

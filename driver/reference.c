@@ -1,7 +1,7 @@
 /* A problem by the fp64 reference: one sequence and one head at a time, on all threads.
  *
- * Gradients of single heads are summed afterwards where heads share an input or belong to a param, in
- * the order of sequences and heads. */
+ * Gradients of single heads are summed afterwards where heads share an input or belong to a param,
+ * in the order of sequences and heads. */
 #include "driver/driver.h"
 
 #include <pthread.h>
@@ -114,7 +114,8 @@ static void reference_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
         return;
     }
     for (int i = 0; i < k->out.count; i++)
-        scatter(&job->o->out[i], begin, length, p->H, h, shape_elements(k, k->out.at[i].shape), out[i]);
+        scatter(&job->o->out[i], begin, length, p->H, h, shape_elements(k, k->out.at[i].shape),
+                out[i]);
     scatter(&job->o->S, n, 1, p->H, h, state_elements(p), S);
 }
 
@@ -131,7 +132,7 @@ static void *reference_thread(void *user) {
             if (i >= job->p->N * job->p->H)
                 break;
             (job->p->grad ? gradient_task : reference_task)(job, &arena, i / job->p->H,
-                                                             i % job->p->H);
+                                                            i % job->p->H);
             arena_free(&arena);
         }
     }
@@ -155,9 +156,10 @@ static void make_parts(Driver *d, ReferenceJob *job) {
     }
 }
 
-/* Rows [from, from+rows) of `to`, each the sum of `of` rows of `part` and of the heads in a group. */
-static void sum_rows(const Problem *p, const Tensor *part, Tensor *to, int64_t heads, int64_t elements,
-                     int64_t from, int64_t rows, int64_t of) {
+/* Rows [from, from+rows) of `to`, each the sum of `of` rows of `part` and of the heads in a group.
+ */
+static void sum_rows(const Problem *p, const Tensor *part, Tensor *to, int64_t heads,
+                     int64_t elements, int64_t from, int64_t rows, int64_t of) {
     const double *x = part->data;
     double *y = to->data;
     int64_t group = heads ? p->H / heads : 0;

@@ -113,8 +113,8 @@ static int take_upstream(Driver *d, Problem *p, const TensorFile *f) {
             continue;
         any = true;
         if (!is_float(t->dtype))
-            return fail(EXIT_refused, "%s: tensor %s is %s, need a floating type", d->opt.in, t->name,
-                        gdr_dtype_name(t->dtype));
+            return fail(EXIT_refused, "%s: tensor %s is %s, need a floating type", d->opt.in,
+                        t->name, gdr_dtype_name(t->dtype));
         p->dout[i] = tensor_convert(&d->arena, t, dtype_of_elem(p->k->out.at[i].elem));
     }
     if (dS)

@@ -1,4 +1,5 @@
-/* gdrc verify: every algorithm a spec has, on the device asked for, against the fp64 reference; with
+/* gdrc verify: every algorithm a spec has, on the device asked for, against the fp64 reference;
+ * with
  * --grad its backward pass against the reference's gradient.
  *
  *     case list -> inputs rounded to their type -> reference once -> each algorithm -> distances
@@ -89,7 +90,8 @@ static void put_json(Verify *v, int number, const Case *c, Method m, const char 
     buf_printf(&v->json, ", \"pass\": %s}", ok ? "true" : "false");
 }
 
-/* Gradients of gates, decays and params pass through more roundings than those of keys and values. */
+/* Gradients of gates, decays and params pass through more roundings than those of keys and values.
+ */
 static double threshold_of(const Case *c, const Problem *p, int result) {
     enum { STATE = -1 };
     if (!p->grad)
@@ -259,15 +261,17 @@ static gdr_status verify_all(Verify *v) {
     return status;
 }
 
-/* Gradients are made from the chunk form: 0, or the exit status after a message that there is none. */
+/* Gradients are made from the chunk form: 0, or the exit status after a message that there is none.
+ */
 static int need_chunk_form(Driver *d, Spec *s, const char *variant) {
     Kernel *k = spec_kernel(d, s, variant, NULL, 0);
     if (!k)
         return EXIT_refused;
     passes_run(k, "normal", NULL);
-    return k->facts.chunkable ? EXIT_done
-                              : fail(EXIT_refused, "%s: %s has no chunk form, hence no gradients: %s",
-                                     s->path, variant, k->facts.why_not);
+    return k->facts.chunkable
+               ? EXIT_done
+               : fail(EXIT_refused, "%s: %s has no chunk form, hence no gradients: %s", s->path,
+                      variant, k->facts.why_not);
 }
 
 static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json) {

@@ -123,14 +123,15 @@ static gdr_status no_chunk_form(Job *job, const Kernel *k) {
 /* gradients ------------------------------------------------------------------------------------ */
 
 /* One bit for each port that is named; all without names. */
-static gdr_status mark_ports(Job *job, const Kernel *k, bool outputs, const char *const *name, int n,
-                             uint64_t *mark) {
+static gdr_status mark_ports(Job *job, const Kernel *k, bool outputs, const char *const *name,
+                             int n, uint64_t *mark) {
     *mark = name ? 0 : ~UINT64_C(0);
     for (int i = 0; name && i < n; i++) {
         int port = name[i] ? kernel_find_port(k, name[i], outputs) : -1;
         if (port < 0)
             return ctx_fail(job->ctx, GDR_EUSAGE, "%s has no %s called %s", k->name,
-                            outputs ? "output" : "input or parameter", name[i] ? name[i] : "(null)");
+                            outputs ? "output" : "input or parameter",
+                            name[i] ? name[i] : "(null)");
         *mark |= UINT64_C(1) << port;
     }
     return GDR_OK;
@@ -139,8 +140,10 @@ static gdr_status mark_ports(Job *job, const Kernel *k, bool outputs, const char
 static gdr_status mark_gradients(Job *job, const Kernel *k) {
     const gdr_compile_options *o = &job->opt;
     if (k->in.count > GRADIENT_PORTS || k->out.count > GRADIENT_PORTS)
-        return ctx_fail(job->ctx, GDR_ELIMIT, "%s has %d inputs and %d outputs; with gradients there "
-                        "may be %d of each", k->name, k->in.count, k->out.count, GRADIENT_PORTS);
+        return ctx_fail(job->ctx, GDR_ELIMIT,
+                        "%s has %d inputs and %d outputs; with gradients there "
+                        "may be %d of each",
+                        k->name, k->in.count, k->out.count, GRADIENT_PORTS);
     gdr_status status = mark_ports(job, k, true, o->upstream, o->nupstream, &job->upstream);
     return status ? status
                   : mark_ports(job, k, false, o->gradients, o->ngradients, &job->gradients);

@@ -195,8 +195,8 @@ typedef struct gdr_port {
 } gdr_port;
 
 typedef struct gdr_facts {
-    const char *name;    /* the variant */
-    const char *target;  /* "host", "sm_90a", ... */
+    const char *name;   /* the variant */
+    const char *target; /* "host", "sm_90a", ... */
     gdr_pass pass;
     gdr_algo algo;       /* CHUNK or RECURRENT */
     int64_t K, V;        /* the state's rows and columns */
@@ -279,9 +279,9 @@ GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
  *   dS0        [N,H,K,V] f32: gradient of the initial state, S0 NULL or not; NULL = not wanted. May
  *              be dS.
  *
- * Nothing of the forward pass is kept: states are made again. Sums have a fixed order: the same call
- * gives the same bits with any number of threads. Tokens outside of all sequences count for nothing,
- * their rows are not written. Other errors: ENOMEM, when the workspace cannot be had. */
+ * Nothing of the forward pass is kept: states are made again. Sums have a fixed order: the same
+ * call gives the same bits with any number of threads. Tokens outside of all sequences count for
+ * nothing, their rows are not written. Other errors: ENOMEM, when the workspace cannot be had. */
 GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
 
 /* Bytes of workspace this launch needs: 0 for forward passes on the CPU; backward the states at the

@@ -1,8 +1,8 @@
 /* Gradients around a backward pass: what they are called, and what is left to do when the kernel is
  * done.
  *
- * A kernel gives the gradient of every head of every sequence (codegen.h). Where heads share an input
- * those are summed, and for a param over the sequences as well:
+ * A kernel gives the gradient of every head of every sequence (codegen.h). Where heads share an
+ * input those are summed, and for a param over the sequences as well:
  *
  *     dk[b,t,i] = sum of part[b,t,h] over the heads h that use head i
  *     dA[i]     = sum of part[n,h] over all sequences n and those heads
@@ -52,15 +52,25 @@ bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out) {
 }
 
 /* One tensor's sums, as the pool hands them to its threads: task = token, or head of a param. */
-enum { SUM_FROM, SUM_TO, SUM_TYPE, SUM_ELEMENTS, SUM_HEADS, SUM_GROUP, SUM_N, SUM_FIRST, SUM_FIELDS };
+enum {
+    SUM_FROM,
+    SUM_TO,
+    SUM_TYPE,
+    SUM_ELEMENTS,
+    SUM_HEADS,
+    SUM_GROUP,
+    SUM_N,
+    SUM_FIRST,
+    SUM_FIELDS
+};
 
 static void sum_tokens(const int64_t *f, int64_t first, int64_t last, void *scratch) {
     const void *from = (const void *)(uintptr_t)f[SUM_FROM];
     void *to = (void *)(uintptr_t)f[SUM_TO];
     int64_t elements = f[SUM_ELEMENTS], group = f[SUM_GROUP];
     (void)scratch;
-    for (int64_t row = (f[SUM_FIRST] + first) * f[SUM_HEADS]; row < (f[SUM_FIRST] + last) * f[SUM_HEADS];
-         row++)
+    for (int64_t row = (f[SUM_FIRST] + first) * f[SUM_HEADS];
+         row < (f[SUM_FIRST] + last) * f[SUM_HEADS]; row++)
         for (int64_t e = 0; e < elements; e++) {
             double sum = 0;
             for (int64_t h = row * group; h < (row + 1) * group; h++)

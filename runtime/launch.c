@@ -159,8 +159,8 @@ static gdr_status backward_cpu(gdr_kernel *kernel, const gdr_launch *launch, Bou
 }
 
 static gdr_status wrong_pass(gdr_kernel *kernel, const char *is) {
-    return ctx_fail(kernel->ctx, GDR_EUSAGE, "%s was compiled for the %s pass", kernel->rec.shell->name,
-                    is);
+    return ctx_fail(kernel->ctx, GDR_EUSAGE, "%s was compiled for the %s pass",
+                    kernel->rec.shell->name, is);
 }
 
 gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch) {

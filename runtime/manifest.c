@@ -48,9 +48,7 @@ static void put_ports(const Record *r, Buf *out) {
     buf_puts(out, "  \"ports\": [");
     for (int i = 0; i < k->in.count; i++) {
         buf_puts(out, i ? ",\n" : "\n");
-        const char *kind = i >= r->inputs           ? "upstream"
-                           : k->in.at[i].is_param ? "param"
-                                                  : "input";
+        const char *kind = i >= r->inputs ? "upstream" : k->in.at[i].is_param ? "param" : "input";
         put_port(r, &k->in.at[i], r->of[i], kind, frame_in_ptr(k, i), frame_in_heads(k, i), out);
     }
     for (int i = 0; i < k->out.count; i++) {

@@ -1,13 +1,20 @@
 /* runtime: what stands between the compiler and a caller's tensors.
  *
- *   api.c      the public functions of gdr.h: contexts, inspection     cuda.c     the driver, by
- * dlopen compile.c  spec text -> loaded kernel, through the cache           cubin.c    PTX -> cubin
- *   build.c    spec text -> record: front end, passes, code generation   assemble.c all PTX ->
- * cubins bind.c     tensors -> frame: every check of shapes and types       cache.c    on-disk
- * entries launch.c   frame -> threads or GPU launches                        pool.c     CPU threads
- *   gradient.c names of gradients; sums over heads and sequences after a backward pass
- *   record.c   what a compiled kernel must remember, as bytes          manifest.c the same as JSON
- *   hostjit.c  object file -> callable code                           scalar.c   numbers of all types
+ *   api.c          the public functions of gdr.h: contexts, inspection
+ *   compile.c      spec text -> loaded kernel, through the cache
+ *   build.c        spec text -> record: front end, passes, code generation
+ *   assemble.c     all PTX of a record -> cubins
+ *   cubin.c        PTX -> cubin
+ *   record.c       what a compiled kernel must remember, as bytes
+ *   manifest.c     the same as JSON
+ *   cache.c        on-disk entries
+ *   bind.c         tensors -> frame: every check of shapes and types
+ *   launch.c       frame -> threads or GPU launches
+ *   gradient.c     names of gradients; sums over heads and sequences after a backward pass
+ *   cuda.c         the driver, by dlopen
+ *   hostjit.c      object file -> callable code
+ *   pool.c         CPU threads
+ *   scalar.c       numbers of all types
  *   safetensors.c  reading and writing tensor files (used by the command)
  *
  * LLVM headers stay inside codegen/, hostjit.c, cache.c and api.c; CUDA's are not used at all.
@@ -245,7 +252,7 @@ typedef struct Job {
     const Source *source;
     gdr_kernel *kernel;
     uint64_t upstream, gradients; /* backward: bits of the outputs and inputs that have gradients */
-    struct Assembly *assembly; /* per entry, while PTX becomes cubins */
+    struct Assembly *assembly;    /* per entry, while PTX becomes cubins */
     int assemblies;
     VEC(const char *) warning; /* found in the assembler's logs */
 } Job;
@@ -277,9 +284,9 @@ typedef struct BoundLaunch {
     int64_t B, T, N, H, HF, slots;
     bool packed;
     int64_t first_row, rows; /* CPU: the tokens that sequences own, counted over the batch */
-    size_t workspace; /* bytes needed */
-    size_t *partial;  /* backward, per out port, malloc'ed: where in the workspace the gradients of
-                         single heads go; SIZE_MAX: straight to the tensor */
+    size_t workspace;        /* bytes needed */
+    size_t *partial; /* backward, per out port, malloc'ed: where in the workspace the gradients of
+                        single heads go; SIZE_MAX: straight to the tensor */
     size_t zeros, zeros_bytes; /* backward: where in the workspace a token of zeros lies */
 } BoundLaunch;
 /* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */

@@ -11,9 +11,10 @@
 
 #include <cmocka.h>
 
-static const char spec[] = "variant s {\n dim K = 16, V = 8\n in q[K], k[K], v[V]\n in g <= 0\n"
-                           " param scale\n state S[K, V]\n S = exp(g) * S\n"
-                           " S = S + k * (scale * v)'\n out o[V] = S' * q\n out r = sum(q) * scale\n}\n";
+static const char spec[] =
+    "variant s {\n dim K = 16, V = 8\n in q[K], k[K], v[V]\n in g <= 0\n"
+    " param scale\n state S[K, V]\n S = exp(g) * S\n"
+    " S = S + k * (scale * v)'\n out o[V] = S' * q\n out r = sum(q) * scale\n}\n";
 
 static gdr_context *context(int threads) {
     gdr_context *ctx;
@@ -51,8 +52,8 @@ static float number(int tensor, int i) {
 
 static Call *call_new(void) {
     static const int64_t shape[PORTS][5] = {
-        {B, T, 2, 16}, {B, T, 2, 16}, {B, T, H, 8}, {B, T, H}, {2}, {B, T, H, 8}, {B, T, H},
-        {B, T, 2, 16}, {B, T, 2, 16}, {B, T, H, 8}, {B, T, H}, {2}};
+        {B, T, 2, 16}, {B, T, 2, 16}, {B, T, H, 8},  {B, T, H},    {2},       {B, T, H, 8},
+        {B, T, H},     {B, T, 2, 16}, {B, T, 2, 16}, {B, T, H, 8}, {B, T, H}, {2}};
     static const int ndim[PORTS] = {4, 4, 4, 3, 1, 4, 3, 4, 4, 4, 3, 1};
     static const char *const name[PORTS] = {"q",  "k",  "v",  "g",  "scale", "do",
                                             "dr", "dq", "dk", "dv", "dg",    "dscale"};
@@ -109,8 +110,8 @@ static double weighted(gdr_kernel *forward, const Call *c) {
     arg[SCALE + 2].tensor.data = r;
     gdr_tensor S_tensor = c->S0_tensor;
     S_tensor.data = S;
-    gdr_launch l = {.size = sizeof l, .args = arg, .nargs = SCALE + 3, .S0 = &c->S0_tensor,
-                    .S = &S_tensor};
+    gdr_launch l = {
+        .size = sizeof l, .args = arg, .nargs = SCALE + 3, .S0 = &c->S0_tensor, .S = &S_tensor};
     assert_int_equal(gdr_forward(forward, &l), GDR_OK);
     double sum = 0;
     for (int i = 0; i < B * T * H * 8; i++)
@@ -188,8 +189,12 @@ static void any_subset_may_be_given(void **state) {
     static const char *const given[] = {"r"}, *const wanted[] = {"scale", "q"};
     gdr_context *ctx = context(2);
     gdr_kernel *k = backward(ctx);
-    gdr_compile_options o = {.pass = GDR_PASS_BACKWARD, .chunk_rows = 16, .upstream = given,
-                             .nupstream = 1, .gradients = wanted, .ngradients = 2};
+    gdr_compile_options o = {.pass = GDR_PASS_BACKWARD,
+                             .chunk_rows = 16,
+                             .upstream = given,
+                             .nupstream = 1,
+                             .gradients = wanted,
+                             .ngradients = 2};
     gdr_kernel *narrow = compile(ctx, o);
     Call *zero = call_new(), *absent = call_new(), *less = call_new();
     memset(zero->data[DO], 0, sizeof zero->data[DO]);
@@ -465,7 +470,8 @@ static void the_cache_knows_passes(void **state) {
     Call *first = call_new(), *again = call_new();
     gdr_facts f;
     for (int round = 0; round < 2; round++) {
-        gdr_kernel *forward = compile(ctx, (gdr_compile_options){.chunk_rows = 16}), *k = backward(ctx);
+        gdr_kernel *forward = compile(ctx, (gdr_compile_options){.chunk_rows = 16}),
+                   *k = backward(ctx);
         gdr_kernel_facts(forward, &f);
         assert_true(f.from_cache == round && f.pass == GDR_PASS_FORWARD);
         gdr_kernel_facts(k, &f);
