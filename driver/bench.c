@@ -291,6 +291,21 @@ static gdr_status bench_compile(Bench *b) {
 
 /* results -------------------------------------------------------------------------------------- */
 
+/* " AMD EPYC", where the kernel says what the processor is. */
+static void put_cpu_name(Buf *out) {
+    char line[256], *name;
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        if (strncmp(line, "model name", 10) != 0 || !(name = strchr(line, ':')))
+            continue;
+        name[strcspn(name, "\n")] = 0;
+        buf_puts(out, name + 1);
+        break;
+    }
+    if (f)
+        fclose(f);
+}
+
 static void print_machine(const Bench *b, Buf *out) {
     if (b->d->opt.device == DEVICE_cuda) {
         const Cuda *c = b->d->ctx->cuda;
@@ -300,7 +315,9 @@ static void print_machine(const Bench *b, Buf *out) {
         return;
     }
     Pool *pool = ctx_pool(b->d->ctx);
-    buf_printf(out, "CPU, %d threads", pool ? pool_threads(pool) : 0);
+    buf_puts(out, "CPU");
+    put_cpu_name(out);
+    buf_printf(out, ", %d threads", pool ? pool_threads(pool) : 0);
     if (b->sgemm_rate > 0)
         buf_printf(out, ", sgemm of %s %.1f GFLOP/s a thread", b->sgemm_name, b->sgemm_rate * 1e-9);
 }
