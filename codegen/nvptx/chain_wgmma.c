@@ -219,7 +219,7 @@ static void state_operand(Chain *c, Val *operand)
     static const Val one[2];
     Cg *cg = c->cg;
     int count = state_elements(c);
-    Val x[128];
+    Val x[128] = {NULL};
     Var kept[64];
     get_state(c, x);
     pack(c, x, count, one, operand);
