@@ -83,17 +83,6 @@ static void fragment_columns(Chain *c, int64_t base, int columns, int n, int ste
     nv_ldmatrix4(cg, unit_address(c, base, columns, row, unit), true, b);
 }
 
-static Val magnitude(Cg *cg, Val x)
-{
-    return cg_intrinsic(cg, "llvm.fabs", (Ty[]){cg->f32}, 1, &x, 1);
-}
-
-static Val larger(Cg *cg, Val a, Val b)
-{
-    Val arg[2] = {a, b};
-    return cg_intrinsic(cg, "llvm.maxnum", (Ty[]){cg->f32}, 1, arg, 2);
-}
-
 #define LARGEST_OPERAND 0x1p14
 #define LEAST_COLUMN 0x1p-100 /* smaller columns are scaled as this one */
 
@@ -101,12 +90,12 @@ static Val larger(Cg *cg, Val a, Val b)
 static Val column_scale(Chain *c, const Val *x, int count)
 {
     Cg *cg = c->cg;
-    Val most = magnitude(cg, x[0]);
+    Val most = nv_magnitude(cg, x[0]);
     for (int i = 1; i < count; i++)
-        most = larger(cg, most, magnitude(cg, x[i]));
-    most = larger(cg, most, nv_shuffle_xor(cg, most, 1));
-    most = larger(cg, most, nv_shuffle_xor(cg, most, 2));
-    most = larger(cg, most, cg_float(cg, LEAST_COLUMN));
+        most = nv_larger(cg, most, nv_magnitude(cg, x[i]));
+    most = nv_larger(cg, most, nv_shuffle_xor(cg, most, 1));
+    most = nv_larger(cg, most, nv_shuffle_xor(cg, most, 2));
+    most = nv_larger(cg, most, cg_float(cg, LEAST_COLUMN));
     return cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / LARGEST_OPERAND));
 }
 

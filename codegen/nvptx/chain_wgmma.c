@@ -117,12 +117,6 @@ static Val reduce(Cg *cg, Val (*two)(Cg *, Val, Val), const Val *x, int first, i
     return two(cg, a, reduce(cg, two, x, first + step, 2 * step, count));
 }
 
-static Val larger(Cg *cg, Val a, Val b)
-{
-    Val arg[2] = {a, b};
-    return cg_intrinsic(cg, "llvm.maxnum", (Ty[]){cg->f32}, 1, arg, 2);
-}
-
 static Val smaller(Cg *cg, Val a, Val b)
 {
     Val arg[2] = {a, b};
@@ -137,17 +131,16 @@ static Val column_most(Chain *c, const Val *x, int count, int h)
     int n = 0;
     for (int i = 0; i < count; i++)
         if (i / 2 % 2 == h) {
-            Val one = x[i];
-            half[n++] = cg_intrinsic(cg, "llvm.fabs", (Ty[]){cg->f32}, 1, &one, 1);
+            half[n++] = nv_magnitude(cg, x[i]);
         }
-    Val most = reduce(cg, larger, half, 0, 1, n);
-    most = larger(cg, most, nv_shuffle_xor(cg, most, 1));
-    return larger(cg, most, nv_shuffle_xor(cg, most, 2));
+    Val most = reduce(cg, nv_larger, half, 0, 1, n);
+    most = nv_larger(cg, most, nv_shuffle_xor(cg, most, 1));
+    return nv_larger(cg, most, nv_shuffle_xor(cg, most, 2));
 }
 
 static Val unit_for(Cg *cg, Val most, double units)
 {
-    Val unit = larger(cg, nv_power_below(cg, most), cg_float(cg, UNIT_LEAST / units));
+    Val unit = nv_larger(cg, nv_power_below(cg, most), cg_float(cg, UNIT_LEAST / units));
     unit = smaller(cg, unit, cg_float(cg, UNIT_MOST / units));
     return cg_fmul(cg, unit, cg_float(cg, units));
 }
