@@ -148,22 +148,31 @@ static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
     return everything;
 }
 
-Range value_range(const Kernel *k, int v)
+/* Operands' ranges are in known[]. */
+static Range range_from(const Kernel *k, const Inst *i, const Range *known)
 {
-    const Inst *i = inst_at(k, v);
     Range a = everything, b = everything;
     if (i->op == OP_weave) {
         a = (Range){i->num, i->num};
         for (int j = 0; j < i->nargs; j++) {
-            b = value_range(k, i->arg[j]);
+            b = known[i->arg[j]];
             a = (Range){fmin(a.lo, b.lo), fmax(a.hi, b.hi)};
         }
         return a;
     }
     if (i->nargs > 0 && i->arg[0] >= 0)
-        a = value_range(k, i->arg[0]);
+        a = known[i->arg[0]];
     if (i->nargs > 1 && i->arg[1] >= 0)
-        b = value_range(k, i->arg[1]);
+        b = known[i->arg[1]];
     Range r = range_of(k, i, a, b);
     return isnan(r.lo) || isnan(r.hi) ? everything : r;
+}
+
+/* In order, not from v down: values that are used more than once are looked at once. */
+Range value_range(const Kernel *k, int v)
+{
+    Range *known = NEW_ARRAY(k->arena, Range, v + 1);
+    for (int u = 0; u <= v; u++)
+        known[u] = range_from(k, inst_at(k, u), known);
+    return known[v];
 }

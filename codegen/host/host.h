@@ -25,6 +25,7 @@
 /* Where a value lies in scratch. */
 typedef struct Tile {
     bool there;         /* has a place; other values are recomputed where they are used */
+    bool contracts;     /* elementwise in a contraction's result, or the contraction itself */
     bool done;          /* its code has been emitted */
     bool constant;      /* the same for every token: computed once a task */
     bool history;       /* one more row in front: the last token of the chunk before */

@@ -74,15 +74,13 @@ static int64_t cost(const Host *h, int v) {
     return sum < 1000 ? sum : 1000;
 }
 
-/* Whether the elementwise expression v has a contraction in it. */
-static bool contracts(const Host *h, int v) {
+/* Whether the elementwise expression v has a contraction in it; known of its operands. */
+static bool find_contraction(const Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
-    if (i->op == OP_contract)
-        return true;
+    bool found = i->op == OP_contract;
     for (int j = 0; elementwise(i) && j < i->nargs; j++)
-        if (contracts(h, i->arg[j]))
-            return true;
-    return false;
+        found = found || h->tile[i->arg[j]].contracts;
+    return found;
 }
 
 /* Whether every leaf of the elementwise expression v is a tile or a number. */
@@ -131,8 +129,8 @@ static void want_operands(Host *h, int v) {
         else if (i->op == OP_contract || i->op == OP_rename)
             h->tile[a].there = true;
         else if ((class == CLASS_CHUNK && i->op != OP_weave) || class == CLASS_STATE)
-            want(h, i->op == OP_out && !contracts(h, a) ? -1 : a);
-        else if (!elementwise(i) && contracts(h, a))
+            want(h, i->op == OP_out && !h->tile[a].contracts ? -1 : a);
+        else if (!elementwise(i) && h->tile[a].contracts)
             want(h, a);
     }
 }
@@ -142,6 +140,7 @@ static void choose_tiles(Host *h) {
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
         h->tile[v].anchor = -1;
+        h->tile[v].contracts = find_contraction(h, v);
         h->tile[v].constant = op_gives_value(i->op) && value_is_constant(k, v);
         if (always_tile(h, i))
             h->tile[v].there = true;
@@ -160,7 +159,7 @@ static void choose_tiles(Host *h) {
         if (!elementwise(inst_at(k, v)) || t->there)
             continue;
         bool dear = cost(h, v) >= 10 && (h->uses[v] > 1 || t->constant);
-        t->there = dear || (h->uses[v] > 1 && contracts(h, v));
+        t->there = dear || (h->uses[v] > 1 && h->tile[v].contracts);
     }
 }
 
@@ -237,7 +236,7 @@ static void settle_rest(Host *h, int root, int v) {
     const Inst *i = inst_at(h->k, v);
     if (h->tile[v].anchor == root || i->op == OP_const)
         return;
-    if (v != root && !contracts(h, v)) {
+    if (v != root && !h->tile[v].contracts) {
         if (!from_tiles(h, v))
             want(h, v);
         return;
@@ -256,7 +255,7 @@ static void fuse_contractions(Host *h) {
         return;
     for (int root = h->k->inst.count - 1; root >= 0; root--) {
         const Inst *i = inst_at(h->k, root);
-        if (!elementwise(i) || !h->tile[root].there || !contracts(h, root))
+        if (!elementwise(i) || !h->tile[root].there || !h->tile[root].contracts)
             continue;
         int n = fused_terms(h, root, term);
         for (int j = 0; j < n; j++) {

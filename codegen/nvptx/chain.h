@@ -36,6 +36,7 @@ typedef struct Chain {
     int stage_bytes, sh_bytes;     /* two stages; wgmma: and a barrier for each */
     Staged staged[MAX_STAGED];
     int nstaged;
+    bool *planned;                 /* [value] looked at by chain_plan_values */
     int row_value[MAX_ROW_VALUES]; /* values with a token axis and no other: f32 [rows] in a stage */
     int nrow_values, row_value_offset;
     Var row_ahead[MAX_ROW_VALUES]; /* wgmma: of the next chunk, this thread's row */

@@ -38,8 +38,9 @@ static bool plan_input(Chain *c, int v, const char **why)
 static bool plan_value(Chain *c, int v, const char **why)
 {
     const Inst *i = inst_at(c->k, v);
-    if (is_leaf(c, v) || !per_token(i->shape))
+    if (c->planned[v] || is_leaf(c, v) || !per_token(i->shape))
         return true;
+    c->planned[v] = true;
     if (!is_fragment(i->shape)) {
         for (int j = 0; j < c->nrow_values; j++)
             if (c->row_value[j] == v)
@@ -66,6 +67,7 @@ static bool plan_value(Chain *c, int v, const char **why)
 
 bool chain_plan_values(Chain *c, const char **why)
 {
+    c->planned = NEW_ARRAY(c->cg->arena, bool, c->k->inst.count);
     if (!plan_value(c, c->s->X, why))
         return false;
     for (int v = 0; v < c->k->inst.count; v++)

@@ -69,7 +69,6 @@ typedef struct System {
     Family family[MAX_FAMILIES];
     int families;
     int X;            /* chain value contracted with P */
-    int next;         /* chain value: the next state */
     int64_t ws_p, ws_d, ws_scale, ws_keys, ws_bytes;
     int slots, chunk; /* updates a token, tokens a chunk */
     int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */

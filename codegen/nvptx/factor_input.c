@@ -182,13 +182,15 @@ void factor_enter_slab(Factor *f, Val slab)
 /* 1 + the deepest sum in the operand. */
 static int sum_depth(const Kernel *k, int v)
 {
-    const Inst *i = inst_at(k, v);
-    int depth = 0;
-    for (int j = 0; j < i->nargs; j++) {
-        int d = i->arg[j] < 0 ? 0 : sum_depth(k, i->arg[j]);
-        depth = d > depth ? d : depth;
+    int *depth = NEW_ARRAY(k->arena, int, v + 1);
+    for (int u = 0; u <= v; u++) {
+        const Inst *i = inst_at(k, u);
+        for (int j = 0; j < i->nargs; j++)
+            if (i->arg[j] >= 0 && depth[i->arg[j]] > depth[u])
+                depth[u] = depth[i->arg[j]];
+        depth[u] += i->op == OP_sum;
     }
-    return depth + (i->op == OP_sum);
+    return depth[v];
 }
 
 enum { MAX_AHEAD = 4 };

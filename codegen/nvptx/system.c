@@ -250,10 +250,10 @@ static void place(System *s)
 
 static bool has_sum(const Kernel *k, int v)
 {
-    const Inst *i = inst_at(k, v);
-    bool found = i->op == OP_sum;
-    for (int j = 0; j < i->nargs && !found; j++)
-        found = i->arg[j] >= 0 && has_sum(k, i->arg[j]);
+    bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count), found = false;
+    value_mark(k, v, needed);
+    for (int u = 0; u <= v; u++)
+        found = found || (needed[u] && inst_at(k, u)->op == OP_sum);
     return found;
 }
 
@@ -278,9 +278,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
     s->rows = rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
     s->warps = s->rows / BLOCK_ROWS;
     s->kp = (s->K + SLAB - 1) / SLAB * SLAB;
-    int next = find_op(k, OP_next);
-    CHECK(next >= 0);
-    s->next = inst_at(k, next)->arg[0];
+    CHECK(find_op(k, OP_next) >= 0);
     if (!find_families(k, s, why) || !find_keys(k, s, why))
         return false;
     choose_scales(k, s);

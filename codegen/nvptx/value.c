@@ -387,11 +387,8 @@ const char *value_unsupported(const Kernel *k)
     return NULL;
 }
 
-double value_at_rest(const Kernel *k, int v)
+static double rest_of(const Kernel *k, const Inst *i, double a, double b)
 {
-    const Inst *i = inst_at(k, v);
-    double a = i->nargs > 0 ? value_at_rest(k, i->arg[0]) : NAN;
-    double b = i->nargs > 1 ? value_at_rest(k, i->arg[1]) : NAN;
     if (i->op == OP_const)
         return i->num;
     if (i->op == OP_in)
@@ -408,4 +405,16 @@ double value_at_rest(const Kernel *k, int v)
         i->op == OP_turn)
         return a == 0 ? 0 : NAN;
     return NAN;
+}
+
+double value_at_rest(const Kernel *k, int v)
+{
+    double *rest = NEW_ARRAY(k->arena, double, v + 1);
+    for (int u = 0; u <= v; u++) {
+        const Inst *i = inst_at(k, u);
+        double a = i->nargs > 0 && i->arg[0] >= 0 ? rest[i->arg[0]] : NAN;
+        double b = i->nargs > 1 && i->arg[1] >= 0 ? rest[i->arg[1]] : NAN;
+        rest[u] = rest_of(k, i, a, b);
+    }
+    return rest[v];
 }
