@@ -1,7 +1,7 @@
 """Rules about the source tree: tree.py RULE ROOT, with RULE one of
 
   layers  a folder includes only itself and the folders below it; LLVM's headers stay in codegen/
-          and runtime/, CUDA's and jansson's out of the library
+          and runtime/, CUDA's out of all
   paths   no file names a place on somebody's machine
   size    a source file has fewer than 600 lines
   docs    every file that README.md and docs/ name in backticks or link to exists
@@ -62,8 +62,6 @@ def layers(root):
                 wrong.append(where + ": LLVM belongs to codegen/ and runtime/")
             if top in ("cuda.h", "cuda_runtime.h"):
                 wrong.append(where + ": the driver API is declared in runtime/ and loaded at run time")
-            if top == "jansson.h" and folder != "driver":
-                wrong.append(where + ": the library does without JSON")
     return wrong
 
 
