@@ -34,6 +34,13 @@ double fn_apply(Function fn, double x, double y) {
 
 int bound_size(const Bound *b, const Decl *dim) { return (int)b->value[dim->slot]; }
 
+size_t bound_elements(const Bound *b, Type t) {
+    size_t n = 1;
+    for (int i = 0; i < 2 && t.dim[i]; i++)
+        n *= (size_t)bound_size(b, t.dim[i]);
+    return n;
+}
+
 double bound_number(const Bound *b, const Expr *e) {
     double x = e->nargs > 0 ? bound_number(b, e->arg[0]) : 0;
     double y = e->nargs > 1 ? bound_number(b, e->arg[1]) : 0;

@@ -176,6 +176,13 @@ enum {
     UNROLL_MAX = 1024   /* loop iterations a token, all loops together */
 };
 
+static inline bool type_is_matrix(Type t) {
+    return t.kind == TYPE_matrix || t.kind == TYPE_identity;
+}
+static inline bool expr_is_state(const Expr *e) {
+    return e->kind == EXPR_name && e->decl && e->decl->kind == DECL_state;
+}
+
 /* A variant with numbers for its dims and consts, by slot; loop variables are set while running. */
 typedef struct Bound {
     const Variant *variant;
@@ -188,6 +195,7 @@ Bound *spec_bind(Arena *arena, const Variant *v, const SpecBind *dims, Diag *d);
 /* Only the messages about dims, consts and ranges, of a variant that has other errors. */
 void spec_bind_declarations(Arena *arena, const Variant *v, Diag *d);
 int bound_size(const Bound *b, const Decl *dim);
+size_t bound_elements(const Bound *b, Type t);
 double bound_number(const Bound *b, const Expr *e); /* e->constant */
 double fn_apply(Function fn, double x, double y);   /* FNCLASS_MAP */
 

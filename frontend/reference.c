@@ -60,24 +60,9 @@ static void empty_stack(Run *r) {
     r->top = 0;
 }
 
-static size_t size_of(const Run *r, Type t) {
-    size_t n = 1;
-    for (int i = 0; i < 2 && t.dim[i]; i++)
-        n *= (size_t)bound_size(r->b, t.dim[i]);
-    return n;
-}
-
-static bool is_matrix(const Expr *e) {
-    return e->type.kind == TYPE_matrix || e->type.kind == TYPE_identity;
-}
-
 /* Shaped like the state or its transpose. */
 static bool is_rectangular(const Expr *e) {
     return e->type.kind == TYPE_matrix && e->type.dim[0] != e->type.dim[1];
-}
-
-static bool is_state(const Expr *e) {
-    return e->kind == EXPR_name && e->decl && e->decl->kind == DECL_state;
 }
 
 /* matrices ------------------------------------------------------------------------------------- */
@@ -131,12 +116,12 @@ static void add_product(Run *r, const Expr *e, bool transposed, double c, Dense 
 static void add_matrix_product(Run *r, const Expr *e, bool transposed, double c, Dense x,
                                double *y) {
     const Expr *a = e->arg[0], *b = e->arg[1];
-    if (!is_matrix(a) && !is_matrix(b) && a->type.kind == TYPE_column) { /* a b' */
+    if (!type_is_matrix(a->type) && !type_is_matrix(b->type) && a->type.kind == TYPE_column) { /* a b' */
         const double *p = vector(r, transposed ? b : a), *q = vector(r, transposed ? a : b);
-        add_outer_product(r, p, size_of(r, (transposed ? b : a)->type), q, c, x, y);
-    } else if (!is_matrix(a) || !is_matrix(b)) {
-        double s = scalar(r, is_matrix(a) ? b : a);
-        add_product(r, is_matrix(a) ? a : b, transposed, c * s, x, y);
+        add_outer_product(r, p, bound_elements(r->b, (transposed ? b : a)->type), q, c, x, y);
+    } else if (!type_is_matrix(a->type) || !type_is_matrix(b->type)) {
+        double s = scalar(r, type_is_matrix(a->type) ? b : a);
+        add_product(r, type_is_matrix(a->type) ? a : b, transposed, c * s, x, y);
     } else {
         const Expr *inner = transposed ? a : b, *outer = transposed ? b : a;
         size_t rows = rows_of(r, inner, transposed, x.rows);
@@ -152,7 +137,7 @@ static void add_product(Run *r, const Expr *e, bool transposed, double c, Dense 
     case EXPR_name:
         if (!e->decl)
             axpy(c, x.at, x.rows * x.cols, y);
-        else if (is_state(e))
+        else if (expr_is_state(e))
             add_state_product(r, transposed, c, x, y);
         else
             add_product(r, e->decl->value, transposed, c, x, y);
@@ -187,7 +172,7 @@ static void add_dense(Run *r, const Expr *e, bool transposed, double c, double *
 static Dense dense(Run *r, const Expr *e, bool transposed) {
     size_t rows = (size_t)bound_size(r->b, e->type.dim[transposed]);
     size_t cols = (size_t)bound_size(r->b, e->type.dim[!transposed]);
-    if (is_state(e) && !transposed)
+    if (expr_is_state(e) && !transposed)
         return (Dense){r->state, rows, cols};
     double *y = push_zero(r, rows * cols);
     add_dense(r, e, transposed, 1, y);
@@ -204,15 +189,15 @@ static void add_transposed(double c, const double *x, size_t rows, size_t cols, 
 /* A product shaped like the state: one operand is rectangular too, or both are vectors. */
 static void add_dense_product(Run *r, const Expr *e, bool transposed, double c, double *y) {
     const Expr *a = e->arg[0], *b = e->arg[1];
-    if (!is_matrix(a) && !is_matrix(b)) {
+    if (!type_is_matrix(a->type) && !type_is_matrix(b->type)) {
         const double *p = vector(r, transposed ? b : a), *q = vector(r, transposed ? a : b);
-        size_t rows = size_of(r, (transposed ? b : a)->type);
-        size_t cols = size_of(r, (transposed ? a : b)->type);
+        size_t rows = bound_elements(r->b, (transposed ? b : a)->type);
+        size_t cols = bound_elements(r->b, (transposed ? a : b)->type);
         for (size_t i = 0; i < rows; i++)
             axpy(c * p[i], q, cols, y + i * cols);
-    } else if (!is_matrix(a) || !is_matrix(b)) {
-        double s = scalar(r, is_matrix(a) ? b : a);
-        add_dense(r, is_matrix(a) ? a : b, transposed, c * s, y);
+    } else if (!type_is_matrix(a->type) || !type_is_matrix(b->type)) {
+        double s = scalar(r, type_is_matrix(a->type) ? b : a);
+        add_dense(r, type_is_matrix(a->type) ? a : b, transposed, c * s, y);
     } else if (is_rectangular(transposed ? a : b)) { /* square * X, or square' * X' */
         const Expr *square = transposed ? b : a;
         add_product(r, square, transposed, c, dense(r, transposed ? a : b, transposed), y);
@@ -229,13 +214,13 @@ static void add_dense_product(Run *r, const Expr *e, bool transposed, double c, 
 static void add_dense(Run *r, const Expr *e, bool transposed, double c, double *y) {
     switch (e->kind) {
     case EXPR_name:
-        if (!is_state(e))
+        if (!expr_is_state(e))
             add_dense(r, e->decl->value, transposed, c, y);
         else if (transposed)
             add_transposed(c, r->state, (size_t)bound_size(r->b, e->type.dim[0]),
                            (size_t)bound_size(r->b, e->type.dim[1]), y);
         else
-            axpy(c, r->state, size_of(r, e->type), y);
+            axpy(c, r->state, bound_elements(r->b, e->type), y);
         return;
     case EXPR_neg: add_dense(r, e->arg[0], transposed, -c, y); return;
     case EXPR_transpose: add_dense(r, e->arg[0], !transposed, c, y); return;
@@ -256,7 +241,7 @@ static void add_dense(Run *r, const Expr *e, bool transposed, double c, double *
 
 static const double *port(const Run *r, const Decl *decl) {
     const double *p = r->args->in[decl->port];
-    return decl->kind == DECL_param ? p : p + (size_t)r->t * size_of(r, decl->type);
+    return decl->kind == DECL_param ? p : p + (size_t)r->t * bound_elements(r->b, decl->type);
 }
 
 static const double *name(Run *r, const Expr *e) {
@@ -280,7 +265,7 @@ static double operate(ExprKind kind, double x, double y) {
 /* Elementwise, scalars broadcast: an operator, or a function of two arguments. */
 static const double *binary(Run *r, const Expr *e) {
     const double *x = vector(r, e->arg[0]), *y = vector(r, e->arg[1]);
-    size_t n = size_of(r, e->type);
+    size_t n = bound_elements(r->b, e->type);
     size_t dx = e->arg[0]->type.kind != TYPE_scalar, dy = e->arg[1]->type.kind != TYPE_scalar;
     double *out = push(r, n);
     for (size_t i = 0; i < n; i++)
@@ -304,16 +289,16 @@ static double *one(Run *r, double x) {
 
 static const double *product(Run *r, const Expr *e) {
     const Expr *a = e->arg[0], *b = e->arg[1];
-    if (is_matrix(a) || is_matrix(b)) { /* M x, or x' M = (M' x)' */
-        bool left = is_matrix(b);
+    if (type_is_matrix(a->type) || type_is_matrix(b->type)) { /* M x, or x' M = (M' x)' */
+        bool left = type_is_matrix(b->type);
         const Expr *v = left ? a : b;
-        double *y = push_zero(r, size_of(r, e->type));
-        add_product(r, left ? b : a, left, 1, (Dense){vector(r, v), size_of(r, v->type), 1}, y);
+        double *y = push_zero(r, bound_elements(r->b, e->type));
+        add_product(r, left ? b : a, left, 1, (Dense){vector(r, v), bound_elements(r->b, v->type), 1}, y);
         return y;
     }
     if (a->type.kind == TYPE_row && b->type.kind == TYPE_column) {
         const double *x = vector(r, a), *y = vector(r, b);
-        return one(r, dot(x, y, size_of(r, a->type)));
+        return one(r, dot(x, y, bound_elements(r->b, a->type)));
     }
     return binary(r, e);
 }
@@ -322,7 +307,7 @@ static const double *product(Run *r, const Expr *e) {
  * every token. */
 static const double *along_time(Run *r, const Expr *e) {
     const double *x = vector(r, e->arg[0]);
-    size_t n = size_of(r, e->type);
+    size_t n = bound_elements(r->b, e->type);
     int at = r->remembered++;
     if (at == r->memory.count)
         VEC_PUSH(r->arena, &r->memory, ((Memory){NEW_ARRAY(r->arena, double, n)}));
@@ -340,7 +325,7 @@ static const double *call(Run *r, const Expr *e) {
     if (fn_info[e->fn].class == FNCLASS_MAP && e->nargs == 2)
         return binary(r, e);
     const double *x = vector(r, e->arg[0]);
-    size_t n = size_of(r, e->arg[0]->type);
+    size_t n = bound_elements(r->b, e->arg[0]->type);
     if (e->fn == FN_sum || e->fn == FN_dot) {
         double s = 0;
         const double *y = e->fn == FN_dot ? vector(r, e->arg[1]) : NULL;
@@ -369,7 +354,7 @@ static const double *element(Run *r, const Expr *e) {
 
 static const double *negated(Run *r, const Expr *e) {
     const double *x = vector(r, e->arg[0]);
-    size_t n = size_of(r, e->type);
+    size_t n = bound_elements(r->b, e->type);
     double *out = push(r, n);
     for (size_t i = 0; i < n; i++)
         out[i] = -x[i];
@@ -393,7 +378,7 @@ static const double *vector(Run *r, const Expr *e) {
 /* statements ----------------------------------------------------------------------------------- */
 
 static void update(Run *r, const Stmt *s) {
-    size_t n = size_of(r, r->v->state->type);
+    size_t n = bound_elements(r->b, r->v->state->type);
     memset(r->spare, 0, n * sizeof *r->spare);
     add_dense(r, s->value, false, 1, r->spare);
     double *next = r->spare;
@@ -404,8 +389,8 @@ static void update(Run *r, const Stmt *s) {
 static void define(Run *r, const Decl *let) {
     if (let->constant) {
         r->b->value[let->slot] = bound_number(r->b, let->value);
-    } else if (!is_matrix(let->value)) { /* matrices are evaluated where they are used */
-        size_t n = size_of(r, let->type);
+    } else if (!type_is_matrix(let->value->type)) { /* matrices are evaluated where they are used */
+        size_t n = bound_elements(r->b, let->type);
         if (!r->let[let->slot])
             r->let[let->slot] = NEW_ARRAY(r->arena, double, n);
         memcpy(r->let[let->slot], vector(r, let->value), n * sizeof(double));
@@ -420,7 +405,7 @@ static void statement(Run *r, const Stmt *s) {
         define(r, s->decl.at[0]);
     } else if (s->kind == STMT_out) {
         const Decl *out = s->decl.at[0];
-        size_t n = size_of(r, out->type);
+        size_t n = bound_elements(r->b, out->type);
         memcpy(r->args->out[out->port] + (size_t)r->t * n, vector(r, out->value),
                n * sizeof(double));
     } else if (s->kind == STMT_for) {
@@ -441,7 +426,7 @@ bool reference_run(Arena *scratch, const SpecFile *f, const char *variant, const
     if (!b)
         return false;
     Run r = {.arena = scratch, .v = v, .b = b, .args = args};
-    size_t n = size_of(&r, v->state->type);
+    size_t n = bound_elements(r.b, v->state->type);
     r.let = NEW_ARRAY(scratch, double *, v->decl.count);
     r.state = NEW_ARRAY(scratch, double, n);
     r.spare = NEW_ARRAY(scratch, double, n);

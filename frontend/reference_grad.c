@@ -33,21 +33,6 @@ typedef struct Grad {
     int met;         /* so many of them in this token */
 } Grad;
 
-static size_t size_of(const Grad *r, Type t) {
-    size_t n = 1;
-    for (int i = 0; i < 2 && t.dim[i]; i++)
-        n *= (size_t)bound_size(r->b, t.dim[i]);
-    return n;
-}
-
-static bool is_matrix(const Expr *e) {
-    return e->type.kind == TYPE_matrix || e->type.kind == TYPE_identity;
-}
-
-static bool is_state(const Expr *e) {
-    return e->kind == EXPR_name && e->decl && e->decl->kind == DECL_state;
-}
-
 static int vector(Grad *r, const Expr *e);
 
 /* matrices ------------------------------------------------------------------------------------- */
@@ -64,7 +49,7 @@ static int apply(Grad *r, const Expr *e, bool transposed, int x) {
     case EXPR_name:
         if (!e->decl)
             return x;
-        return is_state(e) ? tape_product(t, transposed, r->state, x)
+        return expr_is_state(e) ? tape_product(t, transposed, r->state, x)
                            : apply(r, e->decl->value, transposed, x);
     case EXPR_neg: return tape_operator(t, EXPR_neg, apply(r, a, transposed, x), -1);
     case EXPR_transpose: return apply(r, a, !transposed, x);
@@ -73,11 +58,11 @@ static int apply(Grad *r, const Expr *e, bool transposed, int x) {
         return tape_operator(t, e->kind, first, apply(r, b, transposed, x));
     }
     case EXPR_mul: case EXPR_emul:
-        if (is_matrix(a) && is_matrix(b))
+        if (type_is_matrix(a->type) && type_is_matrix(b->type))
             return apply(r, transposed ? b : a, transposed, apply(r, transposed ? a : b, transposed, x));
-        if (is_matrix(a) || is_matrix(b)) {
-            int y = apply(r, is_matrix(a) ? a : b, transposed, x);
-            return scaled(r, EXPR_mul, y, vector(r, is_matrix(a) ? b : a));
+        if (type_is_matrix(a->type) || type_is_matrix(b->type)) {
+            int y = apply(r, type_is_matrix(a->type) ? a : b, transposed, x);
+            return scaled(r, EXPR_mul, y, vector(r, type_is_matrix(a->type) ? b : a));
         } else { /* p (q' x) */
             int p = vector(r, transposed ? b : a), q = vector(r, transposed ? a : b);
             return tape_outer(t, p, tape_product(t, true, q, x));
@@ -94,7 +79,7 @@ static int dense(Grad *r, const Expr *e) {
     Tape *t = &r->tape;
     const Expr *a = e->nargs > 0 ? e->arg[0] : NULL, *b = e->nargs > 1 ? e->arg[1] : NULL;
     switch (e->kind) {
-    case EXPR_name: return is_state(e) ? r->state : dense(r, e->decl->value);
+    case EXPR_name: return expr_is_state(e) ? r->state : dense(r, e->decl->value);
     case EXPR_neg: return tape_operator(t, EXPR_neg, dense(r, a), -1);
     case EXPR_transpose: return tape_transpose(t, dense(r, a));
     case EXPR_add: case EXPR_sub: {
@@ -102,13 +87,13 @@ static int dense(Grad *r, const Expr *e) {
         return tape_operator(t, e->kind, first, dense(r, b));
     }
     case EXPR_mul: case EXPR_emul:
-        if (!is_matrix(a) && !is_matrix(b)) {
+        if (!type_is_matrix(a->type) && !type_is_matrix(b->type)) {
             int p = vector(r, a);
             return tape_outer(t, p, vector(r, b));
         }
-        if (!is_matrix(a) || !is_matrix(b)) {
-            int y = dense(r, is_matrix(a) ? a : b);
-            return scaled(r, EXPR_mul, y, vector(r, is_matrix(a) ? b : a));
+        if (!type_is_matrix(a->type) || !type_is_matrix(b->type)) {
+            int y = dense(r, type_is_matrix(a->type) ? a : b);
+            return scaled(r, EXPR_mul, y, vector(r, type_is_matrix(a->type) ? b : a));
         }
         if (b->type.kind == TYPE_matrix && b->type.dim[0] != b->type.dim[1])
             return apply(r, a, false, dense(r, b));
@@ -121,7 +106,7 @@ static int dense(Grad *r, const Expr *e) {
 /* scalars and vectors -------------------------------------------------------------------------- */
 
 static int port(Grad *r, const Decl *d) {
-    size_t n = size_of(r, d->type);
+    size_t n = bound_elements(r->b, d->type);
     const double *x = r->args->in[d->port] + (d->kind == DECL_param ? 0 : (size_t)r->t * n);
     if (r->node[d->slot] < 0)
         r->node[d->slot] = tape_leaf(&r->tape, x, n, 1);
@@ -160,9 +145,9 @@ static int call(Grad *r, const Expr *e) {
 
 static int product(Grad *r, const Expr *e) {
     const Expr *a = e->arg[0], *b = e->arg[1];
-    if (is_matrix(a))
+    if (type_is_matrix(a->type))
         return apply(r, a, false, vector(r, b));
-    if (is_matrix(b)) /* x' M = (M' x)' */
+    if (type_is_matrix(b->type)) /* x' M = (M' x)' */
         return apply(r, b, true, vector(r, a));
     int x = vector(r, a), y = vector(r, b);
     int z = tape_operator(&r->tape, EXPR_mul, x, y);
@@ -204,7 +189,7 @@ static void statement(Grad *r, const Stmt *s) {
         const Decl *let = s->decl.at[0];
         if (let->constant)
             r->b->value[let->slot] = bound_number(r->b, let->value);
-        else if (!is_matrix(let->value)) /* matrices are evaluated where they are used */
+        else if (!type_is_matrix(let->value->type)) /* matrices are evaluated where they are used */
             r->node[let->slot] = vector(r, let->value);
     } else if (s->kind == STMT_out) {
         r->out[s->decl.at[0]->port] = vector(r, s->decl.at[0]->value);
@@ -325,7 +310,7 @@ bool reference_gradient(Arena *scratch, const SpecFile *f, const char *variant, 
     if (!b)
         return false;
     Grad r = {.arena = scratch, .v = v, .b = b, .args = args, .tape.arena = scratch};
-    r.nstate = size_of(&r, v->state->type);
+    r.nstate = bound_elements(r.b, v->state->type);
     r.node = NEW_ARRAY(scratch, int, v->decl.count);
     r.out = NEW_ARRAY(scratch, int, v->nouts + 1);
     r.S = NEW_ARRAY(scratch, double, r.nstate);
@@ -339,7 +324,7 @@ bool reference_gradient(Arena *scratch, const SpecFile *f, const char *variant, 
         if ((p->kind != DECL_in && p->kind != DECL_param) || !args->din[p->port])
             continue;
         size_t rows = p->kind == DECL_param ? 1 : (size_t)args->T;
-        memset(args->din[p->port], 0, rows * size_of(&r, p->type) * sizeof(double));
+        memset(args->din[p->port], 0, rows * bound_elements(r.b, p->type) * sizeof(double));
     }
     if (args->T > 0)
         backward(&r, args->T);

@@ -18,7 +18,6 @@ static const Type scalar_type = {.kind = TYPE_scalar};
 static const Type poison_type = {.kind = TYPE_poison};
 
 static bool is_vector(Type t) { return t.kind == TYPE_column || t.kind == TYPE_row; }
-static bool is_matrix(Type t) { return t.kind == TYPE_matrix || t.kind == TYPE_identity; }
 static bool is_poison(Type t) { return t.kind == TYPE_poison; }
 
 bool type_same(Type a, Type b) {
@@ -43,7 +42,7 @@ const char *type_text(const Checker *c, Type t) {
 /* The name in `e` that gave it its shape. */
 static const Expr *origin(const Expr *e) {
     if (e->kind == EXPR_name)
-        return e->decl && is_vector(e->type) + is_matrix(e->type) ? e : NULL;
+        return e->decl && is_vector(e->type) + type_is_matrix(e->type) ? e : NULL;
     for (int i = 0; i < e->nargs && i < 2; i++) {
         const Expr *found = e->arg[i]->type.dim[0] ? origin(e->arg[i]) : NULL;
         if (found)
@@ -101,7 +100,7 @@ static Type type_elementwise(Checker *c, Expr *e) {
         return a;
     Buf what;
     buf_init(&what, c->arena);
-    if (is_matrix(a) || is_matrix(b)) {
+    if (type_is_matrix(a) || type_is_matrix(b)) {
         if (e->arg[0]->state + e->arg[1]->state == 2 || e->kind == EXPR_pow ||
             e->kind == EXPR_epow)
             if (e->state)
@@ -119,7 +118,7 @@ static Type type_elementwise(Checker *c, Expr *e) {
 
 static Type type_sum(Checker *c, Expr *e) {
     Type a = e->arg[0]->type, b = e->arg[1]->type;
-    if (!is_matrix(a) && !is_matrix(b))
+    if (!type_is_matrix(a) && !type_is_matrix(b))
         return type_elementwise(c, e);
     if (type_same(a, b))
         return a;
@@ -174,16 +173,16 @@ static Type type_product(Checker *c, Expr *e) {
 static Type type_mul(Checker *c, Expr *e) {
     Type a = e->arg[0]->type, b = e->arg[1]->type;
     Type t = a.kind == TYPE_scalar ? b : b.kind == TYPE_scalar ? a : type_product(c, e);
-    if (is_matrix(t) && e->arg[0]->state && e->arg[1]->state)
+    if (type_is_matrix(t) && e->arg[0]->state && e->arg[1]->state)
         return not_linear(c, e);
     return t;
 }
 
 static Type type_emul(Checker *c, Expr *e) {
     Type a = e->arg[0]->type, b = e->arg[1]->type;
-    if ((a.kind == TYPE_scalar && is_matrix(b)) || (b.kind == TYPE_scalar && is_matrix(a)))
+    if ((a.kind == TYPE_scalar && type_is_matrix(b)) || (b.kind == TYPE_scalar && type_is_matrix(a)))
         return type_mul(c, e);
-    if (is_matrix(a) && is_matrix(b) && !(e->arg[0]->state && e->arg[1]->state)) {
+    if (type_is_matrix(a) && type_is_matrix(b) && !(e->arg[0]->state && e->arg[1]->state)) {
         mismatch(c, e, "there is no elementwise product of matrices");
         diag_help(c->d, "scale rows by diag(x) * S, columns by S * diag(y)");
         return poison_type;
@@ -193,9 +192,9 @@ static Type type_emul(Checker *c, Expr *e) {
 
 static Type type_div(Checker *c, Expr *e) {
     Type a = e->arg[0]->type, b = e->arg[1]->type;
-    if (b.kind == TYPE_scalar && is_matrix(a))
+    if (b.kind == TYPE_scalar && type_is_matrix(a))
         return e->arg[0]->state && e->arg[1]->state ? not_linear(c, e) : a;
-    if (e->kind == EXPR_div && is_vector(b) && !is_matrix(a)) {
+    if (e->kind == EXPR_div && is_vector(b) && !type_is_matrix(a)) {
         mismatch(c, e, "'/' divides by a scalar");
         diag_help(c->d, "elementwise division is './'");
         return poison_type;
@@ -297,7 +296,7 @@ static Type type_call(Checker *c, Expr *e) {
     if (fn->class == FNCLASS_REDUCE || fn->class == FNCLASS_NORM || fn->class == FNCLASS_DIAG)
         return type_vector_call(c, e);
     for (int i = 0; i < e->nargs; i++) {
-        if (!is_matrix(e->arg[i]->type))
+        if (!type_is_matrix(e->arg[i]->type))
             continue;
         if (e->state)
             return not_linear(c, e);
