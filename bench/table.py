@@ -53,7 +53,8 @@ def row(run, r, peers, names):
 
 
 def table(runs, peers):
-    machines = list(dict.fromkeys(machine_of(run) for run in runs))
+    machines = sorted(dict.fromkeys(machine_of(run) for run in runs),
+                      key=lambda m: m.startswith("CPU"))
     text = ""
     for machine in machines:
         here = [(run, r) for run in runs if machine_of(run) == machine for r in run["results"]]
