@@ -20,7 +20,7 @@
 
 /* The launch ABI. Every entry receives one Frame: int64 fields, pointers as integers.
  * Tensors are dense: inputs [B,T,heads,...], params [heads,...] f32, outputs [B,T,H,V].
- * States are [N,H,K,V] f32. Dense batches: N = B sequences of T tokens. Packed: `cu` points to N+1
+ * States are [N,H,K,V] or [N,H,V,K], f32, bf16 or f16 (CgOptions). Dense batches: N = B sequences of T tokens. Packed: `cu` points to N+1
  * offsets (cu_width 4 or 8 bytes), B = 1 and T is the total number of tokens.
  * A tensor with fewer heads serves head h from its head h * heads / H. */
 enum {
@@ -34,8 +34,31 @@ enum {
     FRAME_S,          /* final states, or 0 when not wanted */
     FRAME_WS,         /* workspace */
     FRAME_SLOTS,      /* chunk slots in the workspace: see frame_slots */
+    /* States in pools, see below; all 0: state number n is that of sequence n. */
+    FRAME_S0_STRIDE,  /* bytes from a state (all heads) to the next; 0: they are dense */
+    FRAME_S0_SLOTS,   /* indices [N] or [N,columns]: which state of S0 a sequence starts from, or 0 */
+    FRAME_S0_COLUMNS,
+    FRAME_S0_POOL,    /* states that S0 has, where there are indices */
+    FRAME_S0_ACCEPTED,/* counts [N]: which column, counted from 1; or 0 for the first one */
+    FRAME_S_STRIDE,
+    FRAME_S_SLOTS,    /* indices [N] or, with FRAME_S_EACH, [N,each]: which state of S is written */
+    FRAME_S_POOL,
+    FRAME_S_ACCEPTED, /* counts [N]: S is the state after so many tokens; or 0 for all of them */
+    FRAME_S_EACH,     /* recurrent: the states after each of the first so many tokens, not the last one */
+    FRAME_INDEX_WIDTH,/* 4 or 8: bytes of all these indices and counts */
+    FRAME_PAST0,      /* recurrent: f32 [states,H,past] beside S0 and S, addressed by the same numbers: */
+    FRAME_PAST,       /*   what prev and cumsum remember (past_size); or 0 for zero, not wanted */
     FRAME_PORTS       /* per input: pointer, heads; then per output: pointer */
 };
+/* A sequence starts from state number
+ *     n,  or S0_SLOTS[n * S0_COLUMNS + c]       c = S0_ACCEPTED ? S0_ACCEPTED[n] - 1 : 0
+ * and leaves state number
+ *     n,  or S_SLOTS[n]                         the state after S_ACCEPTED[n] tokens, or after all
+ *     n * S_EACH + t,  or S_SLOTS[n * S_EACH + t]   the states after token t, for all t < S_EACH
+ * A sequence whose start, or whose S_SLOTS[n], is negative or not in the pool, or whose c is no column,
+ * is skipped: no output of it is written and no state. Of S_EACH such a state alone is not written. No
+ * two states that are written may have one number. A pool may be S0 and S at once: a state is read
+ * before it is written. */
 int frame_in_ptr(const Kernel *k, int input);
 int frame_in_heads(const Kernel *k, int input);
 int frame_out_ptr(const Kernel *k, int output);
@@ -47,31 +70,64 @@ int frame_fields(const Kernel *k);
  * may be 0: not wanted. An input of 0 heads is one row that stands for all tokens and heads. */
 int frame_costate(const Kernel *k);
 
+/* Gradient kernels on a GPU go over the chunk slots segment by segment (codegen/nvptx/gradient.h). Where
+ * gradients are summed afterwards, over heads that share an input and over everything for params, the
+ * output's pointer above is that of the parts: [B,T,H,...] of the output's type; params f32
+ * [slots,H,...], all slots of all segments, zeros where a slot has no chunk. */
+enum {
+    GRAD_SLOT,        /* the segment's first slot */
+    GRAD_SLOTS,       /* and its number of slots */
+    GRAD_STATE_IN,    /* f32 [H,K,V]: state of the sequence that comes in from the segment before */
+    GRAD_STATE_OUT,   /* where that of the sequence that goes on goes, or 0 */
+    GRAD_COSTATE_IN,  /* likewise backwards: of the sequence that goes on behind the segment */
+    GRAD_COSTATE_OUT, /* of the one that came in */
+    GRAD_SCRATCH,     /* scratch_bytes of the grad entry for each of its blocks */
+    GRAD_FIELDS
+};
+int frame_gradient(const Kernel *k, int field);
+int frame_sum(const Kernel *k, int output); /* where the sum of its parts goes; 0: not summed */
+
 /* Chunk slots. Sequence n owns slots first(n), first(n)+1, ...: one a chunk.
  * Dense: first(n) = n * ceil(T/C). Packed: first(n) = cu[n]/C + n, which never overlaps since
  * floor(a/C) + ceil(l/C) <= floor((a+l)/C) + 1; so a kernel finds its sequence by bisection in cu
  * and no host ever reads it. Slots in all: N*ceil(T/C), or T/C + N. */
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
 
+/* What a sequence and head remembers besides the state: the last token's values under prev, and
+ * running sums. f32, one after the other; [N,H,past_size] as FRAME_PAST has them. Floats before value
+ * v's, -1 where it is not remembered. Recurrence-level kernels. */
+int past_offset(const Kernel *k, int v);
+int past_size(const Kernel *k);
+
 /* Whether factor-role instructions read input i (it then counts for FRAME_HF). */
 bool frame_factor_reads(const Kernel *tile, int input);
 
 /* what a compilation produces ------------------------------------------------------------------ */
 
-typedef enum { ENTRY_factor, ENTRY_chain, ENTRY_recurrent, ENTRY_host } EntryKind;
+typedef enum {
+    ENTRY_factor,
+    ENTRY_chain,
+    ENTRY_reverse, /* gradient kernels: these three too, see codegen/nvptx/gradient.h */
+    ENTRY_grad,
+    ENTRY_sums,
+    ENTRY_recurrent,
+    ENTRY_host
+} EntryKind;
 
 /* One callable symbol and how to call it.
  * GPU: a 1-D grid. factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
  *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
  *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
- *      frame by value.
+ *      frame by value. reverse: as chain, a choice of its own. grad, sums: any number of blocks, which
+ *      share out the work; per_sm of them fit a multiprocessor.
  * Host: void f(const int64_t *frame, int64_t first, int64_t last, void *scratch) runs the tasks
  *      first..last-1, task = sequence * H + head; scratch is private to the calling thread. */
 typedef struct CgEntry {
     EntryKind kind;
     const char *symbol;
     int threads, smem_bytes, v_tile;  /* GPU */
-    int64_t scratch_bytes;            /* host: 64-byte aligned scratch a thread needs */
+    int per_sm;                       /* GPU: grad, sums */
+    int64_t scratch_bytes;            /* host: 64-byte aligned scratch a thread needs; GPU: a block */
 } CgEntry;
 
 typedef struct CgModule {
@@ -83,6 +139,7 @@ typedef struct CgModule {
     int64_t ws_bytes_per_slot_head;   /* GPU chunk: workspace bytes for one slot and factor head;
                                          host: of a gradient kernel, for one slot and head of H */
     int chunk;                        /* tokens per chunk */
+    int past;                         /* past_size of a recurrent kernel */
 } CgModule;
 
 typedef enum { ALGO_chunk, ALGO_recurrent } Algo;
@@ -93,6 +150,8 @@ typedef struct CgOptions {
     const char *features;  /* host: NULL = this machine's */
     Algo algo;             /* chunk wants a tile-level kernel, recurrent a recurrence-level one */
     Elem io;               /* type of outputs */
+    Elem state;            /* type of states in memory: f32, bf16 or f16; gradient kernels: f32 */
+    bool state_vk;         /* states are [V,K] in memory, not [K,V]; not of gradient kernels */
     int v_tile;            /* GPU chain, recurrent: V columns a block owns; 0 = the target's choice */
     int opt_level;         /* 0..3 */
     bool no_wgmma;         /* the schedule of older GPUs: what the other is compared with */

@@ -19,8 +19,35 @@ int frame_costate(const Kernel *k) {
     return FRAME_PORTS + 2 * k->in.count + k->out.count;
 }
 
+int frame_gradient(const Kernel *k, int field) {
+    CHECK(field >= 0 && field < GRAD_FIELDS);
+    return frame_costate(k) + 2 + field;
+}
+
+int frame_sum(const Kernel *k, int output) {
+    return frame_costate(k) + 2 + GRAD_FIELDS + output;
+}
+
 int frame_fields(const Kernel *k) {
-    return frame_costate(k) + (kernel_is_gradient(k) ? 2 : 0);
+    return kernel_is_gradient(k) ? frame_sum(k, 0) + k->out.count : frame_costate(k);
+}
+
+int past_offset(const Kernel *k, int v) {
+    int at = 0;
+    bool *remembered = NEW_ARRAY(k->arena, bool, k->inst.count);
+    for (int u = 0; u < k->inst.count; u++) {
+        const Inst *i = inst_at(k, u);
+        if (i->op == OP_prev)
+            remembered[i->arg[0]] = true;
+        remembered[u] |= i->op == OP_cumsum;
+    }
+    for (int u = 0; u < v; u++)
+        at += remembered[u] ? (int)shape_elements(k, shape_features(inst_at(k, u)->shape)) : 0;
+    return v == k->inst.count || remembered[v] ? at : -1;
+}
+
+int past_size(const Kernel *k) {
+    return past_offset(k, k->inst.count);
 }
 
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C) {

@@ -83,6 +83,9 @@ static const char *entry_name(EntryKind kind) {
     switch (kind) {
     case ENTRY_factor: return "factor";
     case ENTRY_chain: return "chain";
+    case ENTRY_reverse: return "reverse";
+    case ENTRY_grad: return "grad";
+    case ENTRY_sums: return "sums";
     case ENTRY_recurrent: return "recurrent";
     case ENTRY_host: return "host";
     }

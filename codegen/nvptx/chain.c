@@ -22,7 +22,7 @@ static int divide_up(int x, int y) { return (x + y - 1) / y; }
 /* Bytes of a stage for the present v_tile; assigns the offsets. */
 static int64_t plan_stage(Chain *c)
 {
-    int64_t at = c->s->ws_bytes;
+    int64_t at = c->s->ws_copied;
     for (int i = 0; i < c->nstaged; i++) {
         if (!c->staged[i].copied)
             continue;
@@ -178,7 +178,7 @@ static Val barrier(Chain *c, Val which)
 static void copy_record(Chain *c, Val src, Val stage)
 {
     Cg *cg = c->cg;
-    int units = (int)(c->s->ws_bytes / 16);
+    int units = (int)(c->s->ws_copied / 16);
     Val mine = cg_shl(cg, c->tid, 4);
     for (int first = 0; first < units; first += c->threads) {
         If inside = {0};
@@ -217,7 +217,7 @@ static void copy_chunk(Chain *c, Val number, Val chunks, Val which)
     if (c->wgmma) {
         Val one = cg_and(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)),
                          cg_cmp(cg, LLVMIntSLT, number, chunks));
-        nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)s->ws_bytes,
+        nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)s->ws_copied,
                         barrier(c, which));
     } else {
         copy_record(c, src, stage);

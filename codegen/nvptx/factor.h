@@ -70,10 +70,14 @@ typedef struct System {
     int families;
     int X;            /* chain value contracted with P */
     int64_t ws_p, ws_d, ws_scale, ws_keys, ws_bytes;
+    int64_t ws_copied;        /* the record's first bytes, which the chain copies */
+    /* gradient kernels: see gradient.h */
+    int64_t ws_reversed, ws_a, ws_s, ws_ds, ws_x, ws_dx, ws_unit_s, ws_unit_ds, ws_unit_x, ws_unit_dx;
+    bool gradient;
     int slots, chunk; /* updates a token, tokens a chunk */
     int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */
     int K, kp;        /* key channels; padded to a multiple of 32 */
-    int V;
+    int V, vp;                /* value channels; padded to a multiple of 16 */
     Elem operand;     /* of matrix products: f16 */
 } System;
 
@@ -86,6 +90,11 @@ int nv_block_columns(int columns);
 
 /* Recognise the system in a tile-level kernel; false with *why when this target cannot run it. */
 bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);
+/* Its steps, which nv_gradient (gradient.h) shares: what does not depend on families; how numbers are
+ * scaled, when families, keys and decays are known; where everything lies in a record. */
+bool nv_system_sizes(Arena *arena, const Kernel *tile, System *s, const char **why);
+void nv_system_scales(const Kernel *tile, System *s);
+void nv_system_place(System *s);
 
 /* The factor kernel in the making. Lane l of warp w works on lattice rows 16w + 2g and 16w + 2g + 1
  * (g = l/4), at channels 8*(l%4) .. +7 of each slab of 32. Half h is the row 16w + 2g + h. In the

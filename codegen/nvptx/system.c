@@ -183,7 +183,7 @@ static int find_multiple(const Kernel *k, const System *s)
     return -1;
 }
 
-static void choose_scales(const Kernel *k, System *s)
+void nv_system_scales(const Kernel *k, System *s)
 {
     double key = magnitude(k, s->p), row = 0;
     s->operand = ELEM_f16;
@@ -228,24 +228,72 @@ static int64_t take(int64_t *at, int64_t bytes)
     return here;
 }
 
-static void place(System *s)
+static void place_row_factors(System *s, int64_t *at, int first, int last)
 {
-    int64_t at = 0, wide = (int64_t)s->rows * s->kp * 2, square = (int64_t)s->rows * s->rows * 2;
-    for (int f = 0; f < s->families; f++)
-        s->family[f].ws_w = take(&at, wide);
-    for (int f = s->erase; f < s->families; f++)
-        s->family[f].ws_m = take(&at, square);
-    s->ws_p = take(&at, wide);
-    s->ws_d = at;
-    s->ws_scale = at + (s->a_key ? s->kp * 4 : 16);
-    at = s->ws_scale + 16;
-    for (int f = 0; f < s->families; f++) {
-        s->family[f].ws_rows = at;
-        at += s->family[f].scaled ? s->rows * 4 : 0;
+    for (int f = first; f < last; f++) {
+        s->family[f].ws_rows = *at;
+        *at += s->family[f].scaled ? s->rows * 4 : 0;
     }
-    s->ws_keys = at;
-    at += s->p_scaled && !s->erase ? s->rows * 4 : 0;
-    s->ws_bytes = (at + 127) / 128 * 128;
+}
+
+/* What the chain takes: the erase rows and what writes the state; forwards all the rest of the record. */
+static void place_writes(System *s, int64_t *at)
+{
+    s->ws_p = take(at, (int64_t)s->rows * s->kp * 2);
+    s->ws_d = *at;
+    s->ws_scale = *at + (s->a_key ? s->kp * 4 : 16);
+    *at = s->ws_scale + 16;
+    place_row_factors(s, at, 0, s->gradient ? s->erase : s->families);
+    s->ws_keys = *at;
+    *at += s->p_scaled && !s->erase ? s->rows * 4 : 0;
+}
+
+static void place_outs(System *s, int64_t *at)
+{
+    int64_t wide = (int64_t)s->rows * s->kp * 2, square = (int64_t)s->rows * s->rows * 2;
+    for (int f = s->erase; f < s->families; f++)
+        s->family[f].ws_w = take(at, wide);
+    for (int f = s->erase; f < s->families; f++)
+        s->family[f].ws_m = take(at, square);
+}
+
+static void place_trail(System *s, int64_t *at)
+{
+    int64_t state = (int64_t)s->vp * s->kp * 2, rows = (int64_t)s->rows * s->vp * 2;
+    s->ws_a = s->erase ? take(at, (int64_t)s->rows * s->rows * 2) : 0;
+    s->ws_s = take(at, state);
+    s->ws_ds = take(at, state);
+    s->ws_x = take(at, rows);
+    s->ws_dx = take(at, rows);
+    int64_t *unit[] = {&s->ws_unit_s, &s->ws_unit_ds, &s->ws_unit_x, &s->ws_unit_dx};
+    for (int i = 0; i < 4; i++) {
+        *unit[i] = *at;
+        *at += s->vp * 4;
+    }
+}
+
+static int64_t round128(int64_t x) { return (x + 127) / 128 * 128; }
+
+void nv_system_place(System *s)
+{
+    int64_t at = 0;
+    for (int f = 0; f < s->erase; f++)
+        s->family[f].ws_w = take(&at, (int64_t)s->rows * s->kp * 2);
+    if (!s->gradient) {
+        place_outs(s, &at);
+        place_writes(s, &at);
+        s->ws_copied = s->ws_bytes = round128(at);
+        return;
+    }
+    place_writes(s, &at);
+    s->ws_copied = at = round128(at);
+    at = (at + 1023) / 1024 * 1024;
+    place_outs(s, &at);
+    place_row_factors(s, &at, s->erase, s->families);
+    s->ws_reversed = at = round128(at);
+    at = (at + 1023) / 1024 * 1024;
+    place_trail(s, &at);
+    s->ws_bytes = (at + 1023) / 1024 * 1024;
 }
 
 static bool has_sum(const Kernel *k, int v)
@@ -257,10 +305,11 @@ static bool has_sum(const Kernel *k, int v)
     return found;
 }
 
-bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
+bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why)
 {
     *s = (System){.slots = k->facts.slots, .chunk = k->axis.at[AXIS_C].size,
-                  .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size};
+                  .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size,
+                  .gradient = kernel_is_gradient(k)};
     CHECK(k->level == LEVEL_tile);
     const char *unsupported = value_unsupported(k);
     if (unsupported)
@@ -278,10 +327,18 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
     s->rows = rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
     s->warps = s->rows / BLOCK_ROWS;
     s->kp = (s->K + SLAB - 1) / SLAB * SLAB;
-    CHECK(find_op(k, OP_next) >= 0);
+    s->vp = (s->V + 15) / 16 * 16;
+    return true;
+}
+
+bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
+{
+    if (!nv_system_sizes(arena, k, s, why))
+        return false;
+    CHECK(find_op(k, OP_next) >= 0 && !s->gradient);
     if (!find_families(k, s, why) || !find_keys(k, s, why))
         return false;
-    choose_scales(k, s);
-    place(s);
+    nv_system_scales(k, s);
+    nv_system_place(s);
     return true;
 }

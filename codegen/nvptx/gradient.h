@@ -1,0 +1,112 @@
+/* The gradient on the GPU: what its kernels share. Private to codegen/nvptx.
+ *
+ * A gradient kernel (passes/adjoint.c, docs/passes.md) becomes four entries, launched in this order for
+ * one segment of chunk slots after another:
+ *
+ *     factor    (slot, head)           E, Qg, M, P, D and A, as forwards                 factor*.c
+ *     chain     (sequence, head, tile) the states; keeps S at each chunk's start and X    chain*.c
+ *     reverse   (sequence, head, tile) chunks backwards:                                  reverse*.c
+ *                                          dX = P dS' + sum_f M_f' dO_f
+ *                                          dS = D dS' + sum_f Qg_f' dO_f - E' dX
+ *                                      keeps dS' (at each chunk's end) and dX
+ *     grad      any number of blocks   everything else, a (slot, head) at a time           grad*.c
+ *     sums      elements               over heads that share an input; params: over chunks grad_sums.c
+ *
+ * In the grad kernel a chunk has two phases, with the block's scratch (f32, small enough to stay in the
+ * L2 cache) between them:
+ *     pull      products with an axis V, then back through scores, carries, tail and total:
+ *               cotangents of the lattice's rows x_f, keys p and decays a                  grad_pull*.c
+ *     tokens    the spec's own expressions, elementwise with row sums, token by token:
+ *               gradients of inputs and params                                              grad_token*.c
+ *
+ * Record: one for each (slot of the segment, head of H), at ((slot - GRAD_SLOT) * H + head) * ws_bytes.
+ * HF = H in gradient kernels. It begins with the matrices of factor.h (System.ws_*), in an order by which
+ * the chain copies the first ws_copied bytes and reverse the first ws_reversed; then A and the trail:
+ *     A     [rows][rows]  f16, divided by scale as M and P are; where keys are scaled row u is A's times key
+ *                         scale u. Nothing erased: not there (A = I)
+ *     S     [vp][kp]      f16, the state where the chunk starts, transposed, divided by unit_s[v]
+ *     dS    [vp][kp]      f16, the cotangent of the state where the chunk ends, likewise by unit_ds[v]
+ *     X     [rows][vp]    f16, divided by unit_x[v]
+ *     dX    [rows][vp]    f16, divided by unit_dx[v]
+ *     units [vp]          f32 each, powers of two
+ * all placed by nv_place, all elements written (zeros past K, V and the last token), also where the
+ * sequence has no such chunk's tokens; slots of no chunk are neither written nor read.
+ *
+ * Segments. A launch works on the chunk slots GRAD_SLOT .. GRAD_SLOT + GRAD_SLOTS - 1. Slots follow each
+ * other by sequence, so at most one sequence crosses either border; where one does, chain and reverse
+ * pass its state and costate on through memory, f32 [H][K][V] at GRAD_STATE_IN and so on:
+ *     chain      a sequence whose first chunk here is not its first starts from STATE_IN, not S0; one that
+ *                goes on behind the segment leaves its state in STATE_OUT (a pointer may be 0: not wanted)
+ *     reverse    a sequence that goes on behind the segment starts from COSTATE_IN, not dS; one whose first
+ *                chunk here is not its first leaves its costate in COSTATE_OUT, else in dS0
+ */
+#ifndef GDR_CODEGEN_NVPTX_GRADIENT_H
+#define GDR_CODEGEN_NVPTX_GRADIENT_H
+
+#include "codegen/nvptx/factor.h"
+
+/* What family f of the System contributes to gradients. Erase: its left is dX and y stands for T. */
+typedef struct GradFamily {
+    int left;             /* [C or R, V]: elementwise cotangent of (W_f S + M_f X); erase: dX */
+    int dw;               /* contract(left, S) over V: what `carry` takes back; -1: none */
+    int dg;               /* contract(left, Zt) over V: the scores' cotangent; -1: none */
+    int root;             /* the value that stands for carry dw + scores_x dg: see zero */
+    bool minus;           /* whether its terms are subtracted in the cotangents of keys and decays */
+} GradFamily;
+
+typedef struct Gradient {
+    System s;
+    GradFamily family[MAX_FAMILIES];
+    int X, dX;            /* [R,V] */
+    int zt;               /* contract(A, X), [U,V]; X itself where nothing is erased */
+    int dkt;              /* contract(dS', Zt) over V, [U,K]: what `tail` takes back; -1: none */
+    int dd;               /* the cotangent of total: sum of S dS' over V (and K: scalar decay); -1: none */
+    /* Sums that the pull phase computes as one. In the kernel they stand as terms of a tree of
+     * additions: the sum is given at its first term, `root`, and the other terms count as 0. */
+    int p_root;           /* [U,K]: the keys' cotangent: tail dkt and every family's +-scores_y; -1 */
+    int a_root;           /* [U,K] or [U]: the decays': tail_a + total_a and every family's +-(carry_a +
+                             scores_a); -1: no decay or nobody wants it */
+    bool *zero;           /* by value: counts as 0 */
+    bool a_log;           /* of log a; else of a: a vector's declared range then excludes 0, a scalar
+                             may be 0 */
+} Gradient;
+
+/* Recognise the gradient system in a tile-level gradient kernel; false with *why when this target
+ * cannot run it. s is filled as nv_system does. */
+bool nv_gradient(Arena *arena, const Kernel *tile, Gradient *g, const char **why);
+
+/* Frame fields of gradient kernels behind those of frame_costate (codegen.h): see frame_gradient. */
+
+/* The grad kernel in the making. A block: 32 * s.warps threads, lane g/t and lattice rows as Factor. */
+typedef struct Grad {
+    Cg *cg;
+    const Kernel *k;
+    const Gradient *g;
+    Val lane, warp, lane_g, lane_t;
+    Val head, heads;          /* i32, of H */
+    Seq seq;
+    Val start;                /* i64 first token of the chunk in its sequence */
+    Val slot;                 /* i64 */
+    Val record;               /* global byte pointer: this chunk's record */
+    Val scratch;              /* global byte pointer: this block's scratch */
+    int64_t scratch_dx[MAX_FAMILIES]; /* [rows][kp] f32 by family, on lattice rows (out family: row
+                                         t*slots + position); families of one root share the place */
+    int64_t scratch_dp;       /* [rows][kp] f32 */
+    int64_t scratch_da;       /* [rows][kp] f32, or [rows] */
+    int64_t scratch_bytes;
+    int sh_bytes;             /* shared memory: the larger of the phases' */
+} Grad;
+
+/* grad_pull*.c: shared memory it needs (also says whether it fits); phase 1 of the present chunk, from
+ * the record to the scratch. Rows of tokens that are not there may hold anything finite. */
+bool grad_pull_plan(Grad *g, int *sh_bytes, const char **why);
+void grad_pull(Grad *g);
+/* grad_token*.c: phase 2. */
+bool grad_token_plan(Grad *g, int *sh_bytes, const char **why);
+void grad_tokens(Grad *g);
+
+bool nv_build_reverse(Cg *cg, CgModule *out, const char **why);
+bool nv_build_grad(Cg *cg, CgModule *out, const char **why);
+bool nv_build_sums(Cg *cg, CgModule *out, const char **why);
+
+#endif
