@@ -48,6 +48,7 @@ enum {
     FRAME_INDEX_WIDTH,/* 4 or 8: bytes of all these indices and counts */
     FRAME_PAST0,      /* recurrent: f32 [states,H,past] beside S0 and S, addressed by the same numbers: */
     FRAME_PAST,       /*   what prev and cumsum remember (past_size); or 0 for zero, not wanted */
+    FRAME_SAVED,      /* chain of a forward pass with save_every: where states go, or 0; see there */
     FRAME_PORTS       /* per input: pointer, heads; then per output: pointer */
 };
 /* A sequence starts from state number
@@ -70,10 +71,15 @@ int frame_fields(const Kernel *k);
  * may be 0: not wanted. An input of 0 heads is one row that stands for all tokens and heads. */
 int frame_costate(const Kernel *k);
 
-/* Gradient kernels on a GPU go over the chunk slots segment by segment (codegen/nvptx/gradient.h). Where
- * gradients are summed afterwards, over heads that share an input and over everything for params, the
- * output's pointer above is that of the parts: [B,T,H,...] of the output's type; params f32
- * [slots,H,...], all slots of all segments, zeros where a slot has no chunk. */
+/* Gradient kernels on a GPU go over the chunk slots segment by segment (codegen/nvptx/gradient.h), the
+ * last one first. Where gradients are summed afterwards, over heads that share an input and over
+ * everything for params, the output's pointer above is that of the parts:
+ *     of inputs  [B,T,H,...] of the output's type; memory is there for the rows of the segment's tokens
+ *                alone, so the pointer itself may lie anywhere
+ *     of params  f32 [slots,H,...], all slots of all segments; whoever launches has filled it with zeros
+ *                where slots may have no chunk
+ * The sums entry runs behind each segment's grad entry. It sums gradients of inputs for the segment's
+ * tokens, and those of params over all FRAME_SLOTS slots in the segment that begins with slot 0. */
 enum {
     GRAD_SLOT,        /* the segment's first slot */
     GRAD_SLOTS,       /* and its number of slots */
@@ -154,6 +160,9 @@ typedef struct CgOptions {
     bool state_vk;         /* states are [V,K] in memory, not [K,V]; not of gradient kernels */
     int v_tile;            /* GPU chain, recurrent: V columns a block owns; 0 = the target's choice */
     int opt_level;         /* 0..3 */
+    int save_every;        /* GPU chain of a forward pass: the state at the start of every chunk whose slot
+                              is a multiple of it, and not its sequence's first, goes to FRAME_SAVED, f32
+                              [slot / save_every - 1][H][K][V]; 0: never */
     bool no_wgmma;         /* the schedule of older GPUs: what the other is compared with */
     bool want_llvm;        /* fill text with LLVM IR instead of PTX */
     const char *prefix;    /* symbol prefix */
