@@ -92,6 +92,7 @@ enum {
 };
 int frame_gradient(const Kernel *k, int field);
 int frame_sum(const Kernel *k, int output); /* where the sum of its parts goes; 0: not summed */
+int frame_sum_heads(const Kernel *k, int output); /* and its heads, those of the input it belongs to */
 
 /* Chunk slots. Sequence n owns slots first(n), first(n)+1, ...: one a chunk.
  * Dense: first(n) = n * ceil(T/C). Packed: first(n) = cu[n]/C + n, which never overlaps since

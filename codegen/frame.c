@@ -25,11 +25,15 @@ int frame_gradient(const Kernel *k, int field) {
 }
 
 int frame_sum(const Kernel *k, int output) {
-    return frame_costate(k) + 2 + GRAD_FIELDS + output;
+    return frame_costate(k) + 2 + GRAD_FIELDS + 2 * output;
+}
+
+int frame_sum_heads(const Kernel *k, int output) {
+    return frame_sum(k, output) + 1;
 }
 
 int frame_fields(const Kernel *k) {
-    return kernel_is_gradient(k) ? frame_sum(k, 0) + k->out.count : frame_costate(k);
+    return kernel_is_gradient(k) ? frame_sum(k, 0) + 2 * k->out.count : frame_costate(k);
 }
 
 int past_offset(const Kernel *k, int v) {

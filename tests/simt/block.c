@@ -206,6 +206,7 @@ bool simt_launch(Simt *s, const int64_t *frame, int fields, int64_t blocks, int 
         *why = s->why;
         return false;
     }
+    s->blocks = blocks;
     for (int64_t b = 0; b < blocks; b++) {
         s->block = b;
         begin_block(s, frame);

@@ -15,6 +15,7 @@ typedef struct Known {
 static const Known intrinsics[] = {
     {.begin = "llvm.nvvm.read.ptx.sreg.tid.x", .run = run_tid},
     {.begin = "llvm.nvvm.read.ptx.sreg.ctaid.x", .run = run_ctaid},
+    {.begin = "llvm.nvvm.read.ptx.sreg.nctaid.x", .run = run_nctaid},
     {.begin = "llvm.smin.", .run = run_smin},
     {.begin = "llvm.smax.", .run = run_smax},
     {.begin = "llvm.umin.", .run = run_umin},

@@ -272,6 +272,10 @@ void run_ctaid(Thread *t, const Code *c) {
     t->reg[c->dst] = (uint64_t)t->s->block;
 }
 
+void run_nctaid(Thread *t, const Code *c) {
+    t->reg[c->dst] = (uint64_t)t->s->blocks;
+}
+
 static void take(Thread *t, const Edge *e) {
     uint64_t *phi = t->s->phi;
     for (int i = 0; i < e->count; i++)
