@@ -5,6 +5,7 @@
  *                ldmatrix, mma; opening and closing a kernel
  *   wgmma.c      what Hopper adds: warpgroup products, bulk copies
  *   sequence.c   which sequence and which tokens a block works on (dense, packed)
+ *   pool.c       which states it starts from and leaves
  *   value.c      evaluation on demand of elementwise values at one token and a run of channels
  *   factor*.c    everything of a chunk that does not need the state
  *   chain*.c     the serial walk over chunks, state in registers
@@ -105,11 +106,34 @@ typedef struct Seq {
     Val length;  /* i64 tokens */
     Val slot;    /* i64 first workspace slot */
 } Seq;
+/* The integer of 4 or 8 bytes (`width`, i64) at p, as i64. It is read as words: the low one, and the
+ * one that ends it, which is the high word of 8 bytes or the low one again. */
+Val nv_integer(Cg *cg, Val p, Val width);
 /* Sequence `n` (i32). */
 Seq seq_of_index(Cg *cg, Val n, int chunk);
 /* The sequence that owns workspace slot `slot` (i64), and the chunk's number in it (i64);
  * packed: by bisection in cu. The chunk may lie past the sequence's end: check. */
 Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq);
+
+/* pool.c --------------------------------------------------------------------------------------- */
+
+/* Which states a block's sequence starts from and leaves behind: codegen.h at frame_in_ptr. Numbers are
+ * i64, -1 for none; a sequence that is skipped has no tokens any more, and none of either. */
+typedef struct Pool {
+    Val first;   /* number of the state in S0 */
+    Val last;    /* number in S of the state after `commit` tokens */
+    Val commit;  /* i64 */
+    Val each;    /* i64: states after each of so many tokens instead; 0: none */
+} Pool;
+Pool pool_of_sequence(Cg *cg, Seq *s);
+/* The number in S of the state after token t (i64, from 0) with `each`. */
+Val pool_after(Cg *cg, const Pool *p, const Seq *s, Val t);
+/* State `number` of S0 or S (a frame field), of this head. */
+Val pool_state(Cg *cg, int field, Val number, Val head);
+/* Bytes from the start of a head's state to its element k, v (i32), as i64; and those from element to
+ * element along K and along V. */
+Val pool_element(Cg *cg, Val k, Val v);
+int64_t pool_step(const Cg *cg, int axis);
 
 /* value.c -------------------------------------------------------------------------------------- */
 

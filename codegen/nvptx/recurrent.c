@@ -14,13 +14,15 @@
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
  *
- * Values of earlier tokens (prev, cumsum) are carried from token to token in registers.
+ * Values of earlier tokens (prev, cumsum) are carried from token to token in registers, and beside the
+ * state from launch to launch; a block then owns all of V too.
  */
 #include "codegen/nvptx/recurrent.h"
 
 enum {
     MAX_GROUPS = WARP,    /* of rows, in a warp */
     IDLE_GROUPS = 8,      /* no more of them for the sake of idle lanes */
+    ROW_UNIT = 4,         /* of a lane */
     MAX_SIZE = 256,       /* of K and V */
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
@@ -64,7 +66,7 @@ static int round_up(int x, int unit)
 
 static int lane_rows(int K, int row_groups)
 {
-    return round_up(round_up(K, row_groups) / row_groups, COLUMNS);
+    return round_up(round_up(K, row_groups) / row_groups, ROW_UNIT);
 }
 
 static bool is_token_input(const Recurrent *r, int v)
@@ -77,11 +79,11 @@ static bool is_token_input(const Recurrent *r, int v)
  * constant vectors (LLVM moves them out of the loop), inputs read ahead; and the rest. */
 static int lane_registers(const Recurrent *r)
 {
-    int sum = BASE_REGISTERS + r->n_k * COLUMNS;
+    int sum = BASE_REGISTERS + r->n_k * r->n_v;
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
         bool constant = i->shape.rank > 0 && value_is_constant(r->k, v);
-        int n = shape_has(i->shape, AXIS_K) ? r->n_k : shape_has(i->shape, AXIS_V) ? COLUMNS : 1;
+        int n = shape_has(i->shape, AXIS_K) ? r->n_k : shape_has(i->shape, AXIS_V) ? r->n_v : 1;
         if (is_token_input(r, v))
             sum += (n * elem_size(r->k->in.at[i->index].elem) + 3) / 4;
         else if (i->op == OP_prev || i->op == OP_cumsum || constant)
@@ -90,15 +92,17 @@ static int lane_registers(const Recurrent *r)
     return sum;
 }
 
-/* As few row groups as the registers allow, so that rows are read in long pieces; more when V is
+/* Columns of a lane: 16 bytes of a row, or where states lie column by column as many as rows.
+ * As few row groups as the registers allow, so that rows are read in long pieces; more when V is
  * too short to give every lane a column. */
 static void choose_lanes(Recurrent *r)
 {
     int g = 1;
+    r->n_v = r->cg->opt->state_vk || elem_size(r->cg->opt->state) == 2 ? 8 : 4;
     for (;; g *= 2) {
         r->n_k = lane_rows(r->K, g);
-        bool fits = r->n_k <= MAX_ROWS && lane_registers(r) <= MAX_REGISTERS;
-        bool idle = g < IDLE_GROUPS && WARP / g * COLUMNS > r->V;
+        bool fits = r->n_k * r->n_v <= TILE && lane_registers(r) <= MAX_REGISTERS;
+        bool idle = g < IDLE_GROUPS && WARP / g * r->n_v > r->V;
         if ((fits && !idle) || g == MAX_GROUPS)
             break;
     }
@@ -133,11 +137,12 @@ static bool plan(Recurrent *r, const char **why)
     }
     choose_lanes(r);
     r->whole = needs_all_columns(r);
-    int warp_columns = r->column_groups * COLUMNS;
+    r->remembers = past_size(r->k) > 0;
+    int warp_columns = r->column_groups * r->n_v;
     int all_warps = round_up(r->V, warp_columns) / warp_columns;
     int wanted = r->cg->opt->v_tile;
     int warps = wanted > 0 ? round_up(wanted, warp_columns) / warp_columns : BLOCK_WARPS;
-    r->warps = r->whole || warps > all_warps ? all_warps : warps;
+    r->warps = r->whole || r->remembers || warps > all_warps ? all_warps : warps;
     CHECK(r->warps * WARP <= MAX_THREADS);
     r->v_tile = r->warps * warp_columns;
     r->past_k = r->row_groups * r->n_k > r->K;
@@ -148,122 +153,6 @@ static bool plan(Recurrent *r, const char **why)
 static int shared_bytes(const Recurrent *r)
 {
     return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
-}
-
-/* groups of neighbouring elements -------------------------------------------------------------- */
-
-/* Neighbouring warps read a state whole: fetching 256 bytes at a time keeps DRAM pages open. */
-static void load_group(Cg *cg, Val p, int n, Val *out)
-{
-    static const char *const text[5] = {
-        [1] = "ld.global.L2::256B.f32 $0, [$1];",
-        [2] = "ld.global.L2::256B.v2.f32 {$0, $1}, [$2];",
-        [4] = "ld.global.L2::256B.v4.f32 {$0, $1, $2, $3}, [$4];"};
-    static const char *const operands[5] = {[1] = "=f,l", [2] = "=f,=f,l", [4] = "=f,=f,=f,=f,l"};
-    Ty part[4] = {cg->f32, cg->f32, cg->f32, cg->f32};
-    Ty t = n == 1 ? cg->f32 : LLVMStructTypeInContext(cg->ctx, part, (unsigned)n, false);
-    Val x = cg_asm(cg, t, text[n], operands[n], true, &p, 1);
-    for (int j = 0; j < n; j++)
-        out[j] = n == 1 ? x : cg_extract(cg, x, j);
-}
-
-void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x)
-{
-    Val item[COLUMNS] = {NULL};
-    int width = elem_size(e), count = n;
-    if (width == 2 && n > 1) {
-        count = n / 2;
-        for (int j = 0; j < count; j++)
-            item[j] = nv_pack(cg, e, x[2 * j], x[2 * j + 1]);
-    } else {
-        for (int j = 0; j < n; j++)
-            item[j] = cg_from_f32(cg, x[j], e);
-    }
-    Val all = item[0];
-    if (count > 1) {
-        all = LLVMGetPoison(LLVMVectorType(LLVMTypeOf(item[0]), (unsigned)count));
-        for (int j = 0; j < count; j++)
-            all = cg_insert(cg, all, item[j], j);
-    }
-    cg_store(cg, all, p, n * width);
-}
-
-/* state ---------------------------------------------------------------------------------------- */
-
-/* Elements of one access to a row of the state: they exist or not together. */
-static int state_group(const Recurrent *r)
-{
-    return r->V % 4 == 0 ? 4 : r->V % 2 == 0 ? 2 : 1;
-}
-
-/* i1 that row i and column group c exist, NULL for always. */
-static Val state_exists(Recurrent *r, int i, int c)
-{
-    Val row = value_exists(&r->at, AXIS_K, i), column = value_exists(&r->at, AXIS_V, c);
-    return !row ? column : !column ? row : cg_and(r->cg, row, column);
-}
-
-/* Address of this lane's first element in the [N,H,K,V] states at `field`. */
-static Val state_address(Recurrent *r, int field)
-{
-    Cg *cg = r->cg;
-    Val H = cg_frame_field(cg, FRAME_H);
-    Val n = cg_add(cg, cg_mul(cg, cg_zext64(cg, r->seq.index), H), cg_zext64(cg, r->at.head));
-    Val bytes = cg_mul(cg, n, cg_int64(cg, (int64_t)4 * r->K * r->V));
-    Val row = cg_mul(cg, r->at.base_k, cg_int(cg, r->V));
-    Val element = cg_add(cg, row, r->at.base_v);
-    Val lane_bytes = cg_zext64(cg, cg_shl(cg, element, 2));
-    return cg_gep8(cg, nv_global(cg, field), cg_add(cg, bytes, lane_bytes));
-}
-
-/* Places that do not exist read the sequence's first elements and hold 0. */
-static void load_state(Recurrent *r)
-{
-    Cg *cg = r->cg;
-    Val zero = cg_float(cg, 0), x[COLUMNS];
-    for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
-            r->state[i][c] = cg_var(cg, cg->f32, zero);
-    Val given = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_S0), cg_int64(cg, 0));
-    If f = cg_if(cg, given);
-    Val lane = state_address(r, FRAME_S0);
-    for (int i = 0; i < r->n_k; i++) {
-        for (int c = 0; c < COLUMNS; c += state_group(r)) {
-            Val exists = state_exists(r, i, c);
-            Val p = cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c)));
-            if (exists)
-                p = cg_select(cg, exists, p, nv_global(cg, FRAME_S0));
-            load_group(cg, p, state_group(r), x);
-            for (int j = 0; j < state_group(r); j++)
-                cg_set(cg, r->state[i][c + j],
-                       exists ? cg_select(cg, exists, x[j], zero) : x[j]);
-        }
-    }
-    cg_end_if(cg, &f);
-}
-
-static void store_state(Recurrent *r)
-{
-    Cg *cg = r->cg;
-    Val x[COLUMNS];
-    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_S), cg_int64(cg, 0));
-    If f = cg_if(cg, wanted);
-    Val lane = state_address(r, FRAME_S);
-    for (int i = 0; i < r->n_k; i++) {
-        for (int c = 0; c < COLUMNS; c += state_group(r)) {
-            for (int j = 0; j < state_group(r); j++)
-                x[j] = cg_get(cg, r->state[i][c + j]);
-            Val exists = state_exists(r, i, c);
-            If g = {0};
-            if (exists)
-                g = cg_if(cg, exists);
-            Val p = cg_gep8(cg, lane, cg_int64(cg, 4 * ((int64_t)i * r->V + c)));
-            recurrent_store(cg, ELEM_f32, p, state_group(r), x);
-            if (exists)
-                cg_end_if(cg, &g);
-        }
-    }
-    cg_end_if(cg, &f);
 }
 
 /* the next token's inputs ---------------------------------------------------------------------- */
@@ -319,11 +208,11 @@ static void build_token(Recurrent *r, Val t)
     value_begin(&r->at);
     take_inputs(r, t);
     for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
+        for (int c = 0; c < r->n_v; c++)
             r->s[i][c] = cg_get(cg, r->state[i][c]);
     recurrent_token(r);
     for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
+        for (int c = 0; c < r->n_v; c++)
             cg_set(cg, r->state[i][c], r->s[i][c]);
 }
 
@@ -341,6 +230,7 @@ static void find_place(Recurrent *r)
     r->row_group = cg_udiv(cg, r->lane, cg_int(cg, r->column_groups));
     r->column_group = cg_urem(cg, r->lane, cg_int(cg, r->column_groups));
     r->seq = seq_of_index(cg, cg_udiv(cg, of_head, H), 0);
+    r->pool = pool_of_sequence(cg, &r->seq);
 
     Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
     Val first = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
@@ -349,9 +239,9 @@ static void find_place(Recurrent *r)
         .head = cg_urem(cg, of_head, H),
         .heads = H,
         .base_k = cg_mul(cg, r->row_group, cg_int(cg, r->n_k)),
-        .base_v = cg_add(cg, first, cg_mul(cg, group, cg_int(cg, COLUMNS))),
+        .base_v = cg_add(cg, first, cg_mul(cg, group, cg_int(cg, r->n_v))),
         .n_k = r->n_k,
-        .n_v = COLUMNS,
+        .n_v = r->n_v,
         .past_k = r->past_k,
         .past_v = r->past_v,
         .lookup = recurrent_lookup,
@@ -375,20 +265,23 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
 
     nv_kernel_open(cg, symbol.text, threads, blocks_per_sm(r));
     find_place(r);
-    load_state(r);
-    recurrent_open_carried(r);
+    recurrent_load_state(r);
     r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
-    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, cg_int64(cg, 0)));
-    read_ahead(r, cg_int64(cg, 0));
+    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, zero));
+    read_ahead(r, zero);
     cg_end_if(cg, &some);
-    Loop token = cg_for(cg, cg_int64(cg, 0), r->seq.length, 1, false);
+    Loop token = cg_for(cg, zero, cg_add(cg, r->seq.length, one), 1, false);
+    recurrent_store_state(r, token.i);
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, token.i, r->seq.length));
     build_token(r, token.i);
+    cg_end_if(cg, &more);
     cg_end_for(cg, &token);
-    store_state(r);
     nv_kernel_close(cg);
 
     CgEntry e = {.kind = ENTRY_recurrent, .symbol = symbol.text, .threads = threads,
                  .smem_bytes = shared_bytes(r), .v_tile = r->v_tile};
     VEC_PUSH(cg->arena, &out->entry, e);
+    out->past = past_size(r->k);
     return true;
 }

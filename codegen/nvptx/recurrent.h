@@ -8,8 +8,9 @@
 
 enum {
     WARP = 32,
-    COLUMNS = 4,   /* of a lane: 16 bytes of f32 */
-    MAX_ROWS = 16  /* of a lane */
+    MAX_ROWS = 16,    /* of a lane */
+    MAX_COLUMNS = 8,
+    TILE = 64         /* state elements of a lane, its rows times its columns, at most */
 };
 
 typedef struct Recurrent {
@@ -17,26 +18,36 @@ typedef struct Recurrent {
     const Kernel *k;
     int K, V;
     int row_groups, column_groups;
-    int n_k;              /* rows of a lane */
+    int n_k, n_v;         /* rows and columns of a lane */
     int warps, v_tile;    /* of a block */
-    bool whole;           /* a block owns all of V */
+    bool whole;           /* a block owns all of V: for sums over it, */
+    bool remembers;       /*   or since all warps of a head share what is remembered */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
     Val tile;             /* which V tile the block owns */
     Seq seq;
+    Pool pool;
     ValueAt at;
-    Val s[MAX_ROWS][COLUMNS];       /* the state while a token is being built */
-    Var state[MAX_ROWS][COLUMNS];   /* and between tokens */
-    Var **carried;                  /* [value] elements of prev and cumsum from the token before */
-    Var **ahead;                    /* [value] what the next token's inputs were read as */
+    Val s[MAX_ROWS][MAX_COLUMNS];     /* the state while a token is being built */
+    Var state[MAX_ROWS][MAX_COLUMNS]; /* and between tokens */
+    Var **carried;                    /* [value] elements of prev and cumsum from the token before */
+    Var **ahead;                      /* [value] what the next token's inputs were read as */
 } Recurrent;
 
-/* recurrent.c: n neighbouring elements, n <= COLUMNS, at a multiple of their size. */
+/* recurrent_state.c: the state and what is remembered beside it, from where the sequence starts; and to
+ * where states after `t` (i64) tokens go, if they go anywhere. */
+void recurrent_load_state(Recurrent *r);
+void recurrent_store_state(Recurrent *r, Val t);
+/* n neighbouring elements (16 bytes at most), at a multiple of their size. */
 void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x);
+/* The largest power of two that divides both and whose elements fit an access. */
+int recurrent_group(int size, int run, Elem e);
 
 /* recurrent_token.c: what is carried from token to token, to be opened before the token loop; the
  * two hooks of values; one token, from its inputs to its outputs, on r->s. */
 void recurrent_open_carried(Recurrent *r);
+/* One lane of those that hold the same elements along `axis` (or -1), in one block of a head's. */
+Val recurrent_writes(Recurrent *r, int axis);
 bool recurrent_lookup(ValueAt *at, int v, Val *out);
 Val recurrent_sum(ValueAt *at, int v, int axis, Val partial);
 void recurrent_token(Recurrent *r);

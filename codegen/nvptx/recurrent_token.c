@@ -144,7 +144,7 @@ static void close_carried(Recurrent *r)
 /* v along an axis of the state, a scalar repeated; 0 where there is no element. */
 static void get_run(Recurrent *r, int v, int axis, Val *out)
 {
-    int n = axis == AXIS_K ? r->n_k : COLUMNS;
+    int n = axis == AXIS_K ? r->n_k : r->n_v;
     if (inst_at(r->k, v)->shape.rank > 0) {
         value_get_padded(&r->at, v, out);
         return;
@@ -162,17 +162,17 @@ static void build_decay(Recurrent *r, int a)
     bool by_column = shape_has(inst_at(r->k, a)->shape, AXIS_V);
     get_run(r, a, by_column ? AXIS_V : AXIS_K, x);
     for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
+        for (int c = 0; c < r->n_v; c++)
             r->s[i][c] = cg_fmul(r->cg, r->s[i][c], x[by_column ? c : i]);
 }
 
 static void build_update(Recurrent *r, int p, int z)
 {
-    Val key[MAX_ROWS], value[COLUMNS];
+    Val key[MAX_ROWS], value[MAX_COLUMNS];
     get_run(r, p, AXIS_K, key);
     get_run(r, z, AXIS_V, value);
     for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < COLUMNS; c++)
+        for (int c = 0; c < r->n_v; c++)
             r->s[i][c] = cg_fma(r->cg, key[i], value[c], r->s[i][c]);
 }
 
@@ -181,7 +181,7 @@ static void build_read(Recurrent *r, int v, int a)
 {
     Cg *cg = r->cg;
     bool by_row = shape_has(inst_at(r->k, a)->shape, AXIS_K); /* sums over rows, gives columns */
-    int n = by_row ? COLUMNS : r->n_k, terms = by_row ? r->n_k : COLUMNS;
+    int n = by_row ? r->n_v : r->n_k, terms = by_row ? r->n_k : r->n_v;
     Val x[MAX_ROWS], *sum = NEW_ARRAY(cg->arena, Val, n);
     get_run(r, a, by_row ? AXIS_K : AXIS_V, x);
     for (int j = 0; j < n; j++) {
@@ -199,8 +199,7 @@ static void build_read(Recurrent *r, int v, int a)
 
 /* outputs -------------------------------------------------------------------------------------- */
 
-/* One lane of those that hold the same elements, in one block of those of the same head. */
-static Val writes_output(Recurrent *r, int axis)
+Val recurrent_writes(Recurrent *r, int axis)
 {
     Cg *cg = r->cg;
     Val zero = cg_int(cg, 0);
@@ -217,10 +216,10 @@ static void build_out(Recurrent *r, const Inst *i)
     const Port *port = &r->k->out.at[i->index];
     int axis = port->shape.rank ? port->shape.axis[0] : -1;
     int size = axis < 0 ? 1 : r->k->axis.at[axis].size, n = value_count(&r->at, i->arg[0]);
-    int group = axis < 0 ? 1 : size % 4 == 0 ? 4 : size % 2 == 0 ? 2 : 1;
+    int group = axis < 0 ? 1 : recurrent_group(size, n, port->elem);
     const Val *x = value_get(&r->at, i->arg[0]);
 
-    If writer = cg_if(cg, writes_output(r, axis));
+    If writer = cg_if(cg, recurrent_writes(r, axis));
     Val row = cg_mul(cg, r->at.token, cg_frame_field(cg, FRAME_H));
     row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, r->at.head)), cg_int64(cg, size));
     if (axis >= 0)

@@ -20,21 +20,23 @@ static Val max64(Cg *cg, Val a, Val b)
     return cg_select(cg, cg_cmp(cg, LLVMIntSGT, a, b), a, b);
 }
 
-/* cu[n], n i32. Offsets of either width are read as words: the low one, and the one that ends the
- * offset, which is the high word of 8 bytes or the low one again. */
-static Val load_offset(Cg *cg, Val n)
+Val nv_integer(Cg *cg, Val p, Val width)
 {
-    Val width = cg_frame_field(cg, FRAME_CU_WIDTH);
-    Val at = cg_mul(cg, cg_zext64(cg, n), width);
-    Val p = cg_gep8(cg, nv_global(cg, FRAME_CU), at);
     Val last = cg_gep8(cg, p, cg_sub(cg, width, cg_int64(cg, 4)));
     Val low = cg_load_invariant(cg, cg->i32, p, 4);
     Val high = cg_load_invariant(cg, cg->i32, last, 4);
     Val wide = cg_or(cg, cg_zext64(cg, low), cg_shl(cg, cg_zext64(cg, high), 32));
     Val is_wide = cg_cmp(cg, LLVMIntEQ, width, cg_int64(cg, 8));
-    Val x = cg_select(cg, is_wide, wide, LLVMBuildSExt(cg->b, low, cg->i64, ""));
-    Val T = cg_frame_field(cg, FRAME_T);
-    return min64(cg, max64(cg, x, cg_int64(cg, 0)), T);
+    return cg_select(cg, is_wide, wide, LLVMBuildSExt(cg->b, low, cg->i64, ""));
+}
+
+/* cu[n], n i32. */
+static Val load_offset(Cg *cg, Val n)
+{
+    Val width = cg_frame_field(cg, FRAME_CU_WIDTH);
+    Val at = cg_mul(cg, cg_zext64(cg, n), width);
+    Val x = nv_integer(cg, cg_gep8(cg, nv_global(cg, FRAME_CU), at), width);
+    return min64(cg, max64(cg, x, cg_int64(cg, 0)), cg_frame_field(cg, FRAME_T));
 }
 
 static Val is_packed(Cg *cg)

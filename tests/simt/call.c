@@ -100,8 +100,8 @@ static const Known *find(const Known *table, size_t n, const char *text, size_t 
 /* What the text says and the operands do not; false when it is not what the handler expects. */
 static bool decode_text(Arena *arena, const char *text, Code *c) {
     c->space = 1;
-    c->element_bytes = 4;
-    c->align = 4 * c->lanes;
+    c->element_bytes = c->run == run_load && strstr(text, ".b16 ") ? 2 : 4;
+    c->align = c->element_bytes * c->lanes;
     if (c->together == group_wait)
         c->number = strtol(strrchr(text, ' '), NULL, 10);
     if (c->together == group_product)

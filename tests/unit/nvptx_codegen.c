@@ -210,8 +210,8 @@ static void test_building_blocks(void **state)
     (void)state;
     static const char *const part[] = {
         ".visible .entry blocks(", ".reqntid 64", ".minnctapersm 2",
-        /* ten fixed fields, pointer and heads of six inputs, one output */
-        ".param .align 8 .b8 blocks_param_0[184]",
+        /* 23 fixed fields, pointer and heads of six inputs, one output */
+        ".param .align 8 .b8 blocks_param_0[288]",
         ".extern .shared .align 1024 .b8 shared[]",
         "cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group \t1",
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
