@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""The layer over PyTorch, on the CPU: gradients of every mixer's spec against PyTorch's own through
+the recurrence written out, and train.py learning something in a few steps. Exit status 77 without
+PyTorch."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    print("PyTorch is not installed")
+    sys.exit(77)
+
+import gdr
+from gdr_torch import Recurrence
+from model import MIXERS, Model, parameters_of
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+B, T, H, K = 2, 70, 2, 16  # more tokens than one chunk
+failed = []
+
+
+def check(name, good, detail=""):
+    print(f"{name}: {'ok' if good else 'FAILED'} {detail}")
+    if not good:
+        failed.append(name)
+
+
+def by_hand(q, k, v, g, A_log, dt_bias, b=None, w=None, beta=None):
+    """S = (I - k (erase .* k)') decay S + k (write .* v)';  o = S' q."""
+    q, k = F.normalize(q, dim=-1) * K**-0.5, F.normalize(k, dim=-1)
+    rate = -torch.exp(A_log)
+    if g.dim() == 4:
+        decay = torch.exp(rate[:, None] * F.softplus(g + dt_bias))
+    else:
+        decay = torch.exp(rate * F.softplus(g + dt_bias))[..., None].expand_as(k)
+    if beta is not None:
+        b = w = beta[..., None].expand_as(k)
+    erase, v = torch.sigmoid(b) * k, torch.sigmoid(w) * v
+    S, outputs = torch.zeros(B, H, K, K, dtype=q.dtype), []
+    for t in range(T):
+        S = decay[:, t, :, :, None] * S
+        change = v[:, t, :, None] - erase[:, t, :, None] @ S
+        S = S + k[:, t, :, :, None] @ change
+        outputs.append((q[:, t, :, None] @ S)[:, :, 0])
+    return torch.stack(outputs, dim=1)
+
+
+def error(have, want):
+    return ((have.double() - want).norm() / want.norm()).item()
+
+
+def gradients(context, mixer):
+    spec, gates = MIXERS[mixer]
+    op = Recurrence(context, os.path.join(gdr.ROOT, "specs", spec + ".gdr"), {"K": K, "V": K},
+                    torch.float32, "cpu")
+    shape = {"A_log": (H,), "dt_bias": (H, K) if gates["g"] else (H,)}
+    for name in op.inputs:
+        shape.setdefault(name, (B, T, H, K) if gates.get(name, True) else (B, T, H))
+    # Not dense, so that what the kernel sees is a copy; v asks for no gradient.
+    x = {name: torch.randn(*s, 2)[..., 0].requires_grad_(name != "v") for name, s in shape.items()}
+    exact = {name: t.detach().double().requires_grad_(name != "v") for name, t in x.items()}
+    o, want = op(**x), by_hand(**exact)
+    check(f"{mixer}, output", error(o, want) < 1e-5, f"{error(o, want):.1e}")
+    upstream = torch.randn(B, T, H, K)
+    o.backward(upstream)
+    want.backward(upstream.double())
+    check(f"{mixer}, no gradient of v", x["v"].grad is None)
+    for name in x:
+        if name != "v":
+            e = error(x[name].grad, exact[name].grad)
+            check(f"{mixer}, gradient of {name}", e < 1e-5, f"{e:.1e}")
+    try:
+        op(**{**x, "v": x["v"][:1]})
+        check(f"{mixer}, wrong shape", False)
+    except gdr.Error as e:
+        check(f"{mixer}, wrong shape", e.status == "EINPUT", str(e))
+
+
+def same_size():
+    size = {mixer: parameters_of(Model(mixer, None, 256, 64, 2, 2, 32)) for mixer in MIXERS}
+    largest, least = max(size.values()), min(size.values())
+    check("models are of one size", largest - least < 0.02 * largest, str(size))
+
+
+def learns(task, *options):
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "out.json")
+        done = subprocess.run(
+            [sys.executable, os.path.join(HERE, "train.py"), task, "--device", "cpu", "--out", out,
+             "--width", "32", "--layers", "1", "--heads", "1", "--head-dim", "16", *options],
+            capture_output=True, text=True)
+        print(done.stdout + done.stderr, end="")
+        check(f"{task}, runs", done.returncode == 0)
+        if done.returncode:
+            return
+        with open(out, encoding="utf-8") as f:
+            runs = json.load(f)["runs"]
+    check(f"{task}, all mixers", [r["mixer"] for r in runs] == list(MIXERS))
+    for r in runs:
+        first, last = r["curve"][0], r["curve"][-1]
+        check(f"{task}, {r['mixer']} learns", last["train_loss"] < 0.99 * first["train_loss"])
+        check(f"{task}, {r['mixer']} steps", [p["step"] for p in r["curve"]] == [10, 20, 30])
+
+
+def main():
+    torch.manual_seed(3)
+    context = gdr.Context()
+    for mixer in MIXERS:
+        gradients(context, mixer)
+    same_size()
+    common = ("--steps", "30", "--every", "10", "--batch", "8", "--lr", "1e-2")
+    learns("text", *common, "--tokens", "64", "--text", os.path.join(gdr.ROOT, "docs"),
+           "--text", os.path.join(gdr.ROOT, "README.md"))
+    learns("recall", *common, "--tokens", "24")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
