@@ -44,7 +44,8 @@ double op_eval(Op op, double a, double b) {
     case OP_cos: return cos(a);
     case OP_sin: return sin(a);
     case OP_const: case OP_in: case OP_sum: case OP_turn: case OP_prev: case OP_cumsum: case OP_decay:
-    case OP_read: case OP_update: case OP_out: case OP_weave: case OP_scores: case OP_carry:
+    case OP_read: case OP_update: case OP_rewind: case OP_reread: case OP_coread: case OP_codecay:
+    case OP_coupdate: case OP_decay_a: case OP_out: case OP_weave: case OP_scores: case OP_carry:
     case OP_tail: case OP_total: case OP_solve: case OP_contract: case OP_rename: case OP_state:
     case OP_next: case OP_after: case OP_cumsum_back: case OP_slot: case OP_scores_x:
     case OP_scores_y: case OP_scores_a: case OP_carry_a: case OP_tail_a: case OP_total_a:
@@ -174,35 +175,7 @@ static void eval_time_back(Eval *e, const Inst *in, double *memory, double *out)
         }
 }
 
-/* the state token by token --------------------------------------------------------------------- */
-
-static void eval_decay(Eval *e, const Inst *in) {
-    const Kernel *k = e->k;
-    const double *a = arg_value(e, in, 0);
-    int64_t nk = axis_size(k, AXIS_K), nv = axis_size(k, AXIS_V);
-    int64_t by_k = eval_step(k, arg_shape(e, in, 0), AXIS_K);
-    int64_t by_v = eval_step(k, arg_shape(e, in, 0), AXIS_V);
-    for (int64_t i = 0; i < nk; i++)
-        for (int64_t j = 0; j < nv; j++)
-            e->state[i * nv + j] *= a[i * by_k + j * by_v];
-}
-
-static void eval_read(Eval *e, const Inst *in, double *out) {
-    const Kernel *k = e->k;
-    Shape state = shape_of(2, (int[]){AXIS_K, AXIS_V}), a = arg_shape(e, in, 0);
-    Walk w = walk_open(k, in->shape, state, a);
-    walk_sum(&w, e->state, eval_step(k, state, a.axis[0]), arg_value(e, in, 0), 1,
-             axis_size(k, a.axis[0]), out);
-}
-
-static void eval_update(Eval *e, const Inst *in) {
-    const double *p = arg_value(e, in, 0), *z = arg_value(e, in, 1);
-    int64_t nk = axis_size(e->k, AXIS_K), nv = axis_size(e->k, AXIS_V);
-    int64_t p_step = arg_shape(e, in, 0).rank, z_step = arg_shape(e, in, 1).rank; /* scalars: 0 */
-    for (int64_t i = 0; i < nk; i++)
-        for (int64_t j = 0; j < nv; j++)
-            e->state[i * nv + j] += p[i * p_step] * z[j * z_step];
-}
+/* outputs -------------------------------------------------------------------------------------- */
 
 /* The value may lack axes of the output. A param's output is a sum over all steps. */
 static void eval_out(Eval *e, const Inst *in) {
@@ -302,9 +275,10 @@ static void eval_inst(Eval *e, int v) {
     case OP_turn: eval_turn(e, in, out); break;
     case OP_prev: case OP_cumsum: eval_time(e, in, e->memory[v], out); break;
     case OP_after: case OP_cumsum_back: eval_time_back(e, in, e->memory[v], out); break;
-    case OP_decay: eval_decay(e, in); break;
-    case OP_read: eval_read(e, in, out); break;
-    case OP_update: eval_update(e, in); break;
+    case OP_decay: case OP_read: case OP_update: case OP_rewind: case OP_reread: case OP_coread:
+    case OP_codecay: case OP_coupdate: case OP_decay_a:
+        eval_state(e, in, out);
+        break;
     case OP_out: eval_out(e, in); break;
     case OP_weave: eval_weave(e, in, out); break;
     case OP_slot: eval_slot(e, in, out); break;
@@ -338,11 +312,15 @@ static Eval eval_open(const Kernel *k, Arena *scratch, const EvalArgs *args) {
     e.conext = NEW_ARRAY(scratch, double, state + 1);
     e.run = NEW_ARRAY(scratch, double, (nk > nv ? nk : nv) + 1);
     e.value = NEW_ARRAY(scratch, double *, k->inst.count + 1);
+    e.place = NEW_ARRAY(scratch, double *, k->inst.count + 1);
+    e.place[0] = NEW_ARRAY(scratch, double, state + 1);
     e.memory = NEW_ARRAY(scratch, double *, k->inst.count + 1);
     e.slots = k->level == LEVEL_recurrence ? 1 : axis_size(k, AXIS_R) / axis_size(k, AXIS_C);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *in = inst_at(k, v);
         e.value[v] = NEW_ARRAY(scratch, double, shape_elements(k, in->shape));
+        if (in->op == OP_decay || in->op == OP_update)
+            e.place[++e.events] = NEW_ARRAY(scratch, double, state + 1);
         if (op_info[in->op].class == CLASS_TIME)
             e.memory[v] = NEW_ARRAY(scratch, double, shape_elements(k, in->shape));
     }
@@ -373,19 +351,22 @@ static double *snapshot(const Eval *e, Arena *scratch, bool load, double *from) 
     return all;
 }
 
-/* What the forward sweep of a gradient kernel evaluates: all that `next` and the memories need. */
+/* What the forward sweep of a gradient kernel evaluates: all that the state and the memories need. */
 static bool *forward_part(const Kernel *k, Arena *scratch) {
     bool *mark = NEW_ARRAY(scratch, bool, k->inst.count + 1);
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == OP_next || inst_at(k, v)->op == OP_prev ||
-            inst_at(k, v)->op == OP_cumsum)
+            inst_at(k, v)->op == OP_cumsum || inst_at(k, v)->op == OP_decay ||
+            inst_at(k, v)->op == OP_update) {
             value_mark(k, v, mark);
+        }
     return mark;
 }
 
 static void eval_gradient(Eval *e, Arena *scratch) {
     const Kernel *k = e->k;
-    int64_t step = axis_size(k, AXIS_C), chunks = (e->args->T + step - 1) / step;
+    bool tokens = k->level == LEVEL_recurrence; /* one by one, S and D in place */
+    int64_t step = tokens ? 1 : axis_size(k, AXIS_C), chunks = (e->args->T + step - 1) / step;
     bool *forward = forward_part(k, scratch);
     double **start = NEW_ARRAY(scratch, double *, chunks + 1);
     for (int o = 0; o < k->out.count; o++)
@@ -398,15 +379,20 @@ static void eval_gradient(Eval *e, Arena *scratch) {
         for (int v = 0; v < k->inst.count; v++)
             if (forward[v])
                 eval_inst(e, v);
-        memcpy(e->state, e->next, state_bytes(k));
+        if (!tokens)
+            memcpy(e->state, e->next, state_bytes(k));
     }
     start[chunks] = snapshot(e, scratch, false, NULL);
+    e->backwards = true;
     for (int64_t c = chunks - 1; c >= 0; c--) {
         go_to(e, c * step, step);
         snapshot(e, scratch, true, start[c]);
+        e->events = 0;
+        memcpy(e->place[0], e->state, state_bytes(k));
         for (int v = 0; v < k->inst.count; v++)
             eval_inst(e, v);
-        memcpy(e->costate, e->conext, state_bytes(k));
+        if (!tokens)
+            memcpy(e->costate, e->conext, state_bytes(k));
     }
     snapshot(e, scratch, true, start[chunks]);
 }

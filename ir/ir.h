@@ -3,7 +3,7 @@
  *   kernel.c  building, rewriting             print.c   kernel -> text
  *   shape.c   what an operation takes, gives  parse.c   text -> kernel
  *   verify.c  what is legal at each level     range.c   bounds of values
- *   eval.c, eval_lattice.c   the fp64 meaning of every operation: the oracle of every pass
+ *   eval.c, eval_state.c, eval_lattice.c   the fp64 meaning of every operation: the oracle of passes
  *
  * A kernel is a straight line of instructions in SSA form: instruction number = value number.
  *
@@ -22,9 +22,12 @@
  * tile        The same values, each given to a role (factor, chain) and a place to live in, with
  *             operand types chosen: what the code generators walk.
  *
- * A gradient kernel (chunk or tile level, with `conext`) goes over a sequence twice: forwards, for the
- * state at every chunk's start (`state`, `next`) and what prev and cumsum remember; then backwards
- * over the chunks, with the state's cotangent (`costate` at the chunk's end, `conext` at its start).
+ * A gradient kernel (at chunk and tile level with `conext`, at recurrence level with `rewind`) goes
+ * over a sequence twice: forwards, for the state at every chunk's start (`state`, `next`) and what
+ * prev and cumsum remember; then backwards over the chunks, with the state's cotangent (`costate` at
+ * the chunk's end, `conext` at its start). At recurrence level a chunk is a token: what stands before
+ * `rewind` runs forwards, all of it backwards, where operations behind `rewind` act on the cotangent
+ * D of the state and look at S as it was at a place in the token.
  * Its outputs are gradients; those of params are sums over all chunks. Cotangents of the rows of a
  * padded chunk's missing tokens mean nothing: sums over C, `scores_y` and `carry_a` leave them out.
  */
@@ -90,9 +93,9 @@ typedef struct Inst {
     double num;          /* const; weave: what rows past the last token hold (1 decays, 0 else) */
     int index;           /* in, out: port number; rename: old axis; ops in _a: 1 = of the logarithm */
     int row;             /* in: row of the first axis, or -1; out to a port [n,...]: the row */
-    int axis;            /* sum, contract, weave, rename, slot */
+    int axis;            /* sum, contract, weave, rename, slot, reread, coread */
     int place;           /* scores, carry and theirs on axis C: updates of the token that the read
-                            sees; slot: which */
+                            sees; slot: which; reread, decay_a: decays and updates before it */
     Span span;           /* where in the spec it comes from */
 } Inst;
 
@@ -161,6 +164,7 @@ int64_t shape_elements(const Kernel *k, Shape s);
  *   slot    as weave, backwards: [R|U,K] gives [C,K], [R,U] over R gives [C,U]
  *   scores_x  G on [C|R,U], y and a on U; gives G's left axis and their feature axis. scores_y: x on
  *           that left axis, gives U. scores_a, carry_a (w as x of carry), tail_a, total_a: a's shape
+ *   reread, coread  an operand along `axis`, K or V, or a scalar; gives the other one
  *   out     the port's axes, plus C at chunk and tile level unless constant; no C to a param. In a
  *           gradient kernel the value is repeated along axes that it lacks, and is one row of a port
  *           whose first axis is none of K, V
@@ -184,9 +188,9 @@ int emit_copy(Kernel *k, const Inst *model, const int *arg);
 
 static inline const Inst *inst_at(const Kernel *k, int v) { return &k->inst.at[v]; }
 bool op_commutes(Op op);
-bool op_gives_value(Op op); /* false: decay, update, out, next */
-bool kernel_is_gradient(const Kernel *k); /* has `conext` */
-/* By value: whether it depends on what comes later in the sequence (costate, after, cumsum_back). */
+bool op_gives_value(Op op); /* false: decay, update and their like, out, next, conext, rewind */
+bool kernel_is_gradient(const Kernel *k); /* has `conext` or `rewind` */
+/* By value: whether it depends on what comes later in the sequence (costate, after, ...). */
 bool *values_from_later(const Kernel *k);
 /* True when v is the same for every token: elementwise and sums of constants and params only. */
 bool value_is_constant(const Kernel *k, int v);

@@ -229,12 +229,12 @@ bool op_commutes(Op op) {
 
 bool op_gives_value(Op op) {
     return op != OP_decay && op != OP_update && op != OP_out && op != OP_next &&
-           op != OP_conext;
+           op != OP_conext && op != OP_rewind && op != OP_codecay && op != OP_coupdate;
 }
 
 bool kernel_is_gradient(const Kernel *k) {
     for (int v = 0; v < k->inst.count; v++)
-        if (inst_at(k, v)->op == OP_conext)
+        if (inst_at(k, v)->op == OP_conext || inst_at(k, v)->op == OP_rewind)
             return true;
     return false;
 }
@@ -243,7 +243,8 @@ bool *values_from_later(const Kernel *k) {
     bool *later = NEW_ARRAY(k->arena, bool, k->inst.count + 1);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *in = inst_at(k, v);
-        later[v] = in->op == OP_costate || in->op == OP_after || in->op == OP_cumsum_back;
+        later[v] = in->op == OP_costate || in->op == OP_after || in->op == OP_cumsum_back ||
+                   in->op == OP_coread || in->op == OP_decay_a;
         for (int i = 0; i < in->nargs; i++)
             later[v] = later[v] || (in->arg[i] >= 0 && later[in->arg[i]]);
     }

@@ -431,8 +431,10 @@ static bool fields(Parser *p, Inst *in) {
     case OP_slot:
         return operands(p, in) && expect_word(p, "from") && axis(p, &in->axis) &&
                expect_word(p, "place") && integer(p, SIZE_MAX_AXIS, &in->place);
-    case OP_scores: case OP_carry: case OP_scores_x: case OP_scores_y:
+    case OP_scores: case OP_carry: case OP_scores_x: case OP_scores_y: case OP_decay_a:
         return operands(p, in) && place(p, in);
+    case OP_reread: case OP_coread:
+        return operands(p, in) && expect_word(p, "over") && axis(p, &in->axis) && place(p, in);
     case OP_scores_a: case OP_carry_a: case OP_tail_a: case OP_total_a:
         if (!operands(p, in) || !place(p, in))
             return false;

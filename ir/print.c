@@ -130,13 +130,19 @@ static void print_fields(const Kernel *k, const Inst *in, Buf *out) {
         print_axis(k, in->index, out);
         buf_puts(out, " to ");
         break;
+    case OP_reread: case OP_coread:
+        buf_puts(out, " over ");
+        print_axis(k, in->axis, out);
+        if (in->place)
+            buf_printf(out, " place %d", in->place);
+        return;
     case OP_slot:
         buf_puts(out, " from ");
         print_axis(k, in->axis, out);
         buf_printf(out, " place %d", in->place);
         return;
     case OP_scores: case OP_carry: case OP_scores_x: case OP_scores_y: case OP_scores_a:
-    case OP_carry_a: case OP_tail_a: case OP_total_a:
+    case OP_carry_a: case OP_tail_a: case OP_total_a: case OP_decay_a:
         if (in->place)
             buf_printf(out, " place %d", in->place);
         if (in->index)

@@ -122,6 +122,12 @@ static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
     case OP_decay:
     case OP_read:
     case OP_update:
+    case OP_rewind:
+    case OP_reread:
+    case OP_coread:
+    case OP_codecay:
+    case OP_coupdate:
+    case OP_decay_a:
     case OP_out:
     case OP_weave:
     case OP_scores:

@@ -264,8 +264,16 @@ static const char *shape_state_op(const Inst *in, const Shape *arg, Shape *out) 
     *out = shape_scalar();
     bool key = only_axis(arg[0], AXIS_K), value = only_axis(arg[0], AXIS_V);
     switch (in->op) {
-    case OP_decay:
+    case OP_rewind: return NULL;
+    case OP_decay: case OP_codecay: case OP_decay_a:
+        if (in->op == OP_decay_a)
+            *out = arg[0];
         return arg[0].rank == 0 || key || value ? NULL : "a decay has axis K, V or none";
+    case OP_reread: case OP_coread:
+        *out = shape_of(1, (int[]){in->axis == AXIS_K ? AXIS_V : AXIS_K});
+        return (in->axis == AXIS_K || in->axis == AXIS_V) &&
+               (arg[0].rank == 0 || only_axis(arg[0], in->axis))
+                   ? NULL : "sums over K or V, the operand's only axis if it has one";
     case OP_read:
         *out = shape_of(1, (int[]){key ? AXIS_V : AXIS_K});
         return key || value ? NULL : "a read takes a vector over K or V";
@@ -286,7 +294,9 @@ static const char *shape_by_op(const Kernel *k, const Inst *in, const Shape *arg
     case OP_turn: return shape_turn(k, in, arg[0], out);
     case OP_prev: case OP_cumsum: case OP_after: case OP_cumsum_back:
         return shape_time(k, arg[0], out);
-    case OP_decay: case OP_read: case OP_update: return shape_state_op(in, arg, out);
+    case OP_decay: case OP_read: case OP_update: case OP_rewind: case OP_reread: case OP_coread:
+    case OP_codecay: case OP_coupdate: case OP_decay_a:
+        return shape_state_op(in, arg, out);
     case OP_out: return shape_out(k, in, arg[0]);
     case OP_weave: return shape_weave(k, in, out);
     case OP_scores: return shape_scores(in, arg, out);

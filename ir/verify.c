@@ -3,6 +3,9 @@
  *   all levels   every axis that is used has a size; ports have distinct names; operands stand
  *                before their use; operations are legal at the level; shapes are the inferred ones,
  *                over C, R, U, K, V; every output is given once
+ *   recurrence   with a `rewind`, a gradient kernel: what acts on the state forwards, prev and cumsum
+ *                stand before it; what acts on the cotangent, outs, after and cumsum_back behind it;
+ *                a place counts the decays and updates of the token
  *   chunk, tile  R = U = C * slots; a weave has one operand per slot; a place counts the updates of
  *                one token; the state read implies one next state; in gradient kernels that and what
  *                prev and cumsum remember do not depend on what comes later in the sequence
@@ -162,6 +165,35 @@ static bool check_out(Verifier *f, int v, bool gradient, int *given) {
     return true;
 }
 
+/* The two halves of a token of a gradient kernel; -1: either. */
+static int half_of(const Inst *in) {
+    switch ((int)in->op) {
+    case OP_decay: case OP_read: case OP_update: case OP_prev: case OP_cumsum: return 0;
+    case OP_reread: case OP_coread: case OP_codecay: case OP_coupdate: case OP_decay_a: case OP_after:
+    case OP_cumsum_back: case OP_out: return 1;
+    default: return -1;
+    }
+}
+
+static bool check_token(Verifier *f) {
+    const Kernel *k = f->k;
+    int events = 0, rewinds = 0;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *in = inst_at(k, v);
+        if (in->op == OP_rewind && rewinds++)
+            return complain(f, v, "a second one");
+        events += in->op == OP_decay || in->op == OP_update;
+        int half = half_of(in);
+        if (kernel_is_gradient(k) && half >= 0 && half != rewinds)
+            return complain(f, v, half ? "stands before `rewind`" : "stands behind `rewind`");
+        if (!rewinds && half == 1 && in->op != OP_out)
+            return complain(f, v, "belongs to a gradient kernel");
+        if ((in->op == OP_reread || in->op == OP_decay_a) && (in->place < 0 || in->place > events))
+            return complain(f, v, "a place that is not there");
+    }
+    return true;
+}
+
 static bool check_effects(Verifier *f) {
     const Kernel *k = f->k;
     int *given = NEW_ARRAY(k->arena, int, k->out.count + 1), next = 0, uses = 0, conext = 0;
@@ -178,8 +210,8 @@ static bool check_effects(Verifier *f) {
             return complain(f, v, "depends on what comes later in the sequence");
         if (!gradient && (in->op == OP_costate || in->op == OP_after || in->op == OP_cumsum_back))
             return complain(f, v, "belongs to a gradient kernel");
-        uses += in->op == OP_state || in->op == OP_next || in->op == OP_decay ||
-                in->op == OP_read || in->op == OP_update || in->op == OP_conext;
+        uses += in->op == OP_state || in->op == OP_next || in->op == OP_conext ||
+                (op_info[in->op].class == CLASS_STATE && in->op != OP_out && in->op != OP_rewind);
     }
     for (int i = 0; i < k->out.count; i++)
         if (given[i] < rows_of_output(k, i))
@@ -252,7 +284,7 @@ const char *kernel_verify(const Kernel *k) {
     ok = ok && (k->level == LEVEL_recurrence || check_lattice(&f));
     for (int v = 0; ok && v < k->inst.count; v++)
         ok = check_inst(&f, v);
-    ok = ok && check_effects(&f);
+    ok = ok && (k->level != LEVEL_recurrence || check_token(&f)) && check_effects(&f);
     ok = ok && (k->level != LEVEL_tile || check_roles(&f));
     CHECK(ok == !f.why);
     return f.why;

@@ -1,11 +1,15 @@
-/* adjoint: from a chunk-level kernel to the kernel of its gradient.
+/* adjoint: from a kernel to the kernel of its gradient.
  *
- * needs  a forward kernel after `collapse`
- * gives  a gradient kernel (ir.h) at chunk level: the forward values, then, walking them backwards,
+ * needs  a forward kernel, at chunk level after `collapse` or at recurrence level
+ * gives  a gradient kernel (ir.h) of that level: the forward values, then, walking them backwards,
  *        the cotangent of every value that leads to an output; ports d<out> in, d<in> out
  *
- * Reverse mode over the table of operations, with three things that are not just the product rule:
+ * Reverse mode over the table of operations, with four things that are not just the product rule:
  *
+ *   state      At recurrence level S is no value: what acts on it forwards acts on its cotangent D
+ *              backwards. With S as it was before each operation,
+ *                  y = S' x     D += x dy'   dx = S dy        S += p z'   dp = D z   dz = D' p
+ *                  S = a S      D = a D      da = sums of D S
  *   solve     Products with A = (I+T)^-1 are differentiated through the system and not through A: for
  *             Y = W X, W = B A, and with the unknowns Zt = A X,
  *                 dX += W' dY      dB += dY Zt'      dT -= (sum of these dX) Zt'
@@ -30,6 +34,7 @@ typedef struct Adjoint {
     int *dplain;           /* weaves of decays: cotangent for the operands without a dlog */
     VEC(Through) through;
     bool minus;            /* what the rule at work gives counts negatively */
+    int place;             /* recurrence level: decays and updates before the one at work */
 } Adjoint;
 
 static const Span nowhere = {0, 0};
@@ -107,7 +112,7 @@ static int product_to(Adjoint *a, int g, int x, Shape target) {
             x = in_x ? sum(a, x, axis) : x;
         }
     }
-    if (both.rank == 1 && !batched)
+    if (both.rank == 1 && !batched && a->k->level != LEVEL_recurrence)
         return contract(a, g, x, both.axis[0]);
     int y = mul(a, g, x);
     for (int i = 0; i < both.rank; i++)
@@ -300,6 +305,44 @@ static void solve(Adjoint *a, int v) {
     }
 }
 
+/* the state token by token --------------------------------------------------------------------- */
+
+/* Axis over which a matrix is summed with x, a value of the old kernel that lies along it. */
+static int summed(const Adjoint *a, int x) {
+    return shape_has(old_shape(a, x), AXIS_V) ? AXIS_V : AXIS_K;
+}
+
+static int coread(Adjoint *a, int x, int axis) {
+    return emit(a->k, (Inst){.op = OP_coread, .nargs = 1, .arg = (int[]){x}, .axis = axis});
+}
+
+/* y = S' x of cotangent g: both of S, as it was, and of its cotangent. */
+static void read_back(Adjoint *a, const Inst *i, int g) {
+    int axis = summed(a, i->arg[0]), other = axis == AXIS_K ? AXIS_V : AXIS_K;
+    int x = a->map[i->arg[0]], y = a->minus ? neg(a, g) : g;
+    int dx = emit(a->k, (Inst){.op = OP_reread, .nargs = 1, .arg = (int[]){g}, .axis = other,
+                               .place = a->place});
+    give(a, i->arg[0], dx, shape(a, dx));
+    emit2(a->k, OP_coupdate, axis == AXIS_K ? x : y, axis == AXIS_K ? y : x, nowhere);
+}
+
+/* A decay or an update, the last one that has not been undone. */
+static void event_back(Adjoint *a, const Inst *i) {
+    a->minus = false;
+    a->place--;
+    if (i->op == OP_update) {
+        for (int j = 0; j < 2; j++) {
+            int d = coread(a, a->map[i->arg[1 - j]], j ? AXIS_K : AXIS_V);
+            give(a, i->arg[j], d, shape(a, d));
+        }
+        return;
+    }
+    int x = a->map[i->arg[0]];
+    int d = emit(a->k, (Inst){.op = OP_decay_a, .nargs = 1, .arg = (int[]){x}, .place = a->place});
+    give(a, i->arg[0], d, shape(a, d));
+    emit1(a->k, OP_codecay, x, nowhere);
+}
+
 /* elementwise ---------------------------------------------------------------------------------- */
 
 static int less(Adjoint *a, int x, int y) { return emit2(a->k, OP_less, x, y, nowhere); }
@@ -388,10 +431,12 @@ static void pure(Adjoint *a, int v, int g) {
 static void back(Adjoint *a, int v) {
     const Inst *i = inst_at(a->old, v);
     int g = a->d[v];
-    if (i->op == OP_weave) {
+    if (i->op == OP_decay || i->op == OP_update)
+        event_back(a, i);
+    if (i->op == OP_weave)
         weave(a, v);
+    if (!op_gives_value(i->op) || i->op == OP_weave)
         return;
-    }
     if (a->dlog[v] >= 0)
         pass_log(a, v, take_sign(a, a->dlog[v]));
     if (i->op == OP_solve)
@@ -413,6 +458,7 @@ static void back(Adjoint *a, int v) {
         break;
     case OP_contract: contraction(a, i, g); break;
     case OP_rename: rename_back(a, i, g); break;
+    case OP_read: read_back(a, i, g); break;
     case OP_const: case OP_in: case OP_solve: case OP_state: break;
     default:
         CHECK(op_info[i->op].class == CLASS_PURE);
@@ -442,8 +488,10 @@ static void begin(Adjoint *a, uint64_t outs) {
             arg[j] = i->arg[j] < 0 ? -1 : a->map[i->arg[j]];
         a->d[v] = a->dlog[v] = a->dplain[v] = -1;
         a->map[v] = i->op == OP_out ? -1 : emit_copy(a->k, i, arg);
+        a->place += i->op == OP_decay || i->op == OP_update;
     }
-    int costate = emit(a->k, (Inst){.op = OP_costate});
+    bool tokens = old->level == LEVEL_recurrence;
+    int costate = emit(a->k, (Inst){.op = tokens ? OP_rewind : OP_costate});
     for (int v = 0; v < old->inst.count; v++) {
         const Inst *i = inst_at(old, v);
         if (i->op == OP_next)
@@ -485,6 +533,8 @@ static void end(Adjoint *a, uint64_t ins) {
                               .arg = (int[]){port_gradient(a, p, by_rows ? r : -1)},
                               .span = port.span});
     }
+    if (a->old->level == LEVEL_recurrence)
+        return;
     int g = -1;
     for (int v = 0; v < a->old->inst.count; v++)
         if (inst_at(a->old, v)->op == OP_state && a->d[v] >= 0)
@@ -495,7 +545,7 @@ static void end(Adjoint *a, uint64_t ins) {
 }
 
 Kernel *kernel_adjoint(const Kernel *forward, uint64_t outs, uint64_t ins) {
-    CHECK(forward->level == LEVEL_chunk && !kernel_is_gradient(forward));
+    CHECK(forward->level != LEVEL_tile && !kernel_is_gradient(forward));
     CHECK(forward->in.count <= 64 && forward->out.count <= 64);
     Arena *arena = forward->arena;
     int n = forward->inst.count + 1;
@@ -509,8 +559,7 @@ Kernel *kernel_adjoint(const Kernel *forward, uint64_t outs, uint64_t ins) {
     a.k->name = intern_z(forward->names, name.text);
     begin(&a, outs);
     for (int v = forward->inst.count - 1; v >= 0; v--)
-        if (op_gives_value(inst_at(forward, v)->op))
-            back(&a, v);
+        back(&a, v);
     a.minus = false;
     end(&a, ins);
     pass_collapse(a.k);

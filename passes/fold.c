@@ -7,7 +7,8 @@
  *
  * Instructions are put one by one into a fresh list; `put` returns an earlier value instead of
  * appending where it can. Reads are equal only while no decay or update lies between. At tile level
- * values have roles and places to live, so there only merging and dropping happen. */
+ * values have roles and places to live, so there only merging and dropping happen; decays by 1 stay
+ * in gradient kernels, which count them. */
 #include "passes/passes.h"
 
 #include <math.h>
@@ -19,6 +20,7 @@ typedef struct Fold {
     unsigned mask;
     int epoch;        /* state changes so far */
     int *read_epoch;  /* by new value: when it was read */
+    bool drops_decays; /* those by 1; not where places count them */
 } Fold;
 
 static int put(Fold *f, Inst in);
@@ -58,13 +60,18 @@ static int append(Fold *f, const Inst *in) {
     return v;
 }
 
+/* On S or its cotangent as they stand; reread says itself at which place it looks. */
+static bool depends_on_state(Op op) {
+    return op == OP_read || op == OP_coread || op == OP_decay_a;
+}
+
 /* The value equal to `in`, or a new one. */
 static int find_or_append(Fold *f, const Inst *in) {
     unsigned at = hash_inst(in) & f->mask;
     for (; f->table[at]; at = (at + 1) & f->mask) {
         int v = f->table[at] - 1;
         if (same_inst(inst_at(f->k, v), in) &&
-            (in->op != OP_read || f->read_epoch[v] == f->epoch))
+            (!depends_on_state(in->op) || f->read_epoch[v] == f->epoch))
             return v;
     }
     int v = append(f, in);
@@ -206,9 +213,10 @@ static int put(Fold *f, Inst in) {
     }
     if (op_gives_value(in.op))
         return find_or_append(f, &in);
-    if (free_form && in.op == OP_decay && is_const(f, in.arg[0], 1))
+    if (f->drops_decays && in.op == OP_decay && is_const(f, in.arg[0], 1))
         return -1;
-    f->epoch += in.op == OP_decay || in.op == OP_update;
+    f->epoch += in.op == OP_decay || in.op == OP_update || in.op == OP_codecay ||
+                in.op == OP_coupdate;
     return append(f, &in);
 }
 
@@ -243,6 +251,7 @@ void kernel_simplify(Kernel *k) {
     /* An instruction appends itself and at most two more: 1/a for a^-1. */
     int most = 3 * n + 1;
     Fold f = {.k = kernel_like(k), .mask = 15};
+    f.drops_decays = k->level != LEVEL_tile && !kernel_is_gradient(k);
     while (f.mask < 2u * (unsigned)most)
         f.mask = 2 * f.mask + 1;
     f.table = NEW_ARRAY(k->arena, int, f.mask + 1);

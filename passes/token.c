@@ -73,7 +73,8 @@ bool *value_touches_state(const Kernel *k) {
     bool *touches = NEW_ARRAY(k->arena, bool, k->inst.count);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        touches[v] = i->op == OP_read || i->op == OP_state || i->op == OP_costate;
+        touches[v] = i->op == OP_read || i->op == OP_state || i->op == OP_costate ||
+                     i->op == OP_reread || i->op == OP_coread || i->op == OP_decay_a;
         for (int j = 0; j < i->nargs; j++)
             touches[v] = touches[v] || (i->arg[j] >= 0 && touches[i->arg[j]]);
     }

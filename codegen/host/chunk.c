@@ -32,7 +32,10 @@ void host_compute(Host *h, int v) {
     case OP_total_a: host_scaled_a(h, v); break;
     case OP_state:
     case OP_costate: break;
-    case OP_read: BUG("%s: a read before its sweep", h->k->name);
+    case OP_read:
+    case OP_reread:
+    case OP_coread:
+    case OP_decay_a: BUG("%s: a read before its sweep", h->k->name);
     default:
         if (has_parts(h, v))
             host_contract(h, v);
@@ -85,9 +88,7 @@ void host_chunk_task(Host *h) {
             next = inst_at(k, v)->arg[0];
     }
     /* Running sums and values that only the next chunk looks back at. */
-    for (int v = 0; v < k->inst.count; v++)
-        if (h->tile[v].there && h->tile[v].history)
-            host_need(h, v);
+    host_need_histories(h);
     if (next >= 0)
         host_advance(h, &h->state, next);
     host_roll_history(h);

@@ -32,8 +32,7 @@ static void move(Host *h, bool save, const Tile *t, Val record, int64_t ld, Val 
         host_copy(h, mine, t->ld, record, ld, rows, ld);
 }
 
-/* The record of chunk `c` of this task. */
-static void checkpoint(Host *h, Val c, bool save) {
+void host_checkpoint(Host *h, Val c, bool save) {
     Cg *cg = h->cg;
     Val slot = cg_add(cg, cg_mul(cg, cg_add(cg, h->slot0, c), h->heads), h->head);
     Val ws = LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, FRAME_WS), cg->ptr, "");
@@ -55,8 +54,7 @@ static void open_chunk(Host *h, Val c) {
     host_open_axes(h, host_min(h, cg_sub(cg, h->length, h->token0), C));
 }
 
-/* Code emitted from here on runs in another loop: nothing of a chunk is there yet. */
-static void forget(Host *h) {
+void host_forget(Host *h) {
     for (int v = 0; v < h->k->inst.count; v++)
         h->tile[v].done &= h->tile[v].constant;
     h->products.count = 0;
@@ -69,18 +67,12 @@ static int operand_of(const Host *h, Op op) {
     BUG("%s: no %s", h->k->name, op_info[op].name);
 }
 
-static void need_histories(Host *h) {
-    for (int v = 0; v < h->k->inst.count; v++)
-        if (h->tile[v].there && h->tile[v].history)
-            host_need(h, v);
-}
-
 static void forwards(Host *h, Val chunks) {
     Cg *cg = h->cg;
     Loop l = cg_for(cg, cg_int64(cg, 0), chunks, 1, false);
     open_chunk(h, l.i);
-    checkpoint(h, l.i, true);
-    need_histories(h);
+    host_checkpoint(h, l.i, true);
+    host_need_histories(h);
     host_advance(h, &h->state, operand_of(h, OP_next));
     host_roll_history(h);
     cg_end_for(cg, &l);
@@ -92,7 +84,7 @@ static void backwards(Host *h, Val chunks) {
     Loop l = cg_for(cg, cg_int64(cg, 0), chunks, 1, false);
     Val c = cg_sub(cg, cg_sub(cg, chunks, cg_int64(cg, 1)), l.i);
     open_chunk(h, c);
-    checkpoint(h, c, false);
+    host_checkpoint(h, c, false);
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == OP_out)
             host_out(h, v);
@@ -103,6 +95,15 @@ static void backwards(Host *h, Val chunks) {
     cg_end_for(cg, &l);
 }
 
+void host_clear_gradient(Host *h) {
+    host_clear_history(h);
+    host_clear_totals(h);
+    for (int v = 0; v < h->k->inst.count; v++)
+        if (h->ahead[v].there)
+            host_fill_zero(h, host_at(h, h->ahead[v].offset),
+                           host_round(4 * h->ahead[v].ld, 4 * h->lanes));
+}
+
 void host_gradient_task(Host *h) {
     Cg *cg = h->cg;
     Val C = cg_int64(cg, axis_size(h, AXIS_C));
@@ -110,15 +111,10 @@ void host_gradient_task(Host *h) {
     Val chunks = LLVMBuildSDiv(cg->b, most, C, "");
     h->token0 = cg_int64(cg, 0);
     host_open_axes(h, h->token0);
-    host_clear_history(h);
-    host_clear_totals(h);
-    for (int v = 0; v < h->k->inst.count; v++)
-        if (h->ahead[v].there)
-            host_fill_zero(h, host_at(h, h->ahead[v].offset),
-                           host_round(4 * h->ahead[v].ld, 4 * h->lanes));
+    host_clear_gradient(h);
     host_constants(h);
     forwards(h, chunks);
-    forget(h);
+    host_forget(h);
     backwards(h, chunks);
     host_store_totals(h);
 }

@@ -89,14 +89,14 @@ void host_store_masked(Host *h, Val x, Val p, Val mask) {
 
 /* sequences ------------------------------------------------------------------------------------ */
 
-/* cu[n] as i64; offsets are 4 or 8 bytes wide. */
-static Val load_offset(Host *h, Val cu, Val n) {
+Val host_integer(Host *h, int field, int width_field, Val i) {
     Cg *cg = h->cg;
+    Val at = LLVMBuildIntToPtr(cg->b, cg_frame_field(cg, field), cg->ptr, "");
     Var x = cg_var(cg, cg->i64, NULL);
-    If wide = cg_if(cg, cg_cmp(cg, LLVMIntEQ, cg_frame_field(cg, FRAME_CU_WIDTH), cg_int64(cg, 8)));
-    cg_set(cg, x, cg_load(cg, cg->i64, host_element(h, cu, n, 8), 8));
+    If wide = cg_if(cg, cg_cmp(cg, LLVMIntEQ, cg_frame_field(cg, width_field), cg_int64(cg, 8)));
+    cg_set(cg, x, cg_load(cg, cg->i64, host_element(h, at, i, 8), 8));
     cg_else(cg, &wide);
-    Val narrow = cg_load(cg, cg->i32, host_element(h, cu, n, 4), 4);
+    Val narrow = cg_load(cg, cg->i32, host_element(h, at, i, 4), 4);
     cg_set(cg, x, LLVMBuildSExt(cg->b, narrow, cg->i64, ""));
     cg_end_if(cg, &wide);
     return cg_get(cg, x);
@@ -105,13 +105,13 @@ static Val load_offset(Host *h, Val cu, Val n) {
 static void open_sequence(Host *h, Val n) {
     Cg *cg = h->cg;
     Val T = cg_frame_field(cg, FRAME_T), cu = cg_frame_field(cg, FRAME_CU);
-    Val C = cg_int64(cg, h->gradient ? axis_size(h, AXIS_C) : 1);
+    Val C = cg_int64(cg, h->segment);
     Val chunks = LLVMBuildSDiv(cg->b, cg_add(cg, T, cg_sub(cg, C, cg_int64(cg, 1))), C, "");
     Var row0 = cg_var(cg, cg->i64, cg_mul(cg, n, T)), length = cg_var(cg, cg->i64, T);
     Var slot0 = cg_var(cg, cg->i64, cg_mul(cg, n, chunks)); /* frame_slots */
     If packed = cg_if(cg, cg_cmp(cg, LLVMIntNE, cu, cg_int64(cg, 0)));
-    Val p = LLVMBuildIntToPtr(cg->b, cu, cg->ptr, "");
-    Val begin = load_offset(h, p, n), end = load_offset(h, p, cg_add(cg, n, cg_int64(cg, 1)));
+    Val begin = host_integer(h, FRAME_CU, FRAME_CU_WIDTH, n);
+    Val end = host_integer(h, FRAME_CU, FRAME_CU_WIDTH, cg_add(cg, n, cg_int64(cg, 1)));
     cg_set(cg, row0, begin);
     cg_set(cg, length, cg_sub(cg, end, begin));
     cg_set(cg, slot0, cg_add(cg, LLVMBuildSDiv(cg->b, begin, C, ""), n));
@@ -139,61 +139,6 @@ static void open_inputs(Host *h) {
     }
 }
 
-/* The state in scratch from or to a dense [K,V] matrix of the caller's; whole rows, last columns
- * masked. */
-typedef struct Move {
-    Host *h;
-    const Tile *state;
-    Val outside;
-    bool in;
-} Move;
-
-static void move_columns(At *at, void *user) {
-    Move *m = user;
-    Host *h = m->h;
-    Cg *cg = h->cg;
-    Val index = cg_mul(cg, at->row, cg_int64(cg, axis_size(h, AXIS_V)));
-    Val p = host_element(h, m->outside, cg_add(cg, index, at->col), 4);
-    if (m->in)
-        host_store(at, m->state, 0, host_load_masked(h, h->vec, p, at->mask));
-    else
-        host_store_masked(h, host_load(at, m->state, 0), p, at->mask);
-}
-
-static void move_state(Host *h, const Tile *state, Val outside, bool in) {
-    Cg *cg = h->cg;
-    Move m = {h, state, outside, in};
-    Loop r = cg_for(cg, cg_int64(cg, 0), cg_int64(cg, axis_size(h, AXIS_K)), 1, false);
-    At at = host_at_row(h, AXIS_K, r.i);
-    host_columns(&at, AXIS_V, true, move_columns, &m);
-    cg_end_for(cg, &r);
-}
-
-static Val state_of_task(Host *h, Val base, Val task) {
-    Val p = LLVMBuildIntToPtr(h->cg->b, base, h->cg->ptr, "");
-    return host_element(h, p, task, 4 * axis_size(h, AXIS_K) * axis_size(h, AXIS_V));
-}
-
-/* From the task's matrix among those that frame field `field` points to, or zero. */
-static void state_in(Host *h, const Tile *state, int field) {
-    Cg *cg = h->cg;
-    Val base = cg_frame_field(cg, field);
-    If given = cg_if(cg, cg_cmp(cg, LLVMIntNE, base, cg_int64(cg, 0)));
-    move_state(h, state, state_of_task(h, base, h->task), true);
-    cg_else(cg, &given);
-    host_fill_zero(h, host_at(h, state->offset), 4 * state->ld * axis_size(h, AXIS_K));
-    cg_end_if(cg, &given);
-}
-
-/* To it, when it is wanted. */
-static void state_out(Host *h, const Tile *state, int field) {
-    Cg *cg = h->cg;
-    Val base = cg_frame_field(cg, field);
-    If wanted = cg_if(cg, cg_cmp(cg, LLVMIntNE, base, cg_int64(cg, 0)));
-    move_state(h, state, state_of_task(h, base, h->task), false);
-    cg_end_if(cg, &wanted);
-}
-
 /* the function --------------------------------------------------------------------------------- */
 
 static void build_task(Host *h, Val task, Algo algo) {
@@ -203,23 +148,26 @@ static void build_task(Host *h, Val task, Algo algo) {
     h->head = cg_sub(cg, task, cg_mul(cg, n, h->heads));
     h->task = task;
     open_sequence(h, n);
+    host_open_states(h, n);
     open_inputs(h);
     /* What must be zero at the start is known once the rest has been emitted. */
     LLVMBasicBlockRef clear = cg_block(cg, "clear"), start = cg_block(cg, "start");
     LLVMBuildBr(cg->b, clear);
     LLVMPositionBuilderAtEnd(cg->b, start);
 
-    state_in(h, &h->state, FRAME_S0);
+    host_start_state(h);
     if (h->gradient) {
-        state_in(h, &h->costate, frame_costate(h->k));
-        host_gradient_task(h);
-        state_out(h, &h->costate, frame_costate(h->k) + 1);
-    } else {
+        host_matrix_in(h, &h->costate, frame_costate(h->k));
         if (algo == ALGO_chunk)
-            host_chunk_task(h);
+            host_gradient_task(h);
         else
-            host_recurrent_task(h);
-        state_out(h, &h->state, FRAME_S);
+            host_recurrent_gradient_task(h);
+        host_matrix_out(h, &h->costate, frame_costate(h->k) + 1);
+    } else if (algo == ALGO_chunk) {
+        host_chunk_task(h);
+        host_leave_state(h);
+    } else {
+        host_recurrent_task(h);
     }
 
     LLVMBasicBlockRef end = LLVMGetInsertBlock(cg->b);
@@ -316,8 +264,9 @@ static bool build(Cg *cg, Algo algo, CgModule *out, const char **why) {
                      .symbol = arena_strndup(cg->arena, symbol, strlen(symbol)),
                      .scratch_bytes = h.scratch_bytes + 64};
     VEC_PUSH(cg->arena, &out->entry, entry);
+    out->past = k->level == LEVEL_recurrence && !h.gradient ? past_size(k) : 0;
     out->ws_bytes_per_slot_head = h.gradient ? host_checkpoint_bytes(&h) : 0;
-    out->chunk = k->level == LEVEL_recurrence ? 1 : k->axis.at[AXIS_C].size;
+    out->chunk = h.segment;
     return cg_optimize(cg, why) && cg_emit(cg, out, why);
 }
 

@@ -1,6 +1,7 @@
 /* codegen/host: one function for the CPU that runs a range of tasks, task = (sequence, head).
  *
  *   host.c       the function around the algorithms: tasks, sequences, states in and out
+ *   state.c      the state in and out: which one, its type and layout
  *   plan.c       which values get a tile in scratch, which are recomputed where they are used
  *   value.c      elementwise values at one row and a vector of columns; filling tiles
  *   out.c        outputs, histories
@@ -9,7 +10,9 @@
  *   decay_grad.c their cotangents
  *   chunk.c      the chunk algorithm: tile-level kernels, one loop over chunks
  *   gradient.c   gradient kernels: chunks forwards for the states, then backwards
- *   recurrent.c  the recurrence token by token: sweeps over the state
+ *   recurrent.c  the recurrence token by token
+ *   sweep.c      what acts on the state, and on its cotangent: passes over the matrices
+ *   recurrent_grad.c  gradient kernels of the recurrence: tokens in segments, forwards and backwards
  *
  * All work happens in f32 tiles in the thread's scratch. A tile is a matrix of rows of `ld` floats;
  * columns are padded to whole vectors and rows to whole micro-kernels, so kernels run over the edge
@@ -33,6 +36,7 @@ typedef struct Tile {
     int64_t offset, ld; /* bytes into scratch; floats from row to row */
     bool lower;         /* zero unless column < mul * row + add */
     int64_t mul, add;
+    Val base;   /* where it lies instead, when that is not known before the code runs; else NULL */
     int anchor; /* contract: the tile whose computation it is part of, or -1 */
 } Tile;
 
@@ -64,11 +68,18 @@ typedef struct Host {
     Val count[AXIS_user];     /* i64: rows in use on each axis */
     Val *in_base, *in_stride; /* per input: pointer at this head; bytes from token to token */
     Tile state;
+    Tile turned;              /* [V,K], where states have that layout in memory */
+    Val sequence;             /* i64: its number */
+    Val first, last, commit;  /* i64: numbers of its states in S0 and S, -1: none; of S after how many
+                                 tokens: see state.c */
     VEC(Products) products;
 
     bool gradient;
     Tile costate;
     Tile *total; /* by instruction, for outs to params: their sum over the chunks */
+    int segment; /* tokens between two states in the workspace: a chunk, or of the recurrence more */
+    int64_t records; /* gradient of the recurrence: offset of the tokens' records; see there */
+    Tile start;  /* the state where the token starts */
     Tile *ahead; /* by instruction: what after and cumsum_back take from the chunk behind this one */
     Val task;    /* i64: sequence * H + head */
     Val slot0;   /* i64: the sequence's first chunk slot in the workspace */
@@ -95,6 +106,24 @@ void host_copy(Host *h, Val out, int64_t ld_out, Val in, int64_t ld_in, Val rows
 void host_fill_zero(Host *h, Val p, int64_t bytes);
 Val host_load_masked(Host *h, Ty t, Val p, Val mask);
 void host_store_masked(Host *h, Val x, Val p, Val mask);
+
+/* Entry i of the integers at a frame field, 4 or 8 bytes wide as another says, as i64. */
+Val host_integer(Host *h, int field, int width_field, Val i);
+
+/* state.c -------------------------------------------------------------------------------------- */
+
+/* Which states sequence n has; one that is skipped has no tokens any more. */
+void host_open_states(Host *h, Val n);
+void host_plan_turned(Host *h);
+/* The state and the histories where the sequence starts. */
+void host_start_state(Host *h);
+void host_start_past(Host *h);
+/* To memory: the state at the end; that after t tokens of the recurrence, if it goes anywhere. */
+void host_leave_state(Host *h);
+void host_leave_state_after(Host *h, Val t);
+/* A tile from the task's matrix of those f32 [N,H,K,V] at a field, or zero; and back, if wanted. */
+void host_matrix_in(Host *h, const Tile *tile, int field);
+void host_matrix_out(Host *h, const Tile *tile, int field);
 
 /* plan.c --------------------------------------------------------------------------------------- */
 
@@ -137,6 +166,8 @@ void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user
 void host_hoist(At *at, int v, int col_axis);
 /* x, a scalar or a vector, to a caller's tensor. */
 void host_store_elements(Host *h, Val x, Val p, Elem e, Val mask);
+/* A vector from there; lanes that are not in `mask` (NULL = all) are 0. */
+Val host_load_elements(Host *h, Val p, Elem e, Val mask);
 
 /* out.c ---------------------------------------------------------------------------------------- */
 
@@ -147,6 +178,7 @@ void host_clear_totals(Host *h);
 void host_store_totals(Host *h);
 /* The last token of this chunk becomes the one before the next. */
 void host_roll_history(Host *h);
+void host_need_histories(Host *h); /* what the next chunk looks back at */
 void host_clear_history(Host *h);
 
 /* gemm.c --------------------------------------------------------------------------------------- */
@@ -189,6 +221,11 @@ void host_scores_back(Host *h, int v); /* scores_x, scores_y */
 void host_scores_a(Host *h, int v);
 void host_scaled_a(Host *h, int v);    /* carry_a, tail_a, total_a */
 
+/* sweep.c -------------------------------------------------------------------------------------- */
+
+/* All that acts on the state in one half of a token: before `rewind`, or behind it. */
+void host_sweeps(Host *h, bool back);
+
 /* chunk.c, recurrent.c ------------------------------------------------------------------------- */
 
 /* Code for one task; the state is in h->state and stays there. */
@@ -198,6 +235,15 @@ void host_advance(Host *h, const Tile *state, int v);
 /* Workspace bytes for a chunk; the task, with the state's cotangent in h->costate, which stays there. */
 int64_t host_checkpoint_bytes(const Host *h);
 void host_gradient_task(Host *h);
+/* The state and the histories where segment `c` of the task starts, to the workspace or back. */
+void host_checkpoint(Host *h, Val c, bool save);
+/* Code emitted from here on runs in another loop: nothing of a chunk is there yet. */
+void host_forget(Host *h);
+/* What is zero where a gradient starts: histories, totals, what comes from later tokens. */
+void host_clear_gradient(Host *h);
+/* How long segments are, and room for their records. The task: as host_gradient_task. */
+void host_plan_segments(Host *h);
+void host_recurrent_gradient_task(Host *h);
 void host_recurrent_task(Host *h);
 /* Emits the tile of v, whatever it is. */
 void host_compute(Host *h, int v);

@@ -12,6 +12,12 @@ void host_clear_history(Host *h) {
                            host_round(4 * h->tile[v].ld, 4 * h->lanes));
 }
 
+void host_need_histories(Host *h) {
+    for (int v = 0; v < h->k->inst.count; v++)
+        if (h->tile[v].there && h->tile[v].history)
+            host_need(h, v);
+}
+
 void host_roll_history(Host *h) {
     Cg *cg = h->cg;
     for (int v = 0; v < h->k->inst.count; v++) {

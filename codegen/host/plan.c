@@ -109,7 +109,8 @@ static bool always_tile(const Host *h, const Inst *i) {
     if (i->op == OP_slot)
         return h->slots > 1;
     if (i->op == OP_sum || i->op == OP_turn || i->op == OP_cumsum || i->op == OP_cumsum_back ||
-        i->op == OP_after || i->op == OP_read)
+        i->op == OP_after || i->op == OP_read || i->op == OP_reread || i->op == OP_coread ||
+        i->op == OP_decay_a)
         return true;
     return op_info[i->op].class == CLASS_CHUNK && op_gives_value(i->op);
 }
@@ -410,6 +411,7 @@ bool host_plan(Host *h, const char **why) {
     const Shape state = shape_of(2, (int[]){AXIS_K, AXIS_V});
     host_place(h, &h->state, state);
     h->state.done = true;
+    host_plan_turned(h);
     if (h->gradient) {
         host_place(h, &h->costate, state);
         h->costate.done = true;
@@ -420,5 +422,8 @@ bool host_plan(Host *h, const char **why) {
         place_value(h, v);
     place_next(h);
     place_gradient(h);
+    h->segment = k->level == LEVEL_recurrence ? 1 : (int)axis_size(h, AXIS_C);
+    if (h->gradient && k->level == LEVEL_recurrence)
+        host_plan_segments(h);
     return true;
 }

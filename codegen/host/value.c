@@ -43,7 +43,8 @@ static Val gather(Host *h, Val p, int64_t stride) {
  * axis here. */
 static Val locate(At *at, const Tile *t, int shift, int64_t *stride) {
     Host *h = at->h;
-    Val p = host_at(h, t->offset + 4 * t->ld * (shift + t->history));
+    int64_t first = 4 * t->ld * (shift + t->history);
+    Val p = t->base ? cg_gep8(h->cg, t->base, cg_int64(h->cg, first)) : host_at(h, t->offset + first);
     const int axis[2] = {t->row, t->col};
     const int64_t step[2] = {4 * t->ld, 4};
     *stride = 0;
@@ -94,6 +95,10 @@ static Val load_elements(Host *h, Val p, Elem e, bool vector, Val mask) {
         return cg_to_f32(cg, LLVMBuildBitCast(cg->b, cg_load(cg, t, p, elem_size(e)), want, ""));
     Val x = host_load_masked(h, LLVMVectorType(t, (unsigned)h->lanes), p, mask);
     return cg_to_f32(cg, LLVMBuildBitCast(cg->b, x, LLVMVectorType(want, (unsigned)h->lanes), ""));
+}
+
+Val host_load_elements(Host *h, Val p, Elem e, Val mask) {
+    return load_elements(h, p, e, true, mask);
 }
 
 void host_store_elements(Host *h, Val x, Val p, Elem e, Val mask) {

@@ -1,5 +1,6 @@
-/* The gradient of a kernel, derived by kernel_adjoint, over lengths around the chunk and gates from 0 to
- * resets, with and without states, for any subset of outputs.
+/* The gradient of a kernel, derived by kernel_adjoint from its recurrence and from its chunk form where
+ * there is one, over lengths around the chunk and gates from 0 to resets, with and without states,
+ * for any subset of outputs.
  *
  *   specs    it equals the reference's gradient, which knows nothing of chunks, to 1e-9
  *   kernels  built by hand, and random ones: along a random direction it is the forward kernel's
@@ -206,40 +207,58 @@ static void check_text(const Case *c, const Kernel *grad, Interner *names, const
     assert_string_equal(text.text, again.text);
 }
 
+/* The gradient of the recurrence itself: for every kernel, chunk form or not. */
+static void check_tokens(const Case *c, Interner *names, const Kernel *token, const double *want) {
+    Kernel *grad = kernel_adjoint(token, c->outs, ~0ull);
+    const char *why = kernel_verify(grad);
+    if (why)
+        fail_case(c, grad, "adjoint of the recurrence", why);
+    check_pass(c, grad, "adjoint of the recurrence", want);
+    check_text(c, grad, names, "adjoint of the recurrence");
+}
+
+/* The gradient of the chunk form, and what the later passes make of it. */
+static void check_chunks(const Case *c, Interner *names, Kernel *grad, const double *want) {
+    const char *why = kernel_verify(grad);
+    if (why)
+        fail_case(c, grad, "adjoint", why);
+    check_pass(c, grad, "adjoint", want);
+    for (int p = pass_find("collapse"); p < pass_count; p++) {
+        pass_info[p].run(grad);
+        if ((why = kernel_verify(grad)))
+            fail_case(c, grad, pass_info[p].name, why);
+        check_pass(c, grad, pass_info[p].name, want);
+        check_text(c, grad, names, pass_info[p].name);
+    }
+}
+
 /* `spec` NULL: against differences. False when there is no chunk form. */
 static bool check_kernel(Arena *a, Interner *names, const Kernel *original, Spec *spec, uint64_t seed,
                          int rows) {
     Kernel *forward = kernel_clone(original);
     pass_fold(forward);
     pass_normal(forward);
-    if (!forward->facts.chunkable)
-        return false;
-    kernel_set_chunk(forward, rows);
-    passes_run_after(forward, "normal", "collapse", NULL);
-    int64_t C = forward->axis.at[AXIS_C].size;
+    const Kernel *token = seed % 2 ? kernel_clone(forward) : original;
+    bool chunkable = forward->facts.chunkable;
+    if (chunkable) {
+        kernel_set_chunk(forward, rows);
+        passes_run_after(forward, "normal", "collapse", NULL);
+    }
+    int64_t C = chunkable ? forward->axis.at[AXIS_C].size : rows;
     const int64_t T[] = {0, 1, C - 1, C, C + 1, 3 * C + 5};
     for (int t = 0; t < 6; t++) {
         int64_t n;
         Case c = case_new(a, original, seed, T[t], (int)(seed % REGIMES));
-        Kernel *grad = kernel_adjoint(forward, c.outs, ~0ull);
-        const char *why = kernel_verify(grad);
-        if (why)
-            fail_case(&c, grad, "adjoint", why);
+        Kernel *grad = kernel_adjoint(chunkable ? forward : token, c.outs, ~0ull);
         c.stateless = spec && rng_below(&(Rng){seed + (uint64_t)t}, 3) == 0;
         const double *want = spec ? reference_gradients(&c, spec) : gradients(&c, grad, &n);
-        if (spec)
-            check_pass(&c, grad, "adjoint", want);
-        else
+        if (!spec)
             check_direction(&c, grad, want);
-        for (int p = pass_find("collapse"); p < pass_count; p++) {
-            pass_info[p].run(grad);
-            if ((why = kernel_verify(grad)))
-                fail_case(&c, grad, pass_info[p].name, why);
-            check_pass(&c, grad, pass_info[p].name, want);
-            check_text(&c, grad, names, pass_info[p].name);
-        }
+        check_tokens(&c, names, token, want);
+        if (chunkable)
+            check_chunks(&c, names, grad, want);
     }
-    return true;
+    return chunkable;
 }
 
 static void test_named(void **state) {
@@ -362,6 +381,59 @@ static void test_features(void **state) {
     }
 }
 
+/* What has no chunk form: decays and reads on the value side, reads that are scaled along V, summed,
+ * turned or put through a function before they are written, keys, rows and decays made of reads. */
+static void test_recurrent_only(void **state) {
+    (void)state;
+    static const char *const body[] = {
+        "S = S * diag(exp(h)) + p * v'\n out o[V] = S' * q",
+        "S = diag(exp(g)) * S * diag(x * sigmoid(w)) - p * (S' * p)' + p * v'\n out o[K] = S * v",
+        "S = S + p * (v - w .* (S' * p))'\n out o[V] = S' * q\n out r = sum(S * w)",
+        "S = exp(c) * S + p * tanh(v + S' * p)'\n out o[V] = silu(S' * q)",
+        "let r = S' * q\n S = exp(c) * S + p * (v * rsqrt(1 + dot(r, r)))'\n out o[V] = S' * p + r",
+        "let y = S * w\n S = S - (S * v) * v' * x + l2norm(p + y) * v'\n"
+        "out o[V] = S' * (q + 0.1 * y)\n out r[K] = S * prev(w)",
+        "let y = turn(S * w)\n S = exp(c) * S + A * (p + y) * v'\n"
+        "out o[V] = S' * q * cumsum(a)",
+        "for j in n { S = S * diag(sigmoid(W[j])) - kn[j] * (w .* (S' * kn[j]))' * bn[j] }\n"
+        "S = S + p * v' * A\n out o[V] = S' * (q .* cos(cumsum(p)))\n out y[K] = S * cumsum(v)",
+    };
+    for (size_t i = 0; i < sizeof body / sizeof *body; i++) {
+        char text[1000];
+        snprintf(text, sizeof text,
+                 "variant t { dim K = 4, V = 2, n = 2\n in p[K], q[K], v[V], w[V], a\n"
+                 "in g[K] <= 0, h[V] <= 0, c <= 0, x in [0, 1]\n in kn[n, K], bn[n] in [0, 1]\n"
+                 "param A, B[K], W[n, V]\n state S[K, V]\n%s\n}", body[i]);
+        assert_int_equal(check_spec(from_text, text, 200 + i), 0);
+    }
+}
+
+/* What only a kernel can say: decays and rows made of reads, a scalar for a constant vector. */
+static void test_recurrent_built(void **state) {
+    (void)state;
+    for (uint64_t regime = 0; regime < REGIMES; regime++) {
+        Arena a;
+        Interner names;
+        arena_init(&a, NULL);
+        intern_init(&names, &a);
+        Build b = build_new(&a, &names, "built", 3, 4);
+        int p = build_in(&b, "p", "K"), w = build_in(&b, "w", "V"), x = build_in(&b, "x", "");
+        int y = read_(&b, w); /* [K] */
+        decay_(&b, emit1(b.k, OP_sigmoid, add_(&b, y, p), AT));
+        update_(&b, x, w);
+        int r = read_(&b, add_(&b, p, y));
+        decay_(&b, emit1(b.k, OP_tanh, r, AT));
+        int mean = emit_sum(b.k, mul_(&b, r, w), AXIS_V, AT);
+        update_(&b, p, emit1(b.k, OP_tanh, mean, AT));
+        update_(&b, emit_const(b.k, 0.5), x);
+        decay_(&b, exp_(&b, emit1(b.k, OP_neg, mul_(&b, x, x), AT)));
+        build_out(&b, "o", read_(&b, p));
+        build_out(&b, "s", emit_sum(b.k, read_(&b, r), AXIS_K, AT));
+        assert_false(check_kernel(&a, &names, b.k, NULL, regime, 5));
+        arena_free(&a);
+    }
+}
+
 /* Gradients of some inputs only are the same ones, and what they do not need is not there. */
 static void test_some_inputs(void **state) {
     (void)state;
@@ -410,6 +482,8 @@ int main(void) {
         cmocka_unit_test(test_random),
         cmocka_unit_test(test_specs),
         cmocka_unit_test(test_features),
+        cmocka_unit_test(test_recurrent_only),
+        cmocka_unit_test(test_recurrent_built),
         cmocka_unit_test(test_some_inputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -52,7 +52,7 @@ static bool is_legal(const Kernel *k, const char *where) {
 /* `fold` runs at every level, the others where passes.def says. */
 static int run_pass(Tool *t, Kernel **kernel, const char *name) {
     Kernel *k = *kernel;
-    if (!strcmp(name, "adjoint") && k->level == LEVEL_chunk && !kernel_is_gradient(k)) {
+    if (!strcmp(name, "adjoint") && k->level != LEVEL_tile && !kernel_is_gradient(k)) {
         *kernel = kernel_adjoint(k, ~0ull, ~0ull);
         return is_legal(*kernel, name) ? 0 : 1;
     }

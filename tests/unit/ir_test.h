@@ -178,7 +178,21 @@ static inline void random_ports(World *w, Rng *r, Kernel *k) {
 }
 
 static inline bool of_gradients(Op op) {
-    return op == OP_costate || op == OP_conext || op == OP_after || op == OP_cumsum_back;
+    return op == OP_costate || op == OP_conext || op == OP_after || op == OP_cumsum_back ||
+           op == OP_reread || op == OP_coread || op == OP_codecay || op == OP_coupdate ||
+           op == OP_decay_a;
+}
+
+/* Of what acts on the state token by token, and of memories: those of the first half of a token. */
+static inline bool runs_forwards(Op op) {
+    return op == OP_decay || op == OP_read || op == OP_update || op == OP_prev || op == OP_cumsum;
+}
+
+static inline int decays_and_updates(const Kernel *k) {
+    int n = 0;
+    for (int v = 0; v < k->inst.count; v++)
+        n += inst_at(k, v)->op == OP_decay || inst_at(k, v)->op == OP_update;
+    return n;
 }
 
 static inline bool has_place(Op op) {
@@ -208,10 +222,12 @@ static inline Inst random_inst(Rng *r, Kernel *k, int slots) {
     }
     if (in.op == OP_slot)
         in.place = rng_below(r, slots);
+    if (in.op == OP_reread || in.op == OP_decay_a)
+        in.place = rng_below(r, decays_and_updates(k) + 1);
     if (in.op == OP_scores_a || in.op == OP_carry_a || in.op == OP_tail_a || in.op == OP_total_a)
         in.index = rng_below(r, 2);
     if (in.op == OP_sum || in.op == OP_turn || in.op == OP_contract || in.op == OP_weave || in.op == OP_rename ||
-        in.op == OP_slot)
+        in.op == OP_slot || in.op == OP_reread || in.op == OP_coread)
         in.axis = rng_below(r, AXIS_user);
     if (in.op == OP_rename)
         in.index = rng_below(r, AXIS_user);
@@ -229,8 +245,10 @@ static inline void random_body(Rng *r, Kernel *k, int wanted, int slots, bool gr
     int place = 0;
     for (int tries = 0; k->inst.count < wanted && tries < 200 * wanted; tries++) {
         Inst in = random_inst(r, k, slots);
-        if (in.op == OP_out || in.op == OP_next || in.op == OP_conext ||
+        if (in.op == OP_out || in.op == OP_next || in.op == OP_conext || in.op == OP_rewind ||
             (!gradient && of_gradients(in.op)))
+            continue;
+        if (gradient && k->level == LEVEL_recurrence && runs_forwards(in.op))
             continue;
         if ((in.op == OP_prev || in.op == OP_cumsum) && k->inst.count &&
             values_from_later(k)[in.arg[0]])
@@ -272,8 +290,7 @@ static inline void random_end(Rng *r, Kernel *k, bool gradient) {
         emit1(k, OP_conext, state, (Span){0, 0});
 }
 
-/* A legal kernel of about `wanted` instructions at recurrence or chunk level, there also one of
- * gradients. */
+/* A legal kernel of about `wanted` instructions at recurrence or chunk level, perhaps of gradients. */
 static inline Kernel *random_kernel(World *w, Rng *r, Level level, int wanted) {
     Kernel *k = kernel_new(&w->arena, &w->names, intern_z(&w->names, "random"));
     int slots = 1 + rng_below(r, 2), tokens = 1 + rng_below(r, 4);
@@ -286,7 +303,11 @@ static inline Kernel *random_kernel(World *w, Rng *r, Level level, int wanted) {
         k->axis.at[AXIS_R].size = k->axis.at[AXIS_U].size = tokens * slots;
     }
     random_ports(w, r, k);
-    bool gradient = level == LEVEL_chunk && rng_below(r, 2);
+    bool gradient = rng_below(r, 2);
+    if (gradient && level == LEVEL_recurrence) {
+        random_body(r, k, wanted / 2, slots, false);
+        emit(k, (Inst){.op = OP_rewind});
+    }
     random_body(r, k, wanted, slots, gradient);
     random_end(r, k, gradient);
     const char *why = kernel_verify(k);
