@@ -97,6 +97,7 @@ static void place_block(Chain *c)
     Val factor_heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_HF));
     c->factor_head = cg_udiv(cg, cg_mul(cg, c->head, factor_heads), c->heads);
     c->seq = seq_of_index(cg, cg_udiv(cg, block, c->heads), c->s->chunk);
+    c->pool = pool_of_sequence(cg, &c->seq);
     c->v_first = cg_mul(cg, tile, cg_int(cg, c->v_tile));
     for (int h = 0; h < 2; h++) {
         Val in_warp = cg_add(cg, c->g, cg_int(cg, 8 * h));
@@ -111,15 +112,12 @@ static void place_block(Chain *c)
     }
 }
 
-/* Pointer to state element (k, v_h) of this sequence and head. */
+/* Pointer to element (k, v_h) of this sequence's and head's state in S0 or S. */
 static Val state_address(Chain *c, int field, Val k, int h)
 {
-    Cg *cg = c->cg;
-    Val row = cg_add(cg, cg_mul(cg, cg_zext64(cg, c->seq.index), cg_zext64(cg, c->heads)),
-                     cg_zext64(cg, c->head));
-    row = cg_add(cg, cg_mul(cg, row, cg_int64(cg, c->s->K)), cg_zext64(cg, k));
-    Val index = cg_add(cg, cg_mul(cg, row, cg_int64(cg, c->s->V)), cg_zext64(cg, c->v[h]));
-    return cg_gep8(cg, nv_global(cg, field), cg_shl(cg, index, 2));
+    Val number = field == FRAME_S0 ? c->pool.first : c->pool.last;
+    Val state = pool_state(c->cg, field, number, c->head);
+    return cg_gep8(c->cg, state, pool_element(c->cg, k, c->v[h]));
 }
 
 /* For every state element of this lane that exists. */
@@ -146,7 +144,7 @@ static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, int 
 
 static void load_element(Chain *c, Val p, int n, int j)
 {
-    cg_set(c->cg, c->state[n][j], cg_load(c->cg, c->cg->f32, p, 4));
+    cg_set(c->cg, c->state[n][j], pool_get(c->cg, p));
 }
 
 static void store_element(Chain *c, Val p, int n, int j)
@@ -155,14 +153,15 @@ static void store_element(Chain *c, Val p, int n, int j)
     Val x = cg_get(cg, c->state[n][j]);
     if (c->wgmma)
         x = cg_fmul(cg, x, cg_get(cg, c->unit[j / 2]));
-    cg_store(cg, x, p, 4);
+    pool_put(cg, x, p);
 }
 
 static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, int, int))
 {
     Cg *cg = c->cg;
-    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
-    If there = cg_if(cg, wanted);
+    Val zero = cg_int64(cg, 0), number = field == FRAME_S0 ? c->pool.first : c->pool.last;
+    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), zero);
+    If there = cg_if(cg, cg_and(cg, wanted, cg_cmp(cg, LLVMIntSGE, number, zero)));
     each_element(c, field, visit);
     cg_end_if(cg, &there);
 }

@@ -47,6 +47,7 @@ typedef struct Chain {
     Val v[2];                      /* i32 this lane's V columns */
     Val v_live[2];                 /* i1, NULL when V is a multiple of the tile */
     Seq seq;
+    Pool pool;
     Var state[32][4];              /* wgmma with f16: divided by `unit` */
     Var unit[2];                   /* wgmma with f16: a power of two per V column */
     ValueAt at_v[2];               /* params with the V axis: at this lane's columns */

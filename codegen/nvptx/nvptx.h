@@ -134,6 +134,9 @@ Val pool_state(Cg *cg, int field, Val number, Val head);
  * element along K and along V. */
 Val pool_element(Cg *cg, Val k, Val v);
 int64_t pool_step(const Cg *cg, int axis);
+/* One element of a state, in memory of its type. */
+Val pool_get(Cg *cg, Val p);
+void pool_put(Cg *cg, Val x, Val p);
 
 /* value.c -------------------------------------------------------------------------------------- */
 

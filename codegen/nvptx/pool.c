@@ -110,3 +110,19 @@ Val pool_element(Cg *cg, Val k, Val v)
     Val row = cg_mul(cg, k, cg_int(cg, pool_step(cg, AXIS_K)));
     return cg_zext64(cg, cg_add(cg, row, cg_mul(cg, v, cg_int(cg, pool_step(cg, AXIS_V)))));
 }
+
+Val pool_get(Cg *cg, Val p)
+{
+    Elem e = cg->opt->state;
+    Val pair[2];
+    if (elem_size(e) == 4)
+        return cg_load(cg, cg->f32, p, 4);
+    nv_unpack(cg, e, LLVMBuildZExt(cg->b, cg_load(cg, cg->i16, p, 2), cg->i32, ""), pair);
+    return pair[0];
+}
+
+void pool_put(Cg *cg, Val x, Val p)
+{
+    Elem e = cg->opt->state;
+    cg_store(cg, cg_from_f32(cg, x, e), p, elem_size(e));
+}
