@@ -95,7 +95,23 @@ typedef struct Grad {
     int64_t scratch_da;       /* [rows][kp] f32, or [rows] */
     int64_t scratch_bytes;
     int sh_bytes;             /* shared memory: the larger of the phases' */
+    struct Tokens *tokens;    /* grad_token.h: the plan of phase 2 */
 } Grad;
+
+/* grad.c: the kernel around its phases, a block barrier behind each. */
+typedef struct GradPhase {
+    bool (*plan)(Grad *g, int *sh_bytes, const char **why);
+    void (*build)(Grad *g);
+} GradPhase;
+void grad_plan_scratch(Grad *g); /* what lies where in the scratch, and its size */
+bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why);
+Val grad_blocks(Cg *cg); /* i32, of the grid */
+/* One access of n neighbouring elements, 16 bytes at most, at a multiple of its size; values are f32. */
+enum { GRAD_ACCESS = 16 };
+void grad_load(Cg *cg, Elem e, Val p, int n, Val *out);
+void grad_store(Cg *cg, Elem e, Val p, int n, const Val *x);
+/* The most elements of an access that lies in a run, when runs of `run` elements lie in rows of `size`. */
+int grad_group(int64_t size, int64_t run, Elem e);
 
 /* grad_pull*.c: shared memory it needs (also says whether it fits); phase 1 of the present chunk, from
  * the record to the scratch. Rows of tokens that are not there may hold anything finite. */

@@ -1,0 +1,192 @@
+/* The grad kernel around its phases: blocks share out the segment's chunks and heads, one task after
+ * another, each with a scratch of its own between the phases.
+ *
+ *     task    (slot of the segment, head of H), head fastest: neighbouring blocks read the same rows
+ *     phases  pull, then tokens; both within the block, so a block barrier lies between them
+ *
+ * A block writes its scratch again and again: nothing of it may be read as if it never changed.
+ */
+#include "codegen/nvptx/gradient.h"
+
+#include <stdio.h>
+
+enum {
+    REGISTERS = 255,       /* of a thread: both phases hold many rows */
+    SM_REGISTERS = 65536,
+    SM_THREADS = 2048,
+    SCRATCH_UNIT = 128     /* of the scratch's matrices, bytes */
+};
+
+Val grad_blocks(Cg *cg) {
+    return cg_intrinsic(cg, "llvm.nvvm.read.ptx.sreg.nctaid.x", NULL, 0, NULL, 0);
+}
+
+/* memory --------------------------------------------------------------------------------------- */
+
+/* An access as it is in memory: 2-byte elements come in pairs, as words. */
+static Ty access_type(Cg *cg, Elem e, int n) {
+    bool pairs = elem_size(e) == 2 && n > 1;
+    Ty item = pairs ? cg->i32 : e == ELEM_bf16 ? cg->i16 : cg_elem_type(cg, e);
+    int count = pairs ? n / 2 : n;
+    return count > 1 ? LLVMVectorType(item, (unsigned)count) : item;
+}
+
+static Val item_of(Cg *cg, Val x, int j) {
+    return LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind ? cg_extract(cg, x, j) : x;
+}
+
+void grad_load(Cg *cg, Elem e, Val p, int n, Val *out) {
+    Val x = cg_load(cg, access_type(cg, e, n), p, n * elem_size(e));
+    if (elem_size(e) == 2 && n > 1) {
+        for (int j = 0; j < n / 2; j++)
+            nv_unpack(cg, e, item_of(cg, x, j), out + 2 * j);
+    } else if (e == ELEM_bf16) {
+        Val bits = cg_shl(cg, LLVMBuildZExt(cg->b, x, cg->i32, ""), 16);
+        out[0] = LLVMBuildBitCast(cg->b, bits, cg->f32, "");
+    } else {
+        for (int j = 0; j < n; j++)
+            out[j] = cg_to_f32(cg, item_of(cg, x, j));
+    }
+}
+
+void grad_store(Cg *cg, Elem e, Val p, int n, const Val *x) {
+    Val item[GRAD_ACCESS / 4];
+    bool pairs = elem_size(e) == 2 && n > 1;
+    int count = pairs ? n / 2 : n;
+    for (int j = 0; j < count; j++)
+        item[j] = pairs ? nv_pack(cg, e, x[2 * j], x[2 * j + 1]) : cg_from_f32(cg, x[j], e);
+    Val all = item[0];
+    if (count > 1) {
+        all = LLVMGetPoison(LLVMVectorType(LLVMTypeOf(item[0]), (unsigned)count));
+        for (int j = 0; j < count; j++)
+            all = cg_insert(cg, all, item[j], j);
+    }
+    cg_store(cg, all, p, n * elem_size(e));
+}
+
+static int64_t power_of_two_in(int64_t x) { return x & -x; }
+
+int grad_group(int64_t size, int64_t run, Elem e) {
+    int64_t width = elem_size(e), bytes = power_of_two_in(size * width);
+    if (bytes > power_of_two_in(run * width))
+        bytes = power_of_two_in(run * width);
+    return (int)((bytes < GRAD_ACCESS ? bytes : GRAD_ACCESS) / width);
+}
+
+/* plan ----------------------------------------------------------------------------------------- */
+
+/* The first family with the same root. */
+static int same_root(const Gradient *g, int f) {
+    int first = 0;
+    while (g->family[first].root != g->family[f].root)
+        first++;
+    return first;
+}
+
+static int64_t take(int64_t *at, int64_t bytes) {
+    int64_t here = *at;
+    *at += (bytes + SCRATCH_UNIT - 1) / SCRATCH_UNIT * SCRATCH_UNIT;
+    return here;
+}
+
+void grad_plan_scratch(Grad *g) {
+    const System *s = &g->g->s;
+    int64_t at = 0, wide = (int64_t)s->rows * s->kp * 4;
+    for (int f = 0; f < s->families; f++) {
+        int first = same_root(g->g, f);
+        g->scratch_dx[f] = first < f ? g->scratch_dx[first] : take(&at, wide);
+    }
+    g->scratch_dp = take(&at, g->g->p_root >= 0 ? wide : 0);
+    g->scratch_da = take(&at, g->g->a_root < 0 ? 0 : s->a_key ? wide : s->rows * 4);
+    g->scratch_bytes = at;
+}
+
+/* Blocks of `threads` that a multiprocessor holds. */
+static int blocks_per_sm(const Cg *cg, int threads, int sh_bytes) {
+    int blocks = SM_REGISTERS / (threads * (REGISTERS + 1));
+    int by_memory = cg->target->smem_limit / (sh_bytes + 1024);
+    blocks = by_memory < blocks ? by_memory : blocks;
+    return blocks > 0 ? blocks : 1;
+}
+
+/* the kernel ----------------------------------------------------------------------------------- */
+
+static void place_thread(Grad *g) {
+    Cg *cg = g->cg;
+    Val tid = nv_tid(cg);
+    g->lane = cg_and(cg, tid, cg_int(cg, 31));
+    g->warp = nv_shuffle_from(cg, cg_shr(cg, tid, 5), cg_int(cg, 0));
+    g->lane_g = cg_shr(cg, g->lane, 2);
+    g->lane_t = cg_and(cg, g->lane, cg_int(cg, 3));
+    g->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
+    Val scratch = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, g->scratch_bytes));
+    g->scratch = cg_gep8(cg, nv_global(cg, frame_gradient(g->k, GRAD_SCRATCH)), scratch);
+}
+
+/* Task number `task` (i64). Its slot may have no chunk: then it starts behind its sequence's end. */
+static void place_task(Grad *g, Val task) {
+    Cg *cg = g->cg;
+    const System *s = &g->g->s;
+    Val heads = cg_zext64(cg, g->heads), chunk;
+    g->head = cg_trunc32(cg, cg_urem(cg, task, heads));
+    Val first = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOT));
+    g->slot = cg_add(cg, cg_udiv(cg, task, heads), first);
+    g->seq = seq_of_slot(cg, g->slot, s->chunk, &chunk);
+    g->start = cg_mul(cg, chunk, cg_int64(cg, s->chunk));
+    Val record = cg_mul(cg, task, cg_int64(cg, s->ws_bytes));
+    g->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
+}
+
+static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) {
+    grad_plan_scratch(g);
+    for (int i = 0; i < phases; i++) {
+        int bytes = 0;
+        if (!phase[i].plan(g, &bytes, why))
+            return false;
+        g->sh_bytes = bytes > g->sh_bytes ? bytes : g->sh_bytes;
+    }
+    if (g->sh_bytes > g->cg->target->smem_limit) {
+        *why = "the grad kernel needs more shared memory than this GPU has: use smaller chunks";
+        return false;
+    }
+    return true;
+}
+
+static void build(Grad *g, const GradPhase *phase, int phases) {
+    Cg *cg = g->cg;
+    place_thread(g);
+    Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
+    Val tasks = cg_mul(cg, slots, cg_zext64(cg, g->heads));
+    Loop l = cg_for(cg, cg_zext64(cg, nv_block(cg)), tasks, 1, false);
+    l.step = cg_zext64(cg, grad_blocks(cg));
+    place_task(g, l.i);
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
+    for (int i = 0; i < phases; i++) {
+        phase[i].build(g);
+        nv_barrier(cg);
+    }
+    cg_end_if(cg, &some);
+    cg_end_for(cg, &l);
+}
+
+bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why) {
+    Gradient *gradient = NEW(cg->arena, Gradient);
+    if (!nv_gradient(cg->arena, cg->k, gradient, why))
+        return false;
+    Grad *g = NEW(cg->arena, Grad);
+    *g = (Grad){.cg = cg, .k = cg->k, .g = gradient};
+    if (!plan(g, phase, phases, why))
+        return false;
+    Buf symbol;
+    buf_init(&symbol, cg->arena);
+    buf_printf(&symbol, "%s%s_grad", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name);
+    int threads = 32 * gradient->s.warps, per_sm = blocks_per_sm(cg, threads, g->sh_bytes);
+    nv_kernel_open(cg, symbol.text, threads, per_sm);
+    build(g, phase, phases);
+    nv_kernel_close(cg);
+    VEC_PUSH(cg->arena, &out->entry,
+             ((CgEntry){.kind = ENTRY_grad, .symbol = symbol.text, .threads = threads,
+                        .smem_bytes = g->sh_bytes, .per_sm = per_sm,
+                        .scratch_bytes = g->scratch_bytes}));
+    return true;
+}

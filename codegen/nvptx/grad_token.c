@@ -1,0 +1,356 @@
+/* Phase 2 of the grad kernel: the spec's own expressions backwards, token by token.
+ *
+ * Every gradient is an elementwise value with row sums, made on demand (value.c) of the inputs and of
+ * cotangents that stand in memory, all of them on the lattice:
+ *     rows x_f, keys, decays    f32, in the block's scratch, from the pull phase
+ *     dX                        f16 in units of V columns, in the chunk's record
+ * What a token needs of memory is read first, so that it is under way at once.
+ */
+#include "codegen/nvptx/grad_token.h"
+
+#include <stdio.h>
+
+int tokens_run_axis(Shape s) {
+    return shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
+}
+
+int tokens_count(const Tokens *x, Shape s) {
+    int axis = tokens_run_axis(s);
+    return axis == AXIS_K ? x->n_k : axis == AXIS_V ? x->n_v : 1;
+}
+
+/* cotangents in memory ----------------------------------------------------------------------------- */
+
+/* Number of the family that is given at v, or -1. */
+static int family_of(const Gradient *g, int v) {
+    for (int f = 0; f < g->s.families; f++)
+        if (g->family[f].root == v)
+            return f;
+    return -1;
+}
+
+static bool in_memory(const Gradient *g, int v) {
+    return v == g->dX || v == g->p_root || v == g->a_root || family_of(g, v) >= 0;
+}
+
+/* The lattice row of this token's update `place`. */
+static Val lattice_row(Tokens *x, int place) {
+    Cg *cg = x->g->cg;
+    int slots = x->g->g->s.slots;
+    return slots == 1 ? x->t : cg_add(cg, cg_mul(cg, x->t, cg_int(cg, slots)), cg_int(cg, place));
+}
+
+/* This lane's elements of a row of kp f32 in the scratch, or its only one. */
+static void load_scratch(Tokens *x, int64_t base, Val row, bool vector, Val *out) {
+    Cg *cg = x->g->cg;
+    const System *s = &x->g->g->s;
+    int n = vector ? x->n_k : 1, group = n < 4 ? n : 4;
+    Val p = cg_gep8(cg, x->g->scratch, cg_int64(cg, base));
+    Val element = vector ? cg_mul(cg, row, cg_int(cg, s->kp)) : row;
+    if (vector) { /* lanes behind the last channel read the row's first ones */
+        Val k = x->at.base_k;
+        if (x->lanes * n > s->kp)
+            k = cg_select(cg, cg_cmp(cg, LLVMIntSLT, k, cg_int(cg, s->kp)), k, cg_int(cg, 0));
+        element = cg_add(cg, element, k);
+    }
+    p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, element, 2)));
+    Ty t = group > 1 ? LLVMVectorType(cg->f32, (unsigned)group) : cg->f32;
+    for (int j = 0; j < n; j += group) {
+        Val words = cg_load(cg, t, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4 * group);
+        for (int i = 0; i < group; i++)
+            out[j + i] = group > 1 ? cg_extract(cg, words, i) : words;
+    }
+}
+
+/* Lanes behind the last column stay at the first ones. */
+static Val column_base(Tokens *x) {
+    Cg *cg = x->g->cg;
+    int vp = x->g->g->s.vp;
+    if (x->lanes * x->n_v <= vp)
+        return x->at.base_v;
+    Val inside = cg_cmp(cg, LLVMIntSLT, x->at.base_v, cg_int(cg, vp));
+    return cg_select(cg, inside, x->at.base_v, cg_int(cg, 0));
+}
+
+static void load_units(Tokens *x) {
+    Cg *cg = x->g->cg;
+    Val p = cg_gep8(cg, x->g->record, cg_int64(cg, x->g->g->s.ws_unit_dx));
+    p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, column_base(x), 2)));
+    for (int j = 0; j < x->n_v; j++)
+        x->unit_dx[j] = cg_load(cg, cg->f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4);
+}
+
+/* This lane's columns of a row of dX. */
+static void load_dx(Tokens *x, Val row, Val *out) {
+    Cg *cg = x->g->cg;
+    const System *s = &x->g->g->s;
+    Val v = column_base(x), eight = cg_int(cg, 7);
+    Val place = cg_shl(cg, nv_place(cg, s->rows, s->vp, row, cg_shr(cg, v, 3)), 4);
+    if (x->n_v < 8)
+        place = cg_add(cg, place, cg_shl(cg, cg_and(cg, v, eight), 1));
+    Val p = cg_gep8(cg, x->g->record, cg_int64(cg, s->ws_dx));
+    p = cg_gep8(cg, p, cg_zext64(cg, place));
+    int words = x->n_v / 2;
+    Ty t = words > 1 ? LLVMVectorType(cg->i32, (unsigned)words) : cg->i32;
+    Val pairs = cg_load(cg, t, p, 4 * words);
+    for (int i = 0; i < words; i++)
+        nv_unpack(cg, ELEM_f16, words > 1 ? cg_extract(cg, pairs, i) : pairs, out + 2 * i);
+    for (int j = 0; j < x->n_v; j++)
+        out[j] = cg_fmul(cg, out[j], x->unit_dx[j]);
+}
+
+/* Value v at this token's update `place`. */
+static void load_cotangent(Tokens *x, int v, int place, Val *out) {
+    const Gradient *g = x->g->g;
+    int f = family_of(g, v);
+    bool vector = shape_has(inst_at(x->g->k, v)->shape, AXIS_K);
+    if (v == g->dX)
+        load_dx(x, lattice_row(x, place), out);
+    else if (v == g->a_root)
+        load_scratch(x, x->g->scratch_da, lattice_row(x, place), vector, out);
+    else if (v == g->p_root)
+        load_scratch(x, x->g->scratch_dp, lattice_row(x, place), true, out);
+    else
+        load_scratch(x, x->g->scratch_dx[f], lattice_row(x, place), true, out);
+}
+
+/* The place within its token where a value with axis C is kept. */
+static int place_in_token(const Gradient *g, int v) {
+    int f = family_of(g, v);
+    return f >= 0 && g->s.family[f].position > 0 ? g->s.family[f].position : 0;
+}
+
+static void zeros(Cg *cg, int n, Val *out) {
+    for (int j = 0; j < n; j++)
+        out[j] = cg_float(cg, 0);
+}
+
+/* Value v of axis R or U at this token's update `place`. */
+static void lattice_value(Tokens *x, int v, int place, Val *out) {
+    Cg *cg = x->g->cg;
+    const Kernel *k = x->g->k;
+    const Inst *i = inst_at(k, v);
+    int n = tokens_count(x, i->shape);
+    if (x->g->g->zero[v]) {
+        zeros(cg, n, out);
+    } else if (in_memory(x->g->g, v)) {
+        load_cotangent(x, v, place, out);
+    } else if (i->op == OP_rename) {
+        lattice_value(x, i->arg[0], place, out);
+    } else if (i->op == OP_weave) {
+        const Val *y = value_get(&x->at, i->arg[place]);
+        for (int j = 0; j < n; j++)
+            out[j] = y[value_count(&x->at, i->arg[place]) > 1 ? j : 0];
+    } else {
+        Val a[TOKEN_RUN], b[TOKEN_RUN];
+        int na = tokens_count(x, inst_at(k, i->arg[0])->shape), nb = 1;
+        lattice_value(x, i->arg[0], place, a);
+        if (i->nargs > 1) {
+            nb = tokens_count(x, inst_at(k, i->arg[1])->shape);
+            lattice_value(x, i->arg[1], place, b);
+        }
+        for (int j = 0; j < n; j++)
+            out[j] = cg_pointwise(cg, i->op, a[na > 1 ? j : 0],
+                                  i->nargs > 1 ? b[nb > 1 ? j : 0] : NULL);
+    }
+}
+
+static bool lookup(ValueAt *at, int v, Val *out) {
+    Tokens *x = at->user;
+    const Gradient *g = x->g->g;
+    const Inst *i = inst_at(x->g->k, v);
+    if (g->zero[v])
+        zeros(at->cg, tokens_count(x, i->shape), out);
+    else if (i->op == OP_slot)
+        lattice_value(x, i->arg[0], i->place, out);
+    else if (in_memory(g, v))
+        load_cotangent(x, v, place_in_token(g, v), out);
+    else
+        return false;
+    return true;
+}
+
+static Val sum_lanes(ValueAt *at, int v, int axis, Val partial) {
+    Tokens *x = at->user;
+    (void)v;
+    (void)axis;
+    for (int m = x->lanes / 2; m > 0; m /= 2)
+        partial = cg_fadd(at->cg, partial, nv_shuffle_xor(at->cg, partial, m));
+    return partial;
+}
+
+/* what can be asked for ---------------------------------------------------------------------------- */
+
+static const char *lattice_unsupported(const Tokens *x, int v) {
+    const Gradient *g = x->g->g;
+    const Inst *i = inst_at(x->g->k, v);
+    if (g->zero[v] || in_memory(g, v))
+        return NULL;
+    if (i->op == OP_rename)
+        return lattice_unsupported(x, i->arg[0]);
+    if (i->op != OP_weave && op_info[i->op].class != CLASS_PURE)
+        return "a gradient is no sum of what the GPU's grad kernel computes";
+    for (int j = 0; j < i->nargs; j++) {
+        const char *why = i->op == OP_weave ? tokens_unsupported(x, i->arg[j])
+                                            : lattice_unsupported(x, i->arg[j]);
+        if (why)
+            return why;
+    }
+    return NULL;
+}
+
+const char *tokens_unsupported(const Tokens *x, int v) {
+    const Gradient *g = x->g->g;
+    const Inst *i = inst_at(x->g->k, v);
+    if (g->zero[v] || in_memory(g, v))
+        return NULL;
+    if (i->op == OP_slot)
+        return lattice_unsupported(x, i->arg[0]);
+    if (i->op == OP_after || i->op == OP_cumsum_back)
+        return "gradients through earlier tokens have no GPU chunk kernel: use the CPU";
+    if (op_info[i->op].class == CLASS_CHUNK)
+        return "gradients that need the outs' reads have no GPU chunk kernel: use the CPU";
+    for (int j = 0; j < i->nargs; j++) {
+        const char *why = tokens_unsupported(x, i->arg[j]);
+        if (why)
+            return why;
+    }
+    return NULL;
+}
+
+/* plan ----------------------------------------------------------------------------------------- */
+
+static int power_of_two(int x) {
+    int p = 1;
+    while (p < x)
+        p *= 2;
+    return p;
+}
+
+static int divided(int x, int by) { return (x + by - 1) / by; }
+
+/* Runs are even: pairs of channels turn. */
+static int run_of(int size, int lanes) {
+    int n = power_of_two(divided(size, lanes));
+    return n < 2 ? 2 : n;
+}
+
+bool grad_token_plan(Grad *g, int *sh_bytes, const char **why) {
+    const Kernel *k = g->k;
+    const System *s = &g->g->s;
+    Tokens *x = g->tokens = NEW(g->cg->arena, Tokens);
+    x->g = g;
+    x->lanes = power_of_two(divided(s->K > s->V ? s->K : s->V, TOKEN_RUN));
+    x->n_k = run_of(s->K, x->lanes);
+    x->n_v = run_of(s->V, x->lanes);
+    CHECK(x->lanes <= 32 && x->n_k <= TOKEN_RUN && x->n_v <= TOKEN_RUN);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op != OP_out || k->out.at[i->index].is_param)
+            continue;
+        *why = tokens_unsupported(x, i->arg[0]);
+        if (*why)
+            return false;
+    }
+    return tokens_plan_sums(x, sh_bytes, why);
+}
+
+/* tokens --------------------------------------------------------------------------------------- */
+
+/* Values that a token's gradients need: not what stands behind those in memory. */
+static void mark_needed(const Tokens *x, int v, bool *mark) {
+    const Gradient *g = x->g->g;
+    if (v < 0 || mark[v] || g->zero[v])
+        return;
+    const Inst *i = inst_at(x->g->k, v);
+    mark[v] = true;
+    for (int j = 0; j < i->nargs && !in_memory(g, v); j++)
+        mark_needed(x, i->arg[j], mark);
+}
+
+static bool *needed_values(const Tokens *x) {
+    const Kernel *k = x->g->k;
+    bool *needed = NEW_ARRAY(x->g->cg->arena, bool, k->inst.count);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        bool param = i->op == OP_out && k->out.at[i->index].is_param;
+        if (x->over_tokens[v] || (i->op == OP_out && !param))
+            for (int j = 0; j < i->nargs; j++)
+                mark_needed(x, i->arg[j], needed);
+    }
+    return needed;
+}
+
+static void read_ahead(Tokens *x, const bool *needed) {
+    const Kernel *k = x->g->k;
+    for (int v = 0; v < k->inst.count; v++) {
+        Op op = inst_at(k, v)->op;
+        bool lattice = shape_has(inst_at(k, v)->shape, AXIS_R) ||
+                       shape_has(inst_at(k, v)->shape, AXIS_U);
+        if (needed[v] && !lattice &&
+            (op == OP_in || op == OP_slot || in_memory(x->g->g, v)))
+            value_get(&x->at, v);
+    }
+}
+
+static void place_lane(Tokens *x) {
+    Grad *g = x->g;
+    Cg *cg = g->cg;
+    const System *s = &g->g->s;
+    x->lane = cg_and(cg, g->lane, cg_int(cg, x->lanes - 1));
+    x->at = (ValueAt){.cg = cg, .token = g->seq.begin, .begin = g->seq.begin,
+                      .head = g->head, .heads = g->heads,
+                      .base_k = cg_mul(cg, x->lane, cg_int(cg, x->n_k)),
+                      .base_v = cg_mul(cg, x->lane, cg_int(cg, x->n_v)),
+                      .n_k = x->n_k, .n_v = x->n_v,
+                      .past_k = x->lanes * x->n_k > s->K, .past_v = x->lanes * x->n_v > s->V,
+                      .lookup = lookup, .sum = sum_lanes, .user = x};
+    value_ports(&x->at);
+    load_units(x);
+}
+
+/* The token that these lanes work on when the warp is at `first`, of `left` tokens. */
+static void place_token(Tokens *x, Val first, Val left) {
+    Grad *g = x->g;
+    Cg *cg = g->cg;
+    int log = 0;
+    while (1 << log < x->lanes)
+        log++;
+    Val t = cg_add(cg, first, cg_shr(cg, g->lane, log));
+    x->live = cg_cmp(cg, LLVMIntSLT, t, left);
+    x->t = cg_select(cg, x->live, t, cg_sub(cg, left, cg_int(cg, 1)));
+    Val in_seq = cg_add(cg, g->start, cg_zext64(cg, x->t));
+    x->at.token = cg_add(cg, g->seq.begin, in_seq);
+    x->at.first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0));
+    value_begin(&x->at);
+}
+
+static void build_token(Tokens *x, const bool *needed) {
+    const Kernel *k = x->g->k;
+    read_ahead(x, needed);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_out && !k->out.at[i->index].is_param)
+            tokens_store(x, i);
+    }
+    tokens_add(x);
+}
+
+void grad_tokens(Grad *g) {
+    Cg *cg = g->cg;
+    const System *s = &g->g->s;
+    Tokens *x = g->tokens;
+    bool *needed = needed_values(x);
+    int at_once = 32 / x->lanes;
+    place_lane(x);
+    tokens_open_sums(x);
+    Val left = cg_sub(cg, g->seq.length, g->start), chunk = cg_int64(cg, s->chunk);
+    left = cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, chunk), left, chunk);
+    left = cg_trunc32(cg, left);
+    Val first = cg_mul(cg, g->warp, cg_int(cg, at_once));
+    Loop l = cg_for(cg, first, left, (int64_t)s->warps * at_once, false);
+    place_token(x, l.i, left);
+    build_token(x, needed);
+    cg_end_for(cg, &l);
+    tokens_finish_sums(x);
+}

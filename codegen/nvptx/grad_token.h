@@ -1,0 +1,47 @@
+/* The tokens phase of the grad kernel in the making. Private to codegen/nvptx.
+ *
+ * A token is worked on by `lanes` neighbouring lanes (a power of two): lane l holds channels l n_k ..
+ * of K and l n_v .. of V. The block takes warps * 32 / lanes tokens at a time.
+ *
+ *     grad_token.c      the plan, cotangents from scratch and record, the loop over tokens
+ *     grad_token_out.c  rows of gradients to memory
+ *     grad_token_sum.c  sums over the chunk's tokens: gradients of params
+ */
+#ifndef GDR_CODEGEN_NVPTX_GRAD_TOKEN_H
+#define GDR_CODEGEN_NVPTX_GRAD_TOKEN_H
+
+#include "codegen/nvptx/gradient.h"
+
+enum { TOKEN_RUN = 8 }; /* channels of a lane, at most */
+
+typedef struct Tokens {
+    Grad *g;
+    int lanes, n_k, n_v;
+    ValueAt at;
+    Val lane;            /* i32 among the token's */
+    Val t;               /* i32 token in the chunk; where there is none left, the last one again */
+    Val live;            /* i1: there is one */
+    Val unit_dx[TOKEN_RUN];
+    bool *over_tokens;   /* by value: a sum over the chunk's tokens that a param's gradient needs */
+    Var **sum;           /* by value: those sums' elements, this lane's tokens so far */
+    int *sh_sum;         /* by value: f32 [warps][lanes * elements] in shared memory */
+} Tokens;
+
+/* Elements that a lane holds of a value with these axes. */
+int tokens_count(const Tokens *x, Shape s);
+int tokens_run_axis(Shape s); /* K, V or -1 */
+
+/* grad_token_out.c */
+void tokens_store(Tokens *x, const Inst *out);       /* of this token */
+void tokens_store_param(Tokens *x, const Inst *out); /* of this chunk, by the warp that calls */
+
+/* grad_token_sum.c */
+bool tokens_plan_sums(Tokens *x, int *sh_bytes, const char **why);
+void tokens_open_sums(Tokens *x);
+void tokens_add(Tokens *x);            /* the present token */
+void tokens_finish_sums(Tokens *x);    /* the params' gradients; has a block barrier where there are any */
+
+/* What of v a token can be asked for: NULL, or why it cannot. */
+const char *tokens_unsupported(const Tokens *x, int v);
+
+#endif

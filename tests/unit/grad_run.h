@@ -1,0 +1,317 @@
+/* Shared by the tests of the GPU's gradient kernels: a spec's gradient kernel compiled entry by entry
+ * for the interpreter (tests/simt), its tensors, and launches segment by segment.
+ *
+ * Tensors are NaN wherever nothing is written. Every third input is shared by groups of heads; its
+ * gradient goes through parts and the sums entry, as do those of params. */
+#ifndef GDR_TESTS_GRAD_RUN_H
+#define GDR_TESTS_GRAD_RUN_H
+
+#include "codegen/nvptx/gradient.h"
+#include "passes/passes.h"
+#include "tests/simt/number.h"
+#include "tests/simt/simt.h"
+#include "tests/unit/spec_test.h"
+
+enum { GRAD_SEQUENCES = 6, GRAD_ENTRIES = 16, GRAD_FRAME = FRAME_PORTS + 6 * MAX_PORTS + 64 };
+
+typedef struct GradCase {
+    const char *spec;
+    int K, V, rows;            /* of a chunk, at most */
+    Elem elem;
+    const char *target;
+    int H, N, T;               /* T tokens each, or */
+    int length[GRAD_SEQUENCES];/* packed: their lengths */
+    int cu_width;              /* 0: dense */
+    bool start, final;         /* states given and gradients of final ones */
+    int segment;               /* chunk slots of a launch; 0: all */
+    int blocks;                /* of the grad and sums entries; 0: one a task */
+    double gate;               /* log-decays; 0: random in the declared range */
+    double resets;             /* that part of the log-decays is -1000 */
+    int unwanted;              /* bit o: gradient o has no address */
+} GradCase;
+
+typedef struct GradRun {
+    const GradCase *c;
+    Spec *spec;
+    SpecDim dim[2];
+    SpecBind bind;
+    Kernel *token, *code;      /* the recurrence; its gradient at tile level */
+    CgModule module;
+    Cg *cg[GRAD_ENTRIES];
+    Simt *simt[GRAD_ENTRIES];
+    uint64_t seed;
+    Arena arena;
+    void *in[MAX_PORTS], *part[MAX_PORTS], *sum[MAX_PORTS]; /* part: the output where nothing is summed */
+    int heads[MAX_PORTS];      /* of inputs, and of their gradients */
+    void *s0, *ds, *ds0, *cu, *ws, *scratch, *hand[4];
+    int64_t tokens, slots, segment, blocks;
+} GradRun;
+
+/* elements ------------------------------------------------------------------------------------- */
+
+static inline NumberKind grad_kind(Elem e) { return e == ELEM_bf16 ? NUMBER_bf16 : NUMBER_f16; }
+
+static inline double grad_get(const void *p, int64_t i, Elem e) {
+    return e == ELEM_f32 ? ((const float *)p)[i]
+                         : number_get(grad_kind(e), ((const uint16_t *)p)[i]);
+}
+
+static inline void grad_set(void *p, int64_t i, Elem e, double x) {
+    if (e == ELEM_f32)
+        ((float *)p)[i] = (float)x;
+    else
+        ((uint16_t *)p)[i] = (uint16_t)number_put(grad_kind(e), (float)x);
+}
+
+/* compiling ------------------------------------------------------------------------------------ */
+
+/* False when the spec has no chunk form. */
+static inline bool grad_open(GradRun *r, const GradCase *c) {
+    char path[512];
+    *r = (GradRun){.c = c, .seed = 20250101};
+    snprintf(path, sizeof path, "%s/%s.gdr", GDR_SPECS_DIR, c->spec);
+    Spec *s = r->spec = spec_load(path);
+    r->dim[0] = (SpecDim){"K", c->K};
+    r->dim[1] = (SpecDim){"V", c->V};
+    r->bind = (SpecBind){r->dim, 2};
+    Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, &r->bind, &s->d);
+    if (!k)
+        fail_msg("%s", messages(s));
+    for (int i = 0; i < k->in.count; i++)
+        k->in.at[i].elem = k->in.at[i].is_param ? ELEM_f32 : c->elem;
+    for (int i = 0; i < k->out.count; i++)
+        k->out.at[i].elem = c->elem;
+    r->token = kernel_clone(k);
+    passes_run(k, "normal", NULL);
+    if (!k->facts.chunkable) {
+        spec_close(s);
+        return false;
+    }
+    kernel_set_chunk(k, c->rows);
+    passes_run_after(k, "normal", "collapse", NULL);
+    r->code = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
+    passes_run_after(r->code, "collapse", NULL, NULL);
+    r->module.chunk = r->code->axis.at[AXIS_C].size;
+    arena_init(&r->arena, NULL);
+    return true;
+}
+
+/* One entry in an LLVM module of its own, optimised as it would be; NULL or why not. */
+static inline const char *grad_add(GradRun *r, bool (*build)(Cg *, CgModule *, const char **)) {
+    const char *why = NULL;
+    CgOptions *opt = NEW(&r->spec->arena, CgOptions);
+    *opt = (CgOptions){.target = r->c->target, .algo = ALGO_chunk, .io = r->c->elem,
+                       .opt_level = 2};
+    Cg *cg = cg_open(&r->spec->arena, r->code, opt, &why);
+    if (!cg)
+        return why;
+    int n = r->module.entry.count;
+    assert_true(n < GRAD_ENTRIES);
+    r->cg[n] = cg;
+    if (!build(cg, &r->module, &why) || !cg_optimize(cg, &why))
+        return why;
+    r->simt[n] = simt_open(&r->spec->arena, cg->mod, r->module.entry.at[n].symbol, &why);
+    return r->simt[n] ? NULL : why;
+}
+
+static inline void grad_close(GradRun *r) {
+    for (int i = 0; i < GRAD_ENTRIES; i++)
+        if (r->cg[i])
+            cg_close(r->cg[i]);
+    arena_free(&r->arena);
+    spec_close(r->spec);
+}
+
+/* tensors -------------------------------------------------------------------------------------- */
+
+static inline int64_t grad_length(const GradCase *c, int n) {
+    return c->cu_width ? c->length[n] : c->T;
+}
+
+static inline int64_t grad_first(const GradCase *c, int n) {
+    int64_t t = 0;
+    for (int i = 0; i < n; i++)
+        t += grad_length(c, i);
+    return t;
+}
+
+/* The first chunk slot of sequence n. */
+static inline int64_t grad_first_slot(const GradRun *r, int n) {
+    int64_t C = r->module.chunk;
+    return r->c->cu_width ? grad_first(r->c, n) / C + n : n * ((r->c->T + C - 1) / C);
+}
+
+static inline void *grad_memory(GradRun *r, int64_t bytes, bool writable) {
+    char *p = arena_alloc(&r->arena, (size_t)bytes + 1040);
+    p += (1024 - (uintptr_t)p % 1024) % 1024;
+    memset(p, 0xff, (size_t)bytes);
+    for (int i = 0; i < r->module.entry.count; i++)
+        simt_memory(r->simt[i], p, (size_t)bytes, writable);
+    return p;
+}
+
+/* Vectors without a range are short, so that specs without normalisation stay bounded. */
+static inline double grad_draw(GradRun *r, const Port *p) {
+    bool log_decay = p->hi == 0 && !(p->lo > -INFINITY);
+    if (log_decay && random_unit(&r->seed) < r->c->resets)
+        return -1000;
+    if (log_decay && r->c->gate != 0)
+        return r->c->gate;
+    double x = random_input(p, &r->seed);
+    bool open = isinf(p->lo) && isinf(p->hi);
+    return open && shape_has(p->shape, AXIS_K) ? x * 1.7 / sqrt(r->c->K) : x;
+}
+
+static inline void grad_inputs(GradRun *r) {
+    const GradCase *c = r->c;
+    const Kernel *k = r->code;
+    for (int i = 0; i < k->in.count; i++) {
+        const Port *p = &k->in.at[i];
+        r->heads[i] = i % 3 == 0 && i < r->token->in.count && c->H % 2 == 0 ? c->H / 2 : c->H;
+        int64_t n = shape_elements(k, p->shape) * r->heads[i] * (p->is_param ? 1 : r->tokens);
+        r->in[i] = grad_memory(r, n * elem_size(p->elem), false);
+        for (int64_t j = 0; j < n; j++)
+            grad_set(r->in[i], j, p->elem, grad_draw(r, p));
+    }
+}
+
+static inline bool grad_summed(const GradRun *r, int o) {
+    return r->code->out.at[o].is_param || r->heads[o] != r->c->H;
+}
+
+static inline bool grad_wanted(const GradRun *r, int o) { return !(r->c->unwanted >> o & 1); }
+
+/* Parts of params are zero where a slot has no chunk. */
+static inline void grad_outputs(GradRun *r) {
+    const Kernel *k = r->code;
+    assert_int_equal(k->out.count, r->token->in.count);
+    for (int o = 0; o < k->out.count; o++) {
+        const Port *p = &k->out.at[o];
+        int64_t size = shape_elements(k, p->shape) * elem_size(p->elem);
+        int64_t rows = p->is_param ? r->slots : r->tokens;
+        r->part[o] = grad_memory(r, size * r->c->H * rows, true);
+        if (p->is_param)
+            memset(r->part[o], 0, (size_t)(size * r->c->H * rows));
+        r->sum[o] = grad_memory(r, size * r->heads[o] * (p->is_param ? 1 : rows), true);
+    }
+}
+
+static inline void grad_states(GradRun *r) {
+    const GradCase *c = r->c;
+    int64_t states = (int64_t)c->N * c->H * c->K * c->V;
+    r->s0 = grad_memory(r, 4 * states, false);
+    r->ds = grad_memory(r, 4 * states, false);
+    r->ds0 = grad_memory(r, 4 * states, true);
+    for (int i = 0; i < 4; i++)
+        r->hand[i] = grad_memory(r, 4 * states / c->N, true);
+    for (int64_t j = 0; j < states; j++) {
+        ((float *)r->s0)[j] = c->start ? (float)(2 * random_unit(&r->seed) - 1) : 0;
+        ((float *)r->ds)[j] = c->final ? (float)(2 * random_unit(&r->seed) - 1) : 0;
+    }
+}
+
+static inline const CgEntry *grad_entry(const GradRun *r, EntryKind kind) {
+    for (int i = 0; i < r->module.entry.count; i++)
+        if (r->module.entry.at[i].kind == kind)
+            return &r->module.entry.at[i];
+    return NULL;
+}
+
+static inline void grad_tensors(GradRun *r) {
+    const GradCase *c = r->c;
+    r->tokens = grad_first(c, c->N);
+    r->slots = frame_slots(c->cu_width ? r->tokens : c->T, c->N, c->cu_width > 0, r->module.chunk);
+    r->segment = c->segment ? c->segment : r->slots;
+    r->blocks = c->blocks ? c->blocks : r->segment * c->H;
+    grad_inputs(r);
+    grad_outputs(r);
+    grad_states(r);
+    r->cu = grad_memory(r, (c->N + 1) * 8, false);
+    for (int n = 0; n <= c->N; n++)
+        if (c->cu_width == 8)
+            ((int64_t *)r->cu)[n] = grad_first(c, n);
+        else
+            ((int32_t *)r->cu)[n] = (int32_t)grad_first(c, n);
+    r->ws = grad_memory(r, r->segment * c->H * r->module.ws_bytes_per_slot_head, true);
+    const CgEntry *grad = grad_entry(r, ENTRY_grad);
+    r->scratch = grad_memory(r, r->blocks * (grad ? grad->scratch_bytes : 0), true);
+}
+
+/* launching ------------------------------------------------------------------------------------ */
+
+static inline int64_t grad_address(const void *p) { return (int64_t)(intptr_t)p; }
+
+static inline void grad_frame(GradRun *r, int64_t *f, int64_t slot) {
+    const GradCase *c = r->c;
+    const Kernel *k = r->code;
+    assert_true(frame_fields(k) <= GRAD_FRAME);
+    f[FRAME_T] = c->cu_width ? r->tokens : c->T;
+    f[FRAME_N] = c->N;
+    f[FRAME_H] = f[FRAME_HF] = c->H;
+    f[FRAME_CU] = c->cu_width ? grad_address(r->cu) : 0;
+    f[FRAME_CU_WIDTH] = c->cu_width;
+    f[FRAME_S0] = c->start ? grad_address(r->s0) : 0;
+    f[FRAME_WS] = grad_address(r->ws);
+    f[FRAME_SLOTS] = r->slots;
+    for (int i = 0; i < k->in.count; i++) {
+        f[frame_in_ptr(k, i)] = grad_address(r->in[i]);
+        f[frame_in_heads(k, i)] = r->heads[i];
+    }
+    for (int o = 0; o < k->out.count; o++) {
+        f[frame_out_ptr(k, o)] = grad_wanted(r, o) ? grad_address(r->part[o]) : 0;
+        f[frame_sum(k, o)] = grad_wanted(r, o) && grad_summed(r, o) ? grad_address(r->sum[o]) : 0;
+        f[frame_sum_heads(k, o)] = r->heads[o];
+    }
+    f[frame_costate(k)] = c->final ? grad_address(r->ds) : 0;
+    f[frame_costate(k) + 1] = c->start ? grad_address(r->ds0) : 0;
+    f[frame_gradient(k, GRAD_SLOT)] = slot;
+    f[frame_gradient(k, GRAD_SLOTS)] = slot + r->segment < r->slots ? r->segment : r->slots - slot;
+    f[frame_gradient(k, GRAD_SCRATCH)] = grad_address(r->scratch);
+}
+
+static inline const char *grad_described(GradRun *r) {
+    const GradCase *c = r->c;
+    Buf t;
+    buf_init(&t, &r->arena);
+    buf_printf(&t, "%s K=%d V=%d rows=%d %s %s H=%d segment=%d", c->spec, c->K, c->V, c->rows,
+               elem_name(c->elem), c->target, c->H, (int)r->segment);
+    for (int n = 0; n < c->N; n++)
+        buf_printf(&t, "%s%d", n ? "," : c->cu_width ? " packed " : " dense ",
+                   (int)grad_length(c, n));
+    buf_printf(&t, "%s%s", c->start ? " S0" : "", c->final ? " dS" : "");
+    return t.text;
+}
+
+static inline void grad_launch(GradRun *r, EntryKind kind, const int64_t *frame, int64_t blocks) {
+    const char *why = NULL;
+    const CgEntry *e = grad_entry(r, kind);
+    assert_non_null(e);
+    if (!simt_launch(r->simt[e - r->module.entry.at], frame, frame_fields(r->code), blocks,
+                     e->threads, e->smem_bytes, &why))
+        fail_msg("%s: %s: %s", grad_described(r), e->symbol, why);
+}
+
+/* comparing ------------------------------------------------------------------------------------ */
+
+typedef struct GradError { double diff, ref, most; int64_t count; } GradError;
+
+static inline void grad_error_add(GradError *e, double want, double got) {
+    e->diff += (want - got) * (want - got);
+    e->ref += want * want;
+    e->most = fmax(e->most, fabs(want - got));
+    e->count++;
+}
+
+/* Of root mean squares; infinite if anything was not a number. */
+static inline double grad_error(const GradError *e) {
+    if (!isfinite(e->diff))
+        return INFINITY;
+    return e->most <= 1e-6 || !e->count ? 0 : sqrt(e->diff / (e->ref + 1e-30));
+}
+
+static inline bool grad_spec_wanted(const char *spec) {
+    const char *only = getenv("GDR_SPEC");
+    return !only || strcmp(only, spec) == 0;
+}
+
+#endif
