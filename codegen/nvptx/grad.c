@@ -50,7 +50,7 @@ void grad_load(Cg *cg, Elem e, Val p, int n, Val *out) {
 }
 
 void grad_store(Cg *cg, Elem e, Val p, int n, const Val *x) {
-    Val item[GRAD_ACCESS / 4];
+    Val item[GRAD_ACCESS / 4] = {NULL};
     bool pairs = elem_size(e) == 2 && n > 1;
     int count = pairs ? n / 2 : n;
     for (int j = 0; j < count; j++)

@@ -42,6 +42,22 @@ static Val pointer(Cg *cg, int field, Val byte) {
 
 /* inputs ------------------------------------------------------------------------------------------- */
 
+/* sum[] += the accesses at p of heads 0, 1, ... of `group`, `size` bytes apart (i64), two at a time. */
+static void add_heads(Sums *s, Elem e, Val p, int n, Val group, Val size, Var *sum) {
+    Cg *cg = s->cg;
+    Val x[GRAD_ACCESS / 2], y[GRAD_ACCESS / 2], zero = cg_float(cg, 0), one = cg_int64(cg, 1);
+    Loop l = cg_for(cg, cg_int64(cg, 0), group, 2, false);
+    Val second = cg_cmp(cg, LLVMIntSLT, cg_add(cg, l.i, one), group);
+    Val next = cg_select(cg, second, cg_add(cg, l.i, one), l.i);
+    grad_load(cg, e, cg_gep8(cg, p, cg_mul(cg, l.i, size)), n, x);
+    grad_load(cg, e, cg_gep8(cg, p, cg_mul(cg, next, size)), n, y);
+    for (int j = 0; j < n; j++) {
+        Val both = cg_fadd(cg, x[j], cg_select(cg, second, y[j], zero));
+        cg_set(cg, sum[j], cg_fadd(cg, cg_get(cg, sum[j]), both));
+    }
+    cg_end_for(cg, &l);
+}
+
 /* What the thread's access, number i (i64) of the segment's, adds up to; n elements. */
 static void sum_heads(Sums *s, int o, int n, Val heads, Val i) {
     Cg *cg = s->cg;
@@ -58,11 +74,7 @@ static void sum_heads(Sums *s, int o, int n, Val heads, Val i) {
         sum[j] = cg_var(cg, cg->f32, NULL);
         cg_set(cg, sum[j], cg_float(cg, 0));
     }
-    Loop l = cg_for(cg, cg_int64(cg, 0), group, 1, true);
-    grad_load(cg, port->elem, cg_gep8(cg, p, cg_mul(cg, l.i, size)), n, x);
-    for (int j = 0; j < n; j++)
-        cg_set(cg, sum[j], cg_fadd(cg, cg_get(cg, sum[j]), x[j]));
-    cg_end_for(cg, &l);
+    add_heads(s, port->elem, p, n, group, size, sum);
     for (int j = 0; j < n; j++)
         x[j] = cg_get(cg, sum[j]);
     Val to = cg_add(cg, byte, cg_mul(cg, row, size));

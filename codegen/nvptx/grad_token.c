@@ -44,7 +44,7 @@ static Val lattice_row(Tokens *x, int place) {
 static void load_scratch(Tokens *x, int64_t base, Val row, bool vector, Val *out) {
     Cg *cg = x->g->cg;
     const System *s = &x->g->g->s;
-    int n = vector ? x->n_k : 1, group = n < 4 ? n : 4;
+    int n = vector ? x->n_k : 1, group = grad_group(n, n, ELEM_f32);
     Val p = cg_gep8(cg, x->g->scratch, cg_int64(cg, base));
     Val element = vector ? cg_mul(cg, row, cg_int(cg, s->kp)) : row;
     if (vector) { /* lanes behind the last channel read the row's first ones */
@@ -54,12 +54,8 @@ static void load_scratch(Tokens *x, int64_t base, Val row, bool vector, Val *out
         element = cg_add(cg, element, k);
     }
     p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, element, 2)));
-    Ty t = group > 1 ? LLVMVectorType(cg->f32, (unsigned)group) : cg->f32;
-    for (int j = 0; j < n; j += group) {
-        Val words = cg_load(cg, t, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4 * group);
-        for (int i = 0; i < group; i++)
-            out[j + i] = group > 1 ? cg_extract(cg, words, i) : words;
-    }
+    for (int j = 0; j < n; j += group)
+        grad_load(cg, ELEM_f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, out + j);
 }
 
 /* Lanes behind the last column stay at the first ones. */
@@ -76,8 +72,9 @@ static void load_units(Tokens *x) {
     Cg *cg = x->g->cg;
     Val p = cg_gep8(cg, x->g->record, cg_int64(cg, x->g->g->s.ws_unit_dx));
     p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, column_base(x), 2)));
-    for (int j = 0; j < x->n_v; j++)
-        x->unit_dx[j] = cg_load(cg, cg->f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4);
+    int group = grad_group(x->n_v, x->n_v, ELEM_f32);
+    for (int j = 0; j < x->n_v; j += group)
+        grad_load(cg, ELEM_f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, x->unit_dx + j);
 }
 
 /* This lane's columns of a row of dX. */
@@ -90,11 +87,7 @@ static void load_dx(Tokens *x, Val row, Val *out) {
         place = cg_add(cg, place, cg_shl(cg, cg_and(cg, v, eight), 1));
     Val p = cg_gep8(cg, x->g->record, cg_int64(cg, s->ws_dx));
     p = cg_gep8(cg, p, cg_zext64(cg, place));
-    int words = x->n_v / 2;
-    Ty t = words > 1 ? LLVMVectorType(cg->i32, (unsigned)words) : cg->i32;
-    Val pairs = cg_load(cg, t, p, 4 * words);
-    for (int i = 0; i < words; i++)
-        nv_unpack(cg, ELEM_f16, words > 1 ? cg_extract(cg, pairs, i) : pairs, out + 2 * i);
+    grad_load(cg, ELEM_f16, p, x->n_v, out);
     for (int j = 0; j < x->n_v; j++)
         out[j] = cg_fmul(cg, out[j], x->unit_dx[j]);
 }
