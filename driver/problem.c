@@ -94,7 +94,7 @@ static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o) {
     for (int i = 0; i < problem_results(p); i++) /* the reference's are f64: not what is checked */
         args[i].tensor.dtype = dtype_of_elem(problem_result(p, i)->elem);
     extra[2].dtype = GDR_F32;
-    gdr_status status = launch_bind(&shell, &l, false, &b);
+    gdr_status status = launch_bind(&shell, &l, BIND_launch, &b);
     launch_free(&b);
     return status;
 }

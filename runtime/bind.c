@@ -15,7 +15,7 @@ typedef struct Binder {
     gdr_kernel *kernel;
     const Kernel *k;
     const gdr_launch *launch;
-    bool sizes_only;
+    BindFor what;
     const Record *r;
     bool backward;
     const gdr_tensor **in, **out; /* per port; in[] from r->inputs on: upstream gradients */
@@ -79,11 +79,11 @@ static gdr_status check_tensor(const Binder *bi, const char *name, const gdr_ten
                         (long long)t->strides[i], (long long)stride);
         stride *= t->shape[i];
     }
-    bool on_gpu = bi->kernel->rec.target && strcmp(bi->kernel->rec.target, "host") != 0;
+    bool on_gpu = record_on_gpu(bi->r);
     if (t->device != (on_gpu ? GDR_CUDA : GDR_CPU))
         return FAIL(bi, "%s: lies in %s memory, the kernel runs on the %s", name,
                     t->device == GDR_CUDA ? "GPU" : "CPU", on_gpu ? "GPU" : "CPU");
-    if (bi->sizes_only || empty)
+    if (bi->what != BIND_launch || empty)
         return GDR_OK;
     size_t align = on_gpu ? 16 : gdr_dtype_size(t->dtype);
     if (!t->data)
@@ -272,7 +272,7 @@ static gdr_status check_sequences(const Binder *bi) {
         return FAIL(bi, "cu_seqlens: packed sequences need B = 1, the tensors have B = %lld",
                     (long long)b->B);
     b->N = cu->shape[0] - 1;
-    if (bi->sizes_only || cu->device != GDR_CPU)
+    if (bi->what != BIND_launch || cu->device != GDR_CPU)
         return GDR_OK;
     int64_t last = offset_at(cu, 0);
     if (last < 0)
@@ -306,62 +306,49 @@ static gdr_status check_state(const Binder *bi, const char *name, const gdr_tens
     return GDR_OK;
 }
 
+/* Whether this launch saves, or has what was saved. A backward pass needs chunks as long as those of
+ * the forward pass: else its slots are others. */
+static gdr_status check_saved(const Binder *bi) {
+    const gdr_saved *s = bi->launch->saved;
+    int chunk = bi->r->module.chunk;
+    bool fits = record_save_every(bi->r) > 0;
+    bi->b->saved = s && fits;
+    if (!s || !fits)
+        return !s || bi->backward || bi->r->save
+                   ? GDR_OK
+                   : ctx_fail(bi->kernel->ctx, GDR_EUSAGE, "%s was compiled to save nothing",
+                              bi->k->name);
+    if (!bi->backward || (bi->what != BIND_launch && !s->chunk))
+        return GDR_OK;
+    if (s->chunk && s->chunk != chunk)
+        return FAIL(bi, "saved: by a forward pass with chunks of %d tokens, this kernel's have %d",
+                    s->chunk, chunk);
+    bi->b->saved = s->chunk > 0;
+    return GDR_OK;
+}
+
+static gdr_status check_saved_bytes(const Binder *bi) {
+    const gdr_saved *s = bi->launch->saved;
+    const BoundLaunch *b = bi->b;
+    if (!b->saved || bi->what != BIND_launch || !b->saved_bytes)
+        return GDR_OK;
+    if (s->bytes < b->saved_bytes)
+        return FAIL(bi, "saved: %zu bytes, need %zu", s->bytes, b->saved_bytes);
+    if (!s->data || (uintptr_t)s->data % 256)
+        return FAIL(bi, "saved: address %p is not a multiple of 256 bytes", s->data);
+    return GDR_OK;
+}
+
 /* the frame ------------------------------------------------------------------------------------ */
-
-/* Reserves count * each bytes behind what the workspace has; false when they overflow. */
-static bool reserve(BoundLaunch *b, int64_t count, int64_t each, size_t *at) {
-    int64_t bytes, end;
-    if (__builtin_mul_overflow(count, each, &bytes) ||
-        __builtin_add_overflow(bytes, HOST_ALIGN - 1, &bytes) ||
-        __builtin_add_overflow((int64_t)b->workspace, bytes / HOST_ALIGN * HOST_ALIGN, &end))
-        return false;
-    *at = b->workspace;
-    b->workspace = (size_t)end;
-    return true;
-}
-
-/* Behind the kernel's own: a token of zeros for upstream gradients that are not there, and places
- * for gradients that are still to be summed. */
-static bool reserve_gradients(const Binder *bi) {
-    BoundLaunch *b = bi->b;
-    const Kernel *k = bi->k;
-    int64_t widest = 0, heads;
-    bool ok = true;
-    for (int i = bi->r->inputs; i < k->in.count; i++) {
-        int64_t n = shape_elements(k, k->in.at[i].shape) * elem_size(k->in.at[i].elem);
-        widest = !bi->in[i] && n > widest ? n : widest;
-    }
-    ok = reserve(b, 1, widest, &b->zeros);
-    b->zeros_bytes = (size_t)widest;
-    for (int i = 0; ok && i < k->out.count; i++) {
-        const Port *p = &k->out.at[i];
-        b->partial[i] = SIZE_MAX;
-        if (!gradient_is_partial(bi->r, b, i))
-            continue;
-        ok = !__builtin_mul_overflow(p->is_param ? b->N : b->B * b->T, b->H, &heads) &&
-             reserve(b, heads, shape_elements(k, p->shape) * elem_size(p->elem), &b->partial[i]);
-    }
-    return ok;
-}
 
 static gdr_status size_workspace(const Binder *bi) {
     BoundLaunch *b = bi->b;
-    const Record *r = bi->r;
-    b->slots = 0;
-    b->workspace = 0;
-    if (r->algo != ALGO_chunk)
+    const Cuda *cuda = bi->kernel->ctx->cuda;
+    b->processors = record_on_gpu(bi->r) && cuda ? cuda_multiprocessors(cuda) : 0;
+    if (workspace_plan(bi->r, b, bi->launch, bi->what))
         return GDR_OK;
-    b->slots = frame_slots(b->T, b->N, b->packed, r->module.chunk);
-    int64_t heads = bi->backward ? b->H : b->HF, count;
-    size_t at;
-    bool ok = !__builtin_mul_overflow(b->slots, heads, &count) &&
-              reserve(b, count, r->module.ws_bytes_per_slot_head, &at);
-    if (ok && bi->backward)
-        ok = reserve_gradients(bi);
-    if (!ok)
-        return FAIL(bi, "the workspace for %lld chunks and %lld heads overflows 64 bits",
-                    (long long)b->slots, (long long)heads);
-    return GDR_OK;
+    return FAIL(bi, "the workspace for %lld tokens of %lld sequences and %lld heads overflows 64 bits",
+                (long long)b->T, (long long)b->N, (long long)b->H);
 }
 
 static int64_t address(const gdr_tensor *t) {
@@ -382,6 +369,7 @@ static void fill_frame(const Binder *bi) {
     f[FRAME_S] = address(l->S);
     f[FRAME_WS] = (int64_t)(uintptr_t)l->workspace;
     f[FRAME_SLOTS] = b->slots;
+    f[FRAME_SAVED] = b->saved ? (int64_t)(uintptr_t)l->saved->data : 0;
     for (int i = 0; i < bi->k->in.count; i++) {
         f[frame_in_ptr(bi->k, i)] = address(bi->in[i]);
         f[frame_in_heads(bi->k, i)] = bi->in[i] ? heads_of(&bi->k->in.at[i], bi->in[i]) : 0;
@@ -409,12 +397,13 @@ static gdr_status bind_all(const Binder *bi) {
     TRY(check_state(bi, "S", bi->launch->S));
     TRY(check_state(bi, "dS", bi->launch->dS));
     TRY(check_state(bi, "dS0", bi->launch->dS0));
+    TRY(check_saved(bi));
     TRY(size_workspace(bi));
     fill_frame(bi);
-    return GDR_OK;
+    return check_saved_bytes(bi);
 }
 
-gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only,
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, BindFor what,
                        BoundLaunch *out) {
     const Record *r = &kernel->rec;
     const Kernel *k = r->shell;
@@ -430,7 +419,7 @@ gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_
         Binder bi = {.kernel = kernel,
                      .k = k,
                      .launch = launch,
-                     .sizes_only = sizes_only,
+                     .what = what,
                      .r = r,
                      .backward = r->pass == GDR_PASS_BACKWARD,
                      .in = out->tensor,

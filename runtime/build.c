@@ -175,6 +175,11 @@ static Kernel *make_gradient(const Job *job, const Kernel *forward, const char *
 
 /* code ----------------------------------------------------------------------------------------- */
 
+static bool saves(const Job *job, Algo algo) {
+    return job->opt.pass == GDR_PASS_FORWARD && job->opt.save && algo == ALGO_chunk &&
+           target_find(job->target)->gpu;
+}
+
 static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why) {
     Elem io = ELEM_f32;
     elem_of_dtype(job->opt.dtype, &io);
@@ -185,6 +190,9 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
         .algo = algo,
         .io = io,
         .opt_level = job->opt.opt_level,
+        .save_every = saves(job, algo) ? save_every(k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size,
+                                                    k->axis.at[AXIS_C].size)
+                                       : 0,
         .want_llvm = job->extra.want_llvm,
         .prefix = job->extra.prefix,
     };
@@ -265,7 +273,8 @@ gdr_status job_build(Job *job, Record *out) {
         return status;
     int inputs = k->in.count;
     passes_run(k, "normal", job->extra.watch);
-    *out = (Record){.target = job->target, .pass = job->opt.pass, .inputs = inputs};
+    *out = (Record){
+        .target = job->target, .pass = job->opt.pass, .save = job->opt.save, .inputs = inputs};
     status = generate_any(job, k, out);
     if (status)
         return status;

@@ -89,6 +89,10 @@ static gdr_status check_pass(Job *job) {
         return ctx_fail(job->ctx, GDR_EUSAGE, "there is no recurrent backward pass, only chunk");
     if (o->pass == GDR_PASS_FORWARD && (o->upstream || o->gradients))
         return ctx_fail(job->ctx, GDR_EUSAGE, "a forward pass has no gradients");
+    if ((unsigned)o->save > GDR_SAVE_STATES)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "save %d: there is no such choice", (int)o->save);
+    if (o->pass == GDR_PASS_BACKWARD && o->save)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "a backward pass saves nothing");
     return GDR_OK;
 }
 
@@ -169,6 +173,7 @@ static CacheKey make_key(Job *job) {
         cache_hash_int(h, o->types[i].dtype);
     }
     cache_hash_int(h, o->pass);
+    cache_hash_int(h, o->save);
     hash_names(h, o->upstream, o->nupstream);
     hash_names(h, o->gradients, o->ngradients);
     cache_hash_int(h, o->algo);

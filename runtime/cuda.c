@@ -322,6 +322,25 @@ bool cuda_fill(Cuda *cuda, uint64_t dst, unsigned char byte, size_t bytes, CudaE
     WITH_CONTEXT(cuda, e, "filling GPU memory", cuda->d.cuMemsetD8(dst, byte, bytes));
 }
 
+bool cuda_zero_async(Cuda *cuda, uint64_t dst, size_t bytes, void *stream, CudaError *e) {
+    if (!bytes)
+        return true;
+    WITH_CONTEXT(cuda, e, "filling GPU memory", cuda->d.cuMemsetD8Async(dst, 0, bytes, stream));
+}
+
+bool cuda_copy_async(Cuda *cuda, uint64_t dst, uint64_t src, size_t bytes, void *stream,
+                     CudaError *e) {
+    if (!bytes)
+        return true;
+    WITH_CONTEXT(cuda, e, "copying on the GPU",
+                 cuda->d.cuMemcpyDtoDAsync(dst, src, bytes, stream));
+}
+
+bool cuda_free_memory(Cuda *cuda, size_t *bytes, CudaError *e) {
+    size_t all;
+    WITH_CONTEXT(cuda, e, "cuMemGetInfo", cuda->d.cuMemGetInfo(bytes, &all));
+}
+
 bool cuda_synchronize(Cuda *cuda, CudaError *e) {
     WITH_CONTEXT(cuda, e, "the kernels failed", cuda->d.cuCtxSynchronize());
 }

@@ -128,6 +128,12 @@ typedef enum gdr_pass {
     GDR_PASS_BACKWARD /* gradients of inputs, params and the initial state: gdr_backward */
 } gdr_pass;
 
+/* What a forward pass on a GPU keeps for the backward pass, which otherwise makes it again. */
+typedef enum gdr_save {
+    GDR_SAVE_NOTHING,
+    GDR_SAVE_STATES /* a state every so many chunks, 2 % of the tensors: gdr_saved_size */
+} gdr_save;
+
 typedef struct gdr_dim {
     const char *name;
     int64_t size;
@@ -156,13 +162,14 @@ typedef struct gdr_compile_options {
     int nupstream;
     const char *const *gradients;
     int ngradients;
+    gdr_save save; /* forward: what launches may save */
 } gdr_compile_options;
 
 /* Spec text (`length` bytes; `name` appears in messages) or a spec file -> a kernel ready to
  * launch. From the cache when the same text and options were compiled before on this kind of
  * machine. `options` may be NULL. ESPEC: the messages went to the context's diag callback, the
  * first one is also gdr_last_error(). ELIMIT: no chunk form, which backward passes are made from as
- * well. EUNSUPPORTED: a backward pass for a GPU. On failure *kernel is NULL. */
+ * well, or more than the target holds. On failure *kernel is NULL. */
 GDR_API gdr_status gdr_compile_string(gdr_context *ctx, const char *name, const char *text,
                                       size_t length, const gdr_compile_options *options,
                                       gdr_kernel **kernel);
@@ -239,6 +246,14 @@ typedef struct gdr_arg {
     gdr_tensor tensor;
 } gdr_arg;
 
+/* What a forward pass saves: GPU memory of gdr_saved_size() bytes, aligned to 256, which must stay as
+ * it is until the backward pass. */
+typedef struct gdr_saved {
+    void *data;
+    size_t bytes;
+    int chunk; /* set by gdr_forward: tokens a chunk; 0: nothing was saved */
+} gdr_saved;
+
 /* One forward pass over B sequences of T tokens (dense), or over N packed ones (cu_seqlens, B = 1).
  *
  *   inputs   [B,T,Hi,shape...]; Hi divides H, the widest input's heads; head h uses head h*Hi/H
@@ -261,6 +276,7 @@ typedef struct gdr_launch {
     size_t workspace_bytes;
     void *stream;
     const gdr_tensor *dS, *dS0; /* backward */
+    gdr_saved *saved;           /* forward: filled, NULL = not wanted; backward: used, NULL = none */
 } gdr_launch;
 
 /* EINPUT says which tensor is missing, unknown, or wrong, with both shapes. EUSAGE: a kernel of the
@@ -279,15 +295,27 @@ GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
  *   dS0        [N,H,K,V] f32: gradient of the initial state, S0 NULL or not; NULL = not wanted. May
  *              be dS.
  *
- * Nothing of the forward pass is kept: states are made again. Sums have a fixed order: the same
- * call gives the same bits with any number of threads. Tokens outside of all sequences count for
- * nothing, their rows are not written. Other errors: ENOMEM, when the workspace cannot be had. */
+ * States are made again from the inputs, or from those of the forward pass (`saved`) where its kernel
+ * had chunks as long. GPU: as gdr_forward, queued. Sums have a fixed order: the same call gives the
+ * same bits with any number of threads, whatever the workspace and with or without `saved`. Tokens
+ * outside of all sequences count for nothing, their rows are not written. Other errors: ENOMEM, when
+ * the workspace cannot be had. */
 GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
 
-/* Bytes of workspace this launch needs: 0 for forward passes on the CPU; backward the states at the
- * start of every chunk, and per-head gradients that are still to be summed. Aligned to 256 bytes on
- * a GPU, 64 on the CPU. Data pointers are not looked at. */
+/* Bytes of workspace this launch takes when it gets it from the context: 0 for forward passes on the
+ * CPU; backward the states at the start of every chunk, and per-head gradients that are still to be
+ * summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
+ *
+ * A backward pass on a GPU goes over the chunks in segments: as many at once as 3/10 of the bytes of
+ * all inputs, outputs and gradients hold, but no less than what keeps the GPU busy. With a workspace
+ * of the caller's it is as many as fit: more make it faster until all do. */
 GDR_API gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
+/* The fewest bytes with which this launch can be done. */
+GDR_API gdr_status gdr_workspace_least(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
+/* Bytes of `saved.data` for this launch, of a forward kernel compiled with GDR_SAVE_STATES or of the
+ * backward kernel; 0 where there is nothing to save: on the CPU, by the recurrent algorithm, for
+ * few tokens. */
+GDR_API gdr_status gdr_saved_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 
 #ifdef __cplusplus
 }

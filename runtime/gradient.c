@@ -48,7 +48,9 @@ bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out) {
     const Kernel *k = r->shell;
     const gdr_tensor *t = b->tensor[k->in.count + out];
     bool param = k->out.at[out].is_param;
-    return t && (t->shape[param ? 0 : 2] != b->H || (param && b->N != 1));
+    /* GPU: params have a part for each chunk. */
+    bool one = !param || (b->N == 1 && !(record_on_gpu(r) && r->algo == ALGO_chunk));
+    return t && (t->shape[param ? 0 : 2] != b->H || !one);
 }
 
 /* One tensor's sums, as the pool hands them to its threads: task = token, or head of a param. */

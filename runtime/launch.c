@@ -1,7 +1,6 @@
-/* One pass: a checked frame becomes work for the CPU threads or kernel launches.
+/* Forward passes: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
- *     CPU, backward       the same, with a workspace; then the sums of gradient.c
  *     GPU, chunk          factor <<<slots*HF>>>  then  one chain <<<N*H*vtiles>>>, one stream
  *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
  *
@@ -13,13 +12,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GRID_MAX = 0x7fffffff };
-
-static gdr_status driver_failed(gdr_context *ctx, const CudaError *e) {
+gdr_status driver_failed(gdr_context *ctx, const CudaError *e) {
     return ctx_fail(ctx, e->no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e->text);
 }
 
-static int64_t v_tiles(const gdr_kernel *kernel, const CgEntry *e) {
+bool record_on_gpu(const Record *r) {
+    const Target *t = r->target ? target_find(r->target) : NULL;
+    return t && t->gpu;
+}
+
+int64_t entry_tiles(const gdr_kernel *kernel, const CgEntry *e) {
     int64_t V = kernel->rec.shell->axis.at[AXIS_V].size;
     return e->v_tile > 0 ? (V + e->v_tile - 1) / e->v_tile : 1;
 }
@@ -30,23 +32,23 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLa
     bool over = e->kind == ENTRY_factor
                     ? __builtin_mul_overflow(b->slots, b->HF, &blocks)
                     : __builtin_mul_overflow(b->N, b->H, &blocks) ||
-                          __builtin_mul_overflow(blocks, v_tiles(kernel, e), &blocks);
+                          __builtin_mul_overflow(blocks, entry_tiles(kernel, e), &blocks);
     return over || blocks > GRID_MAX ? -1 : blocks;
 }
 
-/* Of several chain entries the one that ends first, if blocks take turns on the multiprocessors: a
- * block's time is half latency, half the work of its columns when they are as many as that. */
-static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b) {
+/* The one that ends first, if blocks take turns on the multiprocessors: a block's time is half
+ * latency, half the work of its columns when they are as many as that. */
+int choose_entry(const gdr_kernel *kernel, EntryKind kind, int64_t sequences_heads) {
     enum { COLUMNS_OF_LATENCY = 64 };
     const CgModule *m = &kernel->rec.module;
     int choice = -1, processors = cuda_multiprocessors(kernel->ctx->cuda);
     int64_t least = INT64_MAX;
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *e = &m->entry.at[i];
-        if (e->kind != ENTRY_chain)
+        if (e->kind != kind)
             continue;
-        int64_t turns =
-            (grid_of(kernel, e, b) + processors - 1) / (processors > 0 ? processors : 1);
+        int64_t blocks = sequences_heads * entry_tiles(kernel, e);
+        int64_t turns = (blocks + processors - 1) / (processors > 0 ? processors : 1);
         int64_t time = turns * (COLUMNS_OF_LATENCY + e->v_tile);
         if (time < least) {
             least = time;
@@ -59,7 +61,7 @@ static int choose_chain(const gdr_kernel *kernel, const BoundLaunch *b) {
 static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
     gdr_context *ctx = kernel->ctx;
     const CgModule *m = &kernel->rec.module;
-    int chain = choose_chain(kernel, b);
+    int chain = choose_entry(kernel, ENTRY_chain, b->N * b->H);
     CudaError e;
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *entry = &m->entry.at[i];
@@ -73,8 +75,8 @@ static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *
     return GDR_OK;
 }
 
-static gdr_status check_workspace(gdr_context *ctx, const gdr_launch *launch, const BoundLaunch *b,
-                                  int align) {
+gdr_status check_workspace(gdr_context *ctx, const gdr_launch *launch, const BoundLaunch *b,
+                           int align) {
     if (launch->workspace_bytes < b->workspace)
         return ctx_fail(ctx, GDR_EINPUT, "the workspace has %zu bytes, need %zu",
                         launch->workspace_bytes, b->workspace);
@@ -83,29 +85,35 @@ static gdr_status check_workspace(gdr_context *ctx, const gdr_launch *launch, co
     return GDR_OK;
 }
 
-static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
+gdr_status queue_with_workspace(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b,
+                                QueueFn *queue) {
     gdr_context *ctx = kernel->ctx;
     CudaError e;
-    for (int i = 0; i < kernel->rec.module.entry.count; i++)
-        if (grid_of(kernel, &kernel->rec.module.entry.at[i], b) < 0)
-            return ctx_fail(ctx, GDR_ELIMIT, "too many sequences, heads or chunks for one launch");
     if (!kernel->cuda_module)
         return ctx_fail(ctx, GDR_EUNSUPPORTED, "the kernel was compiled without being loaded");
     if (!b->workspace || launch->workspace) {
         gdr_status status = launch->workspace ? check_workspace(ctx, launch, b, 256) : GDR_OK;
-        return status ? status : queue_kernels(kernel, b, launch->stream);
+        return status ? status : queue(kernel, b, launch->stream);
     }
     uint64_t ws;
     if (!cuda_alloc_async(ctx->cuda, b->workspace, launch->stream, &ws, &e))
         return driver_failed(ctx, &e);
     b->frame[FRAME_WS] = (int64_t)ws;
-    gdr_status status = queue_kernels(kernel, b, launch->stream);
+    gdr_status status = queue(kernel, b, launch->stream);
     if (!cuda_free_async(ctx->cuda, ws, launch->stream, &e) && !status)
         status = driver_failed(ctx, &e);
     return status;
 }
 
-static gdr_status run_tasks(gdr_kernel *kernel, const BoundLaunch *b) {
+static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
+    for (int i = 0; i < kernel->rec.module.entry.count; i++)
+        if (grid_of(kernel, &kernel->rec.module.entry.at[i], b) < 0)
+            return ctx_fail(kernel->ctx, GDR_ELIMIT,
+                            "too many sequences, heads or chunks for one launch");
+    return queue_with_workspace(kernel, launch, b, queue_kernels);
+}
+
+gdr_status run_tasks(gdr_kernel *kernel, const BoundLaunch *b) {
     int64_t tasks;
     if (__builtin_mul_overflow(b->N, b->H, &tasks))
         return ctx_fail(kernel->ctx, GDR_EINPUT, "N * H overflows 64 bits");
@@ -124,76 +132,46 @@ static gdr_status run_tasks(gdr_kernel *kernel, const BoundLaunch *b) {
     return GDR_OK;
 }
 
-static gdr_status backward_on(gdr_kernel *kernel, BoundLaunch *b, char *workspace) {
-    const Record *r = &kernel->rec;
-    const Kernel *k = r->shell;
-    b->frame[FRAME_WS] = (int64_t)(uintptr_t)workspace;
-    for (int i = r->inputs; i < k->in.count; i++)
-        if (!b->tensor[i])
-            b->frame[frame_in_ptr(k, i)] = (int64_t)(uintptr_t)(workspace + b->zeros);
-    for (int i = 0; i < k->out.count; i++)
-        if (b->partial[i] != SIZE_MAX)
-            b->frame[frame_out_ptr(k, i)] = (int64_t)(uintptr_t)(workspace + b->partial[i]);
-    if (b->zeros_bytes)
-        memset(workspace + b->zeros, 0, b->zeros_bytes);
-    gdr_status status = run_tasks(kernel, b);
-    Pool *pool = status ? NULL : ctx_pool(kernel->ctx);
-    if (status || !pool)
-        return status ? status : GDR_ENOMEM;
-    return gradient_sum(pool, r, b, workspace) ? GDR_OK
-                                               : ctx_fail(kernel->ctx, GDR_ENOMEM, "out of memory");
-}
-
-static gdr_status backward_cpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
-    gdr_context *ctx = kernel->ctx;
-    if (launch->workspace) {
-        gdr_status status = check_workspace(ctx, launch, b, HOST_ALIGN);
-        return status ? status : backward_on(kernel, b, launch->workspace);
-    }
-    char *own = b->workspace ? aligned_alloc(HOST_ALIGN, b->workspace) : NULL;
-    if (b->workspace && !own)
-        return ctx_fail(ctx, GDR_ENOMEM, "no memory for %zu bytes of workspace", b->workspace);
-    gdr_status status = backward_on(kernel, b, own);
-    free(own);
-    return status;
-}
-
-static gdr_status wrong_pass(gdr_kernel *kernel, const char *is) {
-    return ctx_fail(kernel->ctx, GDR_EUSAGE, "%s was compiled for the %s pass",
-                    kernel->rec.shell->name, is);
-}
-
 gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch) {
     BoundLaunch b;
     if (kernel->rec.pass != GDR_PASS_FORWARD)
-        return wrong_pass(kernel, "backward");
-    gdr_status status = launch_bind(kernel, launch, false, &b);
+        return ctx_fail(kernel->ctx, GDR_EUSAGE, "%s was compiled for the backward pass",
+                        kernel->rec.shell->name);
+    gdr_status status = launch_bind(kernel, launch, BIND_launch, &b);
     if (status)
         return status;
-    bool host = strcmp(kernel->rec.target, "host") == 0;
-    status = host ? run_tasks(kernel, &b) : forward_gpu(kernel, launch, &b);
+    status = record_on_gpu(&kernel->rec) ? forward_gpu(kernel, launch, &b) : run_tasks(kernel, &b);
+    if (!status && launch->saved)
+        launch->saved->chunk = b.saved ? kernel->rec.module.chunk : 0;
     launch_free(&b);
     return status;
 }
 
-gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch) {
+static gdr_status workspace_of(gdr_kernel *kernel, const gdr_launch *launch, BindFor what,
+                               size_t *bytes) {
     BoundLaunch b;
-    if (kernel->rec.pass != GDR_PASS_BACKWARD)
-        return wrong_pass(kernel, "forward");
-    gdr_status status = launch_bind(kernel, launch, false, &b);
-    if (status)
-        return status;
-    status = backward_cpu(kernel, launch, &b);
+    *bytes = 0;
+    gdr_status status = launch_bind(kernel, launch, what, &b);
+    if (!status)
+        *bytes = b.workspace;
     launch_free(&b);
     return status;
 }
 
 gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes) {
+    return workspace_of(kernel, launch, BIND_default, bytes);
+}
+
+gdr_status gdr_workspace_least(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes) {
+    return workspace_of(kernel, launch, BIND_least, bytes);
+}
+
+gdr_status gdr_saved_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes) {
     BoundLaunch b;
     *bytes = 0;
-    gdr_status status = launch_bind(kernel, launch, true, &b);
+    gdr_status status = launch_bind(kernel, launch, BIND_default, &b);
     if (!status)
-        *bytes = b.workspace;
+        *bytes = b.saved_bytes;
     launch_free(&b);
     return status;
 }

@@ -64,11 +64,12 @@ static void put_frame(const Record *r, Buf *out) {
         [FRAME_T] = "T",         [FRAME_N] = "N",   [FRAME_H] = "H",
         [FRAME_HF] = "HF",       [FRAME_CU] = "cu", [FRAME_CU_WIDTH] = "cu_width",
         [FRAME_S0] = "S0",       [FRAME_S] = "S",   [FRAME_WS] = "workspace",
-        [FRAME_SLOTS] = "slots",
+        [FRAME_SLOTS] = "slots", [FRAME_SAVED] = "saved",
     };
     buf_printf(out, "  \"frame\": {\"fields\": %d, \"type\": \"int64\"", record_frame_fields(r));
     for (int i = 0; i < FRAME_PORTS; i++)
-        buf_printf(out, ", \"%s\": %d", field[i], i);
+        if (field[i])
+            buf_printf(out, ", \"%s\": %d", field[i], i);
     if (r->pass == GDR_PASS_BACKWARD)
         buf_printf(out, ", \"dS\": %d, \"dS0\": %d", frame_costate(r->shell),
                    frame_costate(r->shell) + 1);
@@ -76,7 +77,10 @@ static void put_frame(const Record *r, Buf *out) {
 }
 
 int record_frame_fields(const Record *r) {
-    return frame_costate(r->shell) + (r->pass == GDR_PASS_BACKWARD ? 2 : 0);
+    if (r->pass == GDR_PASS_FORWARD)
+        return frame_costate(r->shell);
+    return record_on_gpu(r) ? frame_sum(r->shell, r->shell->out.count)
+                            : frame_costate(r->shell) + 2;
 }
 
 static const char *entry_name(EntryKind kind) {

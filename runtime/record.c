@@ -162,7 +162,10 @@ static void tape_module(Tape *t, CgModule *m) {
         tape_int(t, &e->threads, 0, 1024);
         tape_int(t, &e->smem_bytes, 0, 1 << 20);
         tape_int(t, &e->v_tile, 0, SIZE_MAX_AXIS);
+        tape_int(t, &e->per_sm, 0, 64);
         tape_i64(t, &e->scratch_bytes);
+        if (e->scratch_bytes < 0)
+            t->bad = true;
     }
     tape_i64(t, &m->ws_bytes_per_slot_head);
     tape_int(t, &m->chunk, 0, SIZE_MAX_AXIS);
@@ -173,9 +176,11 @@ static void tape_module(Tape *t, CgModule *m) {
 /* Every gradient is that of a port; the gradients of inputs of one that is there. */
 static void tape_gradients(Tape *t, Record *r) {
     const Kernel *k = r->shell;
-    int pass = r->pass, ports = k->in.count + k->out.count;
+    int pass = r->pass, save = r->save, ports = k->in.count + k->out.count;
     tape_int(t, &pass, GDR_PASS_FORWARD, GDR_PASS_BACKWARD);
     r->pass = (gdr_pass)pass;
+    tape_int(t, &save, GDR_SAVE_NOTHING, GDR_SAVE_STATES);
+    r->save = (gdr_save)save;
     tape_int(t, &r->inputs, 0, k->in.count);
     if (!t->out)
         r->of = NEW_ARRAY(t->arena, const char *, ports + 1);

@@ -9,8 +9,10 @@
  *   manifest.c     the same as JSON
  *   cache.c        on-disk entries
  *   bind.c         tensors -> frame: every check of shapes and types
- *   launch.c       frame -> threads or GPU launches
- *   gradient.c     names of gradients; sums over heads and sequences after a backward pass
+ *   workspace.c    how much memory a launch needs, segments of a backward pass on a GPU
+ *   launch.c       frame -> threads or GPU launches: forward passes
+ *   backward.c     the same for backward passes
+ *   gradient.c     names of gradients; sums over heads and sequences after one on a CPU
  *   cuda.c         the driver, by dlopen
  *   hostjit.c      object file -> callable code
  *   pool.c         CPU threads
@@ -81,6 +83,12 @@ bool cuda_free_async(Cuda *cuda, uint64_t ptr, void *stream, CudaError *e);
 bool cuda_upload(Cuda *cuda, uint64_t dst, const void *src, size_t bytes, CudaError *e);
 bool cuda_download(Cuda *cuda, void *dst, uint64_t src, size_t bytes, CudaError *e);
 bool cuda_fill(Cuda *cuda, uint64_t dst, unsigned char byte, size_t bytes, CudaError *e);
+/* Queued on the stream: zeros; device memory to other device memory. */
+bool cuda_zero_async(Cuda *cuda, uint64_t dst, size_t bytes, void *stream, CudaError *e);
+bool cuda_copy_async(Cuda *cuda, uint64_t dst, uint64_t src, size_t bytes, void *stream,
+                     CudaError *e);
+/* Bytes of the device's memory that nobody has. */
+bool cuda_free_memory(Cuda *cuda, size_t *bytes, CudaError *e);
 bool cuda_synchronize(Cuda *cuda, CudaError *e);
 /* Seconds that `run` takes on the device, between two events on the default stream. */
 bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds, CudaError *e);
@@ -168,6 +176,7 @@ typedef struct Record {
     Algo algo;
     const char *target;
     gdr_pass pass;
+    gdr_save save;             /* forward: whether a launch may save */
     int inputs;                /* in ports that are the spec's; the others are upstream gradients */
     const char **of;           /* per in, then per out port of a gradient kernel: gradient of which;
                                   NULL for the spec's own */
@@ -273,9 +282,17 @@ void manifest_print(const Record *r, Buf *out);
 /* Fields of its frame: frame_fields, although the shell has no instructions. */
 int record_frame_fields(const Record *r);
 
-/* bind.c, launch.c ----------------------------------------------------------------------------- */
+/* bind.c --------------------------------------------------------------------------------------- */
 
 enum { HOST_ALIGN = 64 }; /* of workspaces and of the parts they have */
+
+/* How a backward pass on a GPU goes over its chunk slots: see workspace.c. */
+typedef struct Segments {
+    int64_t group, pieces, piece; /* slots a group, pieces a group, slots a piece */
+    int64_t count;                /* pieces in all */
+    bool crossed;                 /* a sequence may go on from a piece to the next one */
+    bool use_saved;               /* pieces begin where the forward pass saved states */
+} Segments;
 
 /* A checked launch: the frame and the sizes that grids are made of. */
 typedef struct BoundLaunch {
@@ -288,11 +305,54 @@ typedef struct BoundLaunch {
     size_t *partial; /* backward, per out port, malloc'ed: where in the workspace the gradients of
                         single heads go; SIZE_MAX: straight to the tensor */
     size_t zeros, zeros_bytes; /* backward: where in the workspace a token of zeros lies */
+    bool saved;                /* states of the forward pass are kept, or there */
+    int save_every;            /* chunks from one to the next; 0: none */
+    size_t saved_bytes;
+    /* GPU, backward: */
+    int processors;                   /* multiprocessors */
+    int64_t grad_blocks;              /* of the grad kernel */
+    size_t scratch, states, costates; /* where in the workspace */
+    Segments seg;
 } BoundLaunch;
-/* `sizes_only`: data pointers may be NULL and cu_seqlens' contents are not looked at. */
-gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, bool sizes_only,
+/* What is bound for: a launch, or the size of a workspace; then data pointers may be NULL and
+ * cu_seqlens' contents are not looked at. */
+typedef enum { BIND_launch, BIND_default, BIND_least } BindFor;
+gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, BindFor what,
                        BoundLaunch *out);
 void launch_free(BoundLaunch *b);
+
+/* workspace.c ---------------------------------------------------------------------------------- */
+
+/* Sizes and places of a bound launch's workspace; false when they overflow. */
+bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what);
+/* Piece i of all; rows of [B*T] that its tokens lie in. */
+typedef struct Segment {
+    int64_t first, slots, row, end_row;
+} Segment;
+void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out);
+/* Chunks from one saved state to the next, for a kernel; 0: it has none. And for any sizes. */
+int record_save_every(const Record *r);
+int save_every(int64_t K, int64_t V, int64_t chunk);
+
+/* launch.c, backward.c ------------------------------------------------------------------------- */
+
+enum { GRID_MAX = 0x7fffffff };
+gdr_status driver_failed(gdr_context *ctx, const CudaError *e);
+bool record_on_gpu(const Record *r);
+/* V tiles of an entry: blocks a sequence and head. */
+int64_t entry_tiles(const gdr_kernel *kernel, const CgEntry *e);
+/* Of several entries of a kind with different tiles the one that is fastest for so many sequences and
+ * heads at a time; -1: there is none. */
+int choose_entry(const gdr_kernel *kernel, EntryKind kind, int64_t sequences_heads);
+/* Calls `queue` with the caller's workspace, or stream-ordered memory of the context's. */
+typedef gdr_status QueueFn(gdr_kernel *kernel, const BoundLaunch *b, void *stream);
+gdr_status queue_with_workspace(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b,
+                                QueueFn *queue);
+/* The caller's workspace against the bytes that are needed. */
+gdr_status check_workspace(gdr_context *ctx, const gdr_launch *launch, const BoundLaunch *b,
+                           int align);
+/* CPU: all tasks on the context's threads. */
+gdr_status run_tasks(gdr_kernel *kernel, const BoundLaunch *b);
 
 /* gradient.c ----------------------------------------------------------------------------------- */
 

@@ -93,7 +93,7 @@ static void launch_gradient(Grad *g) {
         frame[frame_out_ptr(k, o)] = (int64_t)(intptr_t)r->out[o].at;
     frame[frame_costate(k)] = c->final ? (int64_t)(intptr_t)g->dstate.at : 0;
     frame[frame_costate(k) + 1] = c->start ? (int64_t)(intptr_t)g->dstate0.at : 0;
-    assert_int_equal(frame_fields(k), frame_costate(k) + 2);
+    assert_int_equal(frame_fields(k), frame_sum(k, k->out.count));
     const CgEntry *e = &r->module->entry.at[0];
     HostEntry *f = hostjit_symbol(r->code, e->symbol);
     assert_non_null(f);

@@ -1,0 +1,304 @@
+/* Backward passes: a checked frame becomes work for the CPU threads or kernel launches.
+ *
+ *     CPU     entry(frame, tasks 0 .. N*H-1) over the context's threads, then the sums of gradient.c
+ *     GPU     group by group from the last one, pieces as workspace.c has cut them, on one stream:
+ *
+ *                 forwards    factor, chain      where a sequence goes on behind a piece and nothing
+ *                                                was saved: the states at the borders
+ *                 backwards   factor, chain, reverse, grad, sums
+ *
+ * The state at a border comes from the pass forwards or from what the forward pass saved; costates swing
+ * between two places, one read while the other is written. Nothing waits and nothing is read back, so
+ * a CUDA graph can capture it all.
+ */
+#include "runtime/runtime.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Upstream gradients that are not given read a token of zeros. */
+static void point_at_zeros(const Record *r, const BoundLaunch *b) {
+    for (int i = r->inputs; i < r->shell->in.count; i++)
+        if (!b->tensor[i])
+            b->frame[frame_in_ptr(r->shell, i)] = b->frame[FRAME_WS] + (int64_t)b->zeros;
+}
+
+/* CPU ------------------------------------------------------------------------------------------ */
+
+static gdr_status backward_on(gdr_kernel *kernel, BoundLaunch *b, char *workspace) {
+    const Record *r = &kernel->rec;
+    const Kernel *k = r->shell;
+    b->frame[FRAME_WS] = (int64_t)(uintptr_t)workspace;
+    point_at_zeros(r, b);
+    for (int i = 0; i < k->out.count; i++)
+        if (b->partial[i] != SIZE_MAX)
+            b->frame[frame_out_ptr(k, i)] = (int64_t)(uintptr_t)(workspace + b->partial[i]);
+    if (b->zeros_bytes)
+        memset(workspace + b->zeros, 0, b->zeros_bytes);
+    gdr_status status = run_tasks(kernel, b);
+    Pool *pool = status ? NULL : ctx_pool(kernel->ctx);
+    if (status || !pool)
+        return status ? status : GDR_ENOMEM;
+    return gradient_sum(pool, r, b, workspace) ? GDR_OK
+                                               : ctx_fail(kernel->ctx, GDR_ENOMEM, "out of memory");
+}
+
+static gdr_status backward_cpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
+    gdr_context *ctx = kernel->ctx;
+    if (launch->workspace) {
+        gdr_status status = check_workspace(ctx, launch, b, HOST_ALIGN);
+        return status ? status : backward_on(kernel, b, launch->workspace);
+    }
+    char *own = b->workspace ? aligned_alloc(HOST_ALIGN, b->workspace) : NULL;
+    if (b->workspace && !own)
+        return ctx_fail(ctx, GDR_ENOMEM, "no memory for %zu bytes of workspace", b->workspace);
+    gdr_status status = backward_on(kernel, b, own);
+    free(own);
+    return status;
+}
+
+/* GPU: one entry ------------------------------------------------------------------------------- */
+
+typedef struct Queue {
+    gdr_kernel *kernel;
+    const BoundLaunch *b;
+    void *stream;
+    Segment at; /* the piece at work */
+} Queue;
+
+static void set_field(const Queue *q, int field, int64_t x) {
+    q->b->frame[frame_gradient(q->kernel->rec.shell, field)] = x;
+}
+
+/* Sequences that a piece has tokens of, as far as they can be known here. */
+static int64_t sequences_at(const Queue *q) {
+    const BoundLaunch *b = q->b;
+    int64_t each = b->packed ? 0 : b->slots / (b->N ? b->N : 1);
+    if (each)
+        return (q->at.first + q->at.slots - 1) / each - q->at.first / each + 1;
+    return b->slots ? (b->N * q->at.slots + b->slots - 1) / b->slots : b->N;
+}
+
+static int entry_for(const Queue *q, EntryKind kind) {
+    const CgModule *m = &q->kernel->rec.module;
+    if (kind == ENTRY_chain || kind == ENTRY_reverse)
+        return choose_entry(q->kernel, kind, sequences_at(q) * q->b->H);
+    for (int i = 0; i < m->entry.count; i++)
+        if (m->entry.at[i].kind == kind)
+            return i;
+    return -1;
+}
+
+static int64_t blocks_of(const Queue *q, const CgEntry *e) {
+    const BoundLaunch *b = q->b;
+    int64_t tasks = q->at.slots * b->H;
+    if (e->kind == ENTRY_factor)
+        return tasks;
+    if (e->kind == ENTRY_grad)
+        return tasks < b->grad_blocks ? tasks : b->grad_blocks;
+    if (e->kind == ENTRY_sums)
+        return (int64_t)b->processors * e->per_sm;
+    return b->N * b->H * entry_tiles(q->kernel, e);
+}
+
+static gdr_status queue_entry(const Queue *q, EntryKind kind) {
+    gdr_kernel *kernel = q->kernel;
+    int i = entry_for(q, kind);
+    CudaError e;
+    if (i < 0)
+        BUG("the kernels of %s lack an entry", kernel->rec.shell->name);
+    const CgEntry *entry = &kernel->rec.module.entry.at[i];
+    if (!cuda_launch(kernel->ctx->cuda, kernel->cuda_function[i], blocks_of(q, entry),
+                     entry->threads, entry->smem_bytes, q->stream, q->b->frame,
+                     record_frame_fields(&kernel->rec), &e))
+        return driver_failed(kernel->ctx, &e);
+    return GDR_OK;
+}
+
+/* GPU: a piece --------------------------------------------------------------------------------- */
+
+static int64_t state_bytes(const Queue *q) {
+    const Axis *axis = q->kernel->rec.shell->axis.at;
+    return 4 * q->b->H * axis[AXIS_K].size * axis[AXIS_V].size;
+}
+
+/* Where the state at the end of piece i of its group is, or goes. */
+static int64_t border_state(const Queue *q, int64_t i) {
+    const BoundLaunch *b = q->b;
+    if (!b->seg.use_saved)
+        return b->frame[FRAME_WS] + (int64_t)b->states + i * state_bytes(q);
+    int64_t slot = (i + 1) * b->seg.piece;
+    return b->frame[FRAME_SAVED] + (slot / b->save_every - 1) * state_bytes(q);
+}
+
+static int64_t border_costate(const Queue *q, int64_t i) {
+    return q->b->frame[FRAME_WS] + (int64_t)q->b->costates + i % 2 * state_bytes(q);
+}
+
+/* Parts of a piece's rows lie where the first of them is row 0. */
+static void point_at_parts(const Queue *q) {
+    const BoundLaunch *b = q->b;
+    const Kernel *k = q->kernel->rec.shell;
+    for (int i = 0; i < k->out.count; i++) {
+        const Port *p = &k->out.at[i];
+        if (b->partial[i] == SIZE_MAX)
+            continue;
+        int64_t row = b->H * shape_elements(k, p->shape) * elem_size(p->elem);
+        b->frame[frame_out_ptr(k, i)] = b->frame[FRAME_WS] + (int64_t)b->partial[i] -
+                                        (p->is_param ? 0 : q->at.row * row);
+    }
+}
+
+static void go_to(Queue *q, int64_t group, int64_t piece) {
+    segment_at(&q->kernel->rec, q->b, group * q->b->seg.pieces + piece, &q->at);
+    set_field(q, GRAD_SLOT, q->at.first);
+    set_field(q, GRAD_SLOTS, q->at.slots);
+    set_field(q, GRAD_STATE_IN, q->b->seg.crossed && piece > 0 ? border_state(q, piece - 1) : 0);
+    set_field(q, GRAD_STATE_OUT, 0);
+    point_at_parts(q);
+}
+
+static gdr_status queue_forwards(Queue *q, int64_t group, int64_t piece) {
+    go_to(q, group, piece);
+    set_field(q, GRAD_STATE_OUT, border_state(q, piece));
+    gdr_status status = queue_entry(q, ENTRY_factor);
+    return status ? status : queue_entry(q, ENTRY_chain);
+}
+
+static bool has_sums(const Queue *q) {
+    for (int i = 0; i < q->kernel->rec.shell->out.count; i++)
+        if (q->b->partial[i] != SIZE_MAX)
+            return true;
+    return false;
+}
+
+static gdr_status queue_backwards(Queue *q, int64_t group, int64_t piece) {
+    const Segments *s = &q->b->seg;
+    static const EntryKind order[] = {ENTRY_factor, ENTRY_chain, ENTRY_reverse, ENTRY_grad,
+                                      ENTRY_sums};
+    gdr_status status = GDR_OK;
+    go_to(q, group, piece);
+    bool in = s->crossed && piece + 1 < s->pieces, out = s->crossed && piece > 0;
+    set_field(q, GRAD_COSTATE_IN, in ? border_costate(q, piece + 1) : 0);
+    set_field(q, GRAD_COSTATE_OUT, out ? border_costate(q, piece) : 0);
+    for (size_t i = 0; !status && i < sizeof order / sizeof *order; i++)
+        if (order[i] != ENTRY_sums || has_sums(q))
+            status = queue_entry(q, order[i]);
+    return status;
+}
+
+/* GPU: the whole pass -------------------------------------------------------------------------- */
+
+static gdr_status queue_zeros(const Queue *q, int64_t at, int64_t bytes) {
+    CudaError e;
+    if (cuda_zero_async(q->kernel->ctx->cuda, (uint64_t)at, (size_t)bytes, q->stream, &e))
+        return GDR_OK;
+    return driver_failed(q->kernel->ctx, &e);
+}
+
+/* Where the sums go; parts of chunks that are not there count as zeros. */
+static gdr_status prepare_sums(const Queue *q) {
+    const BoundLaunch *b = q->b;
+    const Kernel *k = q->kernel->rec.shell;
+    gdr_status status = GDR_OK;
+    for (int i = 0; !status && i < k->out.count; i++) {
+        const Port *p = &k->out.at[i];
+        const gdr_tensor *t = b->tensor[k->in.count + i];
+        if (b->partial[i] == SIZE_MAX)
+            continue;
+        b->frame[frame_sum(k, i)] = (int64_t)(uintptr_t)t->data;
+        b->frame[frame_sum_heads(k, i)] = t->shape[p->is_param ? 0 : 2];
+        if (p->is_param && b->packed)
+            status = queue_zeros(q, b->frame[FRAME_WS] + (int64_t)b->partial[i],
+                                 b->slots * b->H * shape_elements(k, p->shape) * 4);
+    }
+    return status;
+}
+
+/* No token at all: the final state is the initial one, and no param has a gradient. */
+static gdr_status queue_empty(const Queue *q) {
+    const BoundLaunch *b = q->b;
+    const Kernel *k = q->kernel->rec.shell;
+    int64_t dS = b->frame[frame_costate(k)], dS0 = b->frame[frame_costate(k) + 1];
+    int64_t bytes = b->N * state_bytes(q);
+    gdr_status status = GDR_OK;
+    CudaError e;
+    for (int i = 0; !status && i < k->out.count; i++) {
+        const gdr_tensor *t = b->tensor[k->in.count + i];
+        if (t && k->out.at[i].is_param)
+            status = queue_zeros(q, (int64_t)(uintptr_t)t->data,
+                                 t->shape[0] * shape_elements(k, k->out.at[i].shape) * 4);
+    }
+    if (status || !dS0 || dS0 == dS)
+        return status;
+    if (!dS)
+        return queue_zeros(q, dS0, bytes);
+    if (cuda_copy_async(q->kernel->ctx->cuda, (uint64_t)dS0, (uint64_t)dS, (size_t)bytes, q->stream,
+                        &e))
+        return GDR_OK;
+    return driver_failed(q->kernel->ctx, &e);
+}
+
+static gdr_status queue_group(Queue *q, int64_t group) {
+    const Segments *s = &q->b->seg;
+    gdr_status status = GDR_OK;
+    for (int64_t i = 0; !status && s->crossed && !s->use_saved && i + 1 < s->pieces; i++)
+        status = queue_forwards(q, group, i);
+    for (int64_t i = s->pieces - 1; !status && i >= 0; i--)
+        status = queue_backwards(q, group, i);
+    return status;
+}
+
+static gdr_status queue_segments(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
+    Queue q = {.kernel = kernel, .b = b, .stream = stream};
+    int64_t ws = b->frame[FRAME_WS];
+    point_at_zeros(&kernel->rec, b);
+    set_field(&q, GRAD_SCRATCH, ws + (int64_t)b->scratch);
+    gdr_status status = queue_zeros(&q, ws + (int64_t)b->zeros, (int64_t)b->zeros_bytes);
+    if (!status)
+        status = prepare_sums(&q);
+    for (int64_t group = b->seg.count / b->seg.pieces - 1; !status && group >= 0; group--)
+        status = queue_group(&q, group);
+    return status;
+}
+
+static gdr_status queue_nothing(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
+    Queue q = {.kernel = kernel, .b = b, .stream = stream};
+    return queue_empty(&q);
+}
+
+/* Whether every grid is one that a launch can have. */
+static bool grids_fit(const gdr_kernel *kernel, const BoundLaunch *b) {
+    const CgModule *m = &kernel->rec.module;
+    int64_t blocks;
+    bool ok = !__builtin_mul_overflow(b->seg.piece, b->H, &blocks) && blocks <= GRID_MAX;
+    for (int i = 0; ok && i < m->entry.count; i++)
+        ok = !__builtin_mul_overflow(b->N, b->H, &blocks) &&
+             !__builtin_mul_overflow(blocks, entry_tiles(kernel, &m->entry.at[i]), &blocks) &&
+             blocks <= GRID_MAX;
+    return ok;
+}
+
+static gdr_status backward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
+    bool empty = b->T == 0 || b->N == 0 || b->H == 0;
+    if (empty)
+        b->workspace = 0;
+    else if (!grids_fit(kernel, b))
+        return ctx_fail(kernel->ctx, GDR_ELIMIT,
+                        "too many sequences, heads or chunks for one launch");
+    return queue_with_workspace(kernel, launch, b, empty ? queue_nothing : queue_segments);
+}
+
+gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch) {
+    BoundLaunch b;
+    if (kernel->rec.pass != GDR_PASS_BACKWARD)
+        return ctx_fail(kernel->ctx, GDR_EUSAGE, "%s was compiled for the forward pass",
+                        kernel->rec.shell->name);
+    gdr_status status = launch_bind(kernel, launch, BIND_launch, &b);
+    if (status)
+        return status;
+    status = record_on_gpu(&kernel->rec) ? backward_gpu(kernel, launch, &b)
+                                         : backward_cpu(kernel, launch, &b);
+    launch_free(&b);
+    return status;
+}

@@ -1,0 +1,271 @@
+/* The memory that a launch needs besides its tensors, and how a backward pass on a GPU is cut into
+ * segments so that it needs no more than that.
+ *
+ *     CPU, backward   states of all chunks | a token of zeros | gradients of single heads
+ *     GPU, forward    records of all chunks
+ *     GPU, backward   records of a segment | scratch of the grad kernel's blocks | states at the
+ *                     borders of segments, a costate for either direction of the swing | a token of
+ *                     zeros | parts of sums: inputs' for a segment's tokens, params' for all chunks
+ *
+ * Segments. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of `piece`. At
+ * a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
+ * before, or was saved by the forward pass. Between groups none goes on, so that costs nothing. Dense
+ * batches have borders of their own:
+ *
+ *     a piece holds several sequences     pieces of whole sequences, one group
+ *     a sequence takes several pieces     a group a sequence; with saved states one group, and pieces
+ *                                         that end where states were saved
+ *
+ * Packed ones are one group: only the device knows where their sequences are.
+ */
+#include "runtime/runtime.h"
+
+/* A record is a block's work: with fewer a multiprocessor waits for memory half of the time. */
+enum { GPU_ALIGN = 256, RECORDS_A_PROCESSOR = 4 };
+/* Of the bytes of all inputs, outputs and gradients, in percent. */
+enum { BUDGET = 30 };
+
+/* laying out ----------------------------------------------------------------------------------- */
+
+typedef struct Layout {
+    int64_t at, align;
+    bool over; /* more than 64 bits */
+} Layout;
+
+/* The place of a * b * c bytes behind what is laid out. */
+static size_t place(Layout *l, int64_t a, int64_t b, int64_t c) {
+    int64_t bytes, start = l->at;
+    l->over = l->over || __builtin_mul_overflow(a, b, &bytes) ||
+              __builtin_mul_overflow(bytes, c, &bytes) ||
+              __builtin_add_overflow(bytes, l->align - 1, &bytes) ||
+              __builtin_add_overflow(l->at, bytes / l->align * l->align, &l->at);
+    return (size_t)start;
+}
+
+static int64_t divide_up(int64_t x, int64_t y) {
+    return x / y + (x % y != 0);
+}
+
+static int64_t port_bytes(const Record *r, const Port *p) {
+    return shape_elements(r->shell, p->shape) * elem_size(p->elem);
+}
+
+/* The widest row of an upstream gradient that is not given. */
+static int64_t zeros_bytes(const Record *r, const BoundLaunch *b) {
+    int64_t widest = 0;
+    for (int i = r->inputs; i < r->shell->in.count; i++)
+        if (!b->tensor[i] && port_bytes(r, &r->shell->in.at[i]) > widest)
+            widest = port_bytes(r, &r->shell->in.at[i]);
+    return widest;
+}
+
+/* Rows and params of gradients that are summed afterwards. */
+static void place_parts(const Record *r, BoundLaunch *b, Layout *l, int64_t rows, int64_t params) {
+    for (int i = 0; i < r->shell->out.count; i++) {
+        const Port *p = &r->shell->out.at[i];
+        b->partial[i] = SIZE_MAX;
+        if (gradient_is_partial(r, b, i))
+            b->partial[i] = place(l, p->is_param ? params : rows, b->H, port_bytes(r, p));
+    }
+}
+
+static bool finish(const Layout *l, BoundLaunch *b) {
+    b->workspace = (size_t)l->at;
+    return !l->over;
+}
+
+/* segments ------------------------------------------------------------------------------------- */
+
+static int64_t chunks_a_sequence(const Record *r, const BoundLaunch *b) {
+    return divide_up(b->T, r->module.chunk);
+}
+
+/* Rows that a piece's tokens lie in. Packed sequences begin anywhere: slot j of sequence n begins at
+ * row C * (j - n) or up to C - 1 behind it, and n is only known to be one of N. */
+static void piece_rows(const Record *r, const BoundLaunch *b, int64_t first, int64_t count,
+                       int64_t *lo, int64_t *hi) {
+    int64_t C = r->module.chunk, last = first + count - 1;
+    if (b->packed) {
+        *lo = C * (first - (b->N - 1));
+        *hi = C * (last + 2);
+        *lo = *lo < 0 ? 0 : *lo;
+        *hi = *hi > b->T ? b->T : *hi;
+        return;
+    }
+    int64_t each = chunks_a_sequence(r, b), end = (last % each + 1) * C;
+    *lo = first / each * b->T + first % each * C;
+    *hi = last / each * b->T + (end < b->T ? end : b->T);
+}
+
+/* The most rows that any piece has. */
+static int64_t most_rows(const Record *r, const BoundLaunch *b) {
+    int64_t C = r->module.chunk, rows = b->B * b->T;
+    int64_t most = (b->seg.piece + (b->packed ? b->N : 0)) * C;
+    return b->seg.count == 1 || most > rows ? rows : most;
+}
+
+/* Pieces of at most `most` slots. */
+static void cut(const Record *r, BoundLaunch *b, int64_t most) {
+    Segments *s = &b->seg;
+    int64_t every = b->saved ? b->save_every : 1, each = b->packed ? 0 : chunks_a_sequence(r, b);
+    s->group = b->slots;
+    s->use_saved = false;
+    if (most >= b->slots) {
+        s->piece = b->slots;
+    } else if (each && most >= each) {
+        int64_t pieces = divide_up(b->N, most / each);
+        s->piece = divide_up(b->N, pieces) * each;
+    } else if (b->saved && most >= every) {
+        int64_t pieces = divide_up(b->slots, most / every * every);
+        s->piece = divide_up(divide_up(b->slots, pieces), every) * every;
+        s->use_saved = true;
+    } else {
+        s->group = each ? each : b->slots;
+        s->piece = divide_up(s->group, divide_up(s->group, most));
+    }
+    s->pieces = divide_up(s->group, s->piece);
+    s->count = s->pieces * divide_up(b->slots, s->group);
+    s->crossed = s->pieces > 1 && !(each && s->piece % each == 0);
+}
+
+void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out) {
+    const Segments *s = &b->seg;
+    int64_t group = i / s->pieces, piece = i % s->pieces;
+    int64_t left = s->group - piece * s->piece;
+    *out = (Segment){.first = group * s->group + piece * s->piece,
+                     .slots = left < s->piece ? left : s->piece};
+    if (out->slots > 0)
+        piece_rows(r, b, out->first, out->slots, &out->row, &out->end_row);
+}
+
+/* The layout with pieces of at most `most` slots. */
+static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
+    Layout l = {.align = GPU_ALIGN};
+    const Axis *axis = r->shell->axis.at;
+    int64_t state = 4 * (int64_t)axis[AXIS_K].size * axis[AXIS_V].size, tasks;
+    cut(r, b, most);
+    place(&l, b->seg.piece, b->H, r->module.ws_bytes_per_slot_head);
+    b->grad_blocks = 0;
+    for (int i = 0; i < r->module.entry.count && !l.over; i++) {
+        const CgEntry *e = &r->module.entry.at[i];
+        if (e->kind != ENTRY_grad)
+            continue;
+        l.over = __builtin_mul_overflow(b->seg.piece, b->H, &tasks);
+        b->grad_blocks = (int64_t)b->processors * e->per_sm;
+        b->grad_blocks = tasks < b->grad_blocks ? tasks : b->grad_blocks;
+        b->scratch = place(&l, b->grad_blocks, e->scratch_bytes, 1);
+    }
+    b->states = place(&l, b->seg.crossed && !b->seg.use_saved ? b->seg.pieces - 1 : 0, b->H, state);
+    b->costates = place(&l, b->seg.crossed ? 2 : 0, b->H, state);
+    b->zeros_bytes = (size_t)zeros_bytes(r, b);
+    b->zeros = place(&l, 1, 1, (int64_t)b->zeros_bytes);
+    place_parts(r, b, &l, most_rows(r, b), b->slots);
+    return finish(&l, b);
+}
+
+/* The layout with the longest pieces, of `least` slots or more, that stays within `bytes`. False: there
+ * is none, then it is the smallest layout; b->workspace is 0 when sizes overflow. */
+static bool fit(const Record *r, BoundLaunch *b, int64_t least, size_t bytes) {
+    size_t fewest = SIZE_MAX;
+    int64_t at_fewest = least;
+    for (int64_t most = b->slots; most >= least && most > 0; most = b->seg.piece - 1) {
+        bool ok = lay_out(r, b, most);
+        if (ok && b->workspace <= bytes)
+            return true;
+        if (ok && b->workspace < fewest) {
+            fewest = b->workspace;
+            at_fewest = most;
+        }
+    }
+    if (!lay_out(r, b, at_fewest))
+        b->workspace = 0;
+    return false;
+}
+
+static double tensor_bytes(const gdr_tensor *t) {
+    double n = t ? (double)gdr_dtype_size(t->dtype) : 0;
+    for (int i = 0; t && i < t->ndim; i++)
+        n *= (double)t->shape[i];
+    return n;
+}
+
+/* Of what any backward pass reads and writes, and of the outputs that gradients came to. */
+static double traffic(const Record *r, const BoundLaunch *b, const gdr_launch *l) {
+    double bytes = tensor_bytes(l->S0) + tensor_bytes(l->dS) + tensor_bytes(l->dS0);
+    for (int i = 0; i < r->shell->in.count + r->shell->out.count; i++)
+        bytes += tensor_bytes(b->tensor[i]);
+    for (int i = r->inputs; i < r->shell->in.count; i++)
+        bytes += (double)b->B * (double)b->T * (double)(b->H * port_bytes(r, &r->shell->in.at[i]));
+    return bytes;
+}
+
+static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what) {
+    if (b->slots == 0 || b->H == 0)
+        return lay_out(r, b, 1);
+    if (what == BIND_least || (what == BIND_launch && l->workspace))
+        return fit(r, b, 1, what == BIND_launch ? l->workspace_bytes : 0) || b->workspace;
+    double budget = traffic(r, b, l) * BUDGET / 100 - (b->saved ? (double)b->saved_bytes : 0);
+    int64_t least = divide_up((int64_t)RECORDS_A_PROCESSOR * b->processors, b->H);
+    least = least < 1 ? 1 : least > b->slots ? b->slots : least;
+    return fit(r, b, least, budget > 0 ? (size_t)budget : 0) || lay_out(r, b, least);
+}
+
+/* saved states --------------------------------------------------------------------------------- */
+
+/* Chunks from one saved state to the next: so many that its f32 K*V cost a token an eighth of the
+ * bf16 row of a key and a value. */
+int record_save_every(const Record *r) {
+    int64_t K = r->shell->axis.at[AXIS_K].size, V = r->shell->axis.at[AXIS_V].size;
+    bool gpu = target_find(r->target) && target_find(r->target)->gpu;
+    if (!gpu || r->algo != ALGO_chunk || (r->pass == GDR_PASS_FORWARD && !r->save))
+        return 0;
+    return save_every(K, V, r->module.chunk);
+}
+
+int save_every(int64_t K, int64_t V, int64_t chunk) {
+    return (int)divide_up(16 * K * V, (K + V) * chunk);
+}
+
+static bool size_saved(const Record *r, BoundLaunch *b) {
+    int64_t bytes, states = 0;
+    b->save_every = record_save_every(r);
+    if (b->save_every && b->slots > 0)
+        states = (b->slots - 1) / b->save_every;
+    const Axis *axis = r->shell->axis.at;
+    bool over = __builtin_mul_overflow(states, b->H, &bytes) ||
+                __builtin_mul_overflow(bytes, 4 * (int64_t)axis[AXIS_K].size * axis[AXIS_V].size,
+                                       &bytes);
+    b->saved_bytes = (size_t)bytes;
+    return !over;
+}
+
+/* all of it ------------------------------------------------------------------------------------ */
+
+bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what) {
+    const Target *t = target_find(r->target);
+    bool gpu = t && t->gpu, backward = r->pass == GDR_PASS_BACKWARD;
+    b->slots = 0;
+    b->workspace = 0;
+    for (int i = 0; i < r->shell->out.count; i++)
+        b->partial[i] = SIZE_MAX;
+    if (r->algo != ALGO_chunk && r->module.chunk <= 1) /* token by token, nothing kept */
+        return true;
+    if (__builtin_mul_overflow(b->N, divide_up(b->T, r->module.chunk) + 1, &b->slots))
+        return false;
+    b->slots = frame_slots(b->T, b->N, b->packed, r->module.chunk);
+    if (!size_saved(r, b))
+        return false;
+    if (gpu && backward)
+        return plan_segments(r, b, l, what);
+    Layout lay = {.align = gpu ? GPU_ALIGN : HOST_ALIGN};
+    place(&lay, b->slots, backward ? b->H : b->HF, r->module.ws_bytes_per_slot_head);
+    if (!backward)
+        return finish(&lay, b);
+    b->zeros_bytes = (size_t)zeros_bytes(r, b);
+    b->zeros = place(&lay, 1, 1, (int64_t)b->zeros_bytes);
+    int64_t rows;
+    if (__builtin_mul_overflow(b->B, b->T, &rows))
+        return false;
+    place_parts(r, b, &lay, rows, b->N);
+    return finish(&lay, b);
+}
