@@ -7,8 +7,6 @@ convolution of width 4, as all three papers have it), projects x to the spec's g
 itself brings into range, and runs the recurrence on every head. Models with different mixers have
 the same number of parameters: what one spends on gates another spends on its MLPs.
 """
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,11 +57,10 @@ def gate_projection(width, rank, out):
 
 
 def initial_decay(heads, shape):
-    """As in the papers: rates of 1 to 16, times of 0.001 to 0.1, evenly spread in their logarithms;
-    dt_bias is what softplus takes to the time."""
-    time = torch.exp(torch.empty(shape).uniform_(math.log(0.001), math.log(0.1)))
-    return {"A_log": torch.log(torch.empty(heads).uniform_(1, 16)),
-            "dt_bias": time + torch.log(-torch.expm1(-time))}
+    """Decays of 0.1 % to 10 % a token, evenly spread in their logarithms over the channels of each
+    head, or the heads: at a rate exp(A_log) of 1, dt_bias is what softplus takes to them."""
+    decay = torch.logspace(-3, -1, shape[-1]).expand(shape)
+    return {"A_log": torch.zeros(heads), "dt_bias": decay + torch.log(-torch.expm1(-decay))}
 
 
 class Mixer(nn.Module):

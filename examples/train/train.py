@@ -58,7 +58,8 @@ class Trainer:
         self.task = TASKS[args.task](args, self.device)
         self.model = Model(mixer, recurrence, self.task.vocabulary, args.width, args.layers,
                            args.heads, args.head_dim).to(self.device)
-        self.optimizer = torch.optim.AdamW(self.model.groups(DECAY), lr=args.lr, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(self.model.groups(DECAY), lr=args.lr, betas=(0.9, 0.95),
+                                           fused=self.on_gpu)
         self.step = 0
 
     def logits(self, tokens):
