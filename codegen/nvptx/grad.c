@@ -96,6 +96,8 @@ void grad_plan_scratch(Grad *g) {
         int first = same_root(g->g, f);
         g->scratch_dx[f] = first < f ? g->scratch_dx[first] : take(&at, wide);
     }
+    for (int f = 0; f < s->families; f++)
+        g->scratch_o[f] = take(&at, g->g->family[f].read >= 0 ? (int64_t)s->rows * s->vp * 4 : 0);
     g->scratch_dp = take(&at, g->g->p_root >= 0 ? wide : 0);
     g->scratch_da = take(&at, g->g->a_root < 0 ? 0 : s->a_key ? wide : s->rows * 4);
     g->scratch_bytes = at;

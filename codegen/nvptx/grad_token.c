@@ -4,6 +4,7 @@
  * cotangents that stand in memory, all of them on the lattice:
  *     rows x_f, keys, decays    f32, in the block's scratch, from the pull phase
  *     dX                        f16 in units of V columns, in the chunk's record
+ *     what the outs read        f32, in the scratch, from grad_read.c
  * What a token needs of memory is read first, so that it is under way at once.
  */
 #include "codegen/nvptx/grad_token.h"
@@ -29,8 +30,17 @@ static int family_of(const Gradient *g, int v) {
     return -1;
 }
 
+/* Number of the family whose read is given at v, or -1. */
+static int read_of(const Gradient *g, int v) {
+    for (int f = 0; f < g->s.families; f++)
+        if (g->family[f].read == v)
+            return f;
+    return -1;
+}
+
 static bool in_memory(const Gradient *g, int v) {
-    return v == g->dX || v == g->p_root || v == g->a_root || family_of(g, v) >= 0;
+    return v == g->dX || v == g->p_root || v == g->a_root || family_of(g, v) >= 0 ||
+           read_of(g, v) >= 0;
 }
 
 /* The lattice row of this token's update `place`. */
@@ -40,38 +50,38 @@ static Val lattice_row(Tokens *x, int place) {
     return slots == 1 ? x->t : cg_add(cg, cg_mul(cg, x->t, cg_int(cg, slots)), cg_int(cg, place));
 }
 
-/* This lane's elements of a row of kp f32 in the scratch, or its only one. */
-static void load_scratch(Tokens *x, int64_t base, Val row, bool vector, Val *out) {
+/* This lane's first element of a padded row along K or V; lanes behind the last one take the first. */
+static Val run_base(const Tokens *x, int axis) {
+    Cg *cg = x->g->cg;
+    int n = axis == AXIS_K ? x->n_k : x->n_v;
+    int padded = axis == AXIS_K ? x->g->g->s.kp : x->g->g->s.vp;
+    Val base = axis == AXIS_K ? x->at.base_k : x->at.base_v;
+    if (x->lanes * n <= padded)
+        return base;
+    Val inside = cg_cmp(cg, LLVMIntSLT, base, cg_int(cg, padded));
+    return cg_select(cg, inside, base, cg_int(cg, 0));
+}
+
+/* This lane's elements of a row of f32 along `axis` in the scratch; -1: the row is one. */
+static void load_scratch(Tokens *x, int64_t base, Val row, int axis, Val *out) {
     Cg *cg = x->g->cg;
     const System *s = &x->g->g->s;
-    int n = vector ? x->n_k : 1, group = grad_group(n, n, ELEM_f32);
-    Val p = cg_gep8(cg, x->g->scratch, cg_int64(cg, base));
-    Val element = vector ? cg_mul(cg, row, cg_int(cg, s->kp)) : row;
-    if (vector) { /* lanes behind the last channel read the row's first ones */
-        Val k = x->at.base_k;
-        if (x->lanes * n > s->kp)
-            k = cg_select(cg, cg_cmp(cg, LLVMIntSLT, k, cg_int(cg, s->kp)), k, cg_int(cg, 0));
-        element = cg_add(cg, element, k);
+    int n = axis == AXIS_K ? x->n_k : axis == AXIS_V ? x->n_v : 1;
+    int group = grad_group(n, n, ELEM_f32);
+    Val p = cg_gep8(cg, x->g->scratch, cg_int64(cg, base)), element = row;
+    if (axis >= 0) {
+        element = cg_mul(cg, row, cg_int(cg, axis == AXIS_K ? s->kp : s->vp));
+        element = cg_add(cg, element, run_base(x, axis));
     }
     p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, element, 2)));
     for (int j = 0; j < n; j += group)
         grad_load(cg, ELEM_f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, out + j);
 }
 
-/* Lanes behind the last column stay at the first ones. */
-static Val column_base(Tokens *x) {
-    Cg *cg = x->g->cg;
-    int vp = x->g->g->s.vp;
-    if (x->lanes * x->n_v <= vp)
-        return x->at.base_v;
-    Val inside = cg_cmp(cg, LLVMIntSLT, x->at.base_v, cg_int(cg, vp));
-    return cg_select(cg, inside, x->at.base_v, cg_int(cg, 0));
-}
-
 static void load_units(Tokens *x) {
     Cg *cg = x->g->cg;
     Val p = cg_gep8(cg, x->g->record, cg_int64(cg, x->g->g->s.ws_unit_dx));
-    p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, column_base(x), 2)));
+    p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, run_base(x, AXIS_V), 2)));
     int group = grad_group(x->n_v, x->n_v, ELEM_f32);
     for (int j = 0; j < x->n_v; j += group)
         grad_load(cg, ELEM_f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, x->unit_dx + j);
@@ -81,7 +91,7 @@ static void load_units(Tokens *x) {
 static void load_dx(Tokens *x, Val row, Val *out) {
     Cg *cg = x->g->cg;
     const System *s = &x->g->g->s;
-    Val v = column_base(x), eight = cg_int(cg, 7);
+    Val v = run_base(x, AXIS_V), eight = cg_int(cg, 7);
     Val place = cg_shl(cg, nv_place(cg, s->rows, s->vp, row, cg_shr(cg, v, 3)), 4);
     if (x->n_v < 8)
         place = cg_add(cg, place, cg_shl(cg, cg_and(cg, v, eight), 1));
@@ -94,22 +104,25 @@ static void load_dx(Tokens *x, Val row, Val *out) {
 
 /* Value v at this token's update `place`. */
 static void load_cotangent(Tokens *x, int v, int place, Val *out) {
-    const Gradient *g = x->g->g;
-    int f = family_of(g, v);
-    bool vector = shape_has(inst_at(x->g->k, v)->shape, AXIS_K);
+    const Grad *grad = x->g;
+    const Gradient *g = grad->g;
+    int axis = tokens_run_axis(inst_at(grad->k, v)->shape), read = read_of(g, v);
+    int64_t at = v == g->a_root   ? grad->scratch_da
+                 : v == g->p_root ? grad->scratch_dp
+                 : read >= 0      ? grad->scratch_o[read]
+                 : v != g->dX     ? grad->scratch_dx[family_of(g, v)]
+                                  : 0;
     if (v == g->dX)
         load_dx(x, lattice_row(x, place), out);
-    else if (v == g->a_root)
-        load_scratch(x, x->g->scratch_da, lattice_row(x, place), vector, out);
-    else if (v == g->p_root)
-        load_scratch(x, x->g->scratch_dp, lattice_row(x, place), true, out);
     else
-        load_scratch(x, x->g->scratch_dx[f], lattice_row(x, place), true, out);
+        load_scratch(x, at, lattice_row(x, place), axis, out);
 }
 
 /* The place within its token where a value with axis C is kept. */
 static int place_in_token(const Gradient *g, int v) {
     int f = family_of(g, v);
+    if (read_of(g, v) >= 0)
+        return g->s.slots - 1;
     return f >= 0 && g->s.family[f].position > 0 ? g->s.family[f].position : 0;
 }
 

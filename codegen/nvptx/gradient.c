@@ -266,6 +266,32 @@ static int find_dx(const Kernel *k, const Gradient *g) {
     return best;
 }
 
+/* The outs' reads, as far as gradients need them; each is used in one sum with its mixed part. */
+static bool find_reads(const Kernel *k, Gradient *g, const char **why) {
+    bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count);
+    int state = find_op(k, OP_state);
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == OP_out)
+            value_mark(k, v, needed);
+    for (int f = 0; f < g->s.families; f++) {
+        GradFamily *gf = &g->family[f];
+        const Family *fam = &g->s.family[f];
+        bool erase = g->s.erase && f == 0;
+        gf->read = erase ? -1 : find_contract(k, strip(k, fam->carried), state, AXIS_K);
+        gf->mixed = erase ? -1 : find_contract(k, strip(k, fam->mix), g->X, -1);
+        if (gf->read < 0 || !needed[gf->read]) {
+            gf->read = gf->mixed = -1;
+            continue;
+        }
+        int sum = only_user(k, gf->read);
+        if (gf->mixed < 0 || sum < 0 || sum != only_user(k, gf->mixed) ||
+            inst_at(k, sum)->op != OP_add)
+            return fail(why, "an out's reads of the state and of its chunk are used apart");
+        g->zero[gf->mixed] = true;
+    }
+    return true;
+}
+
 bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
     CHECK(k->level == LEVEL_tile && kernel_is_gradient(k));
     *g = (Gradient){.zero = NEW_ARRAY(arena, bool, k->inst.count), .p_root = -1, .a_root = -1};
@@ -273,6 +299,10 @@ bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
         return false;
     nv_system_scales(k, &g->s);
     int solve = find_op(k, OP_solve);
+    if (g->s.erase) {
+        Family *erase = &g->s.family[0];
+        erase->read = find_contract(k, erase->carried, find_op(k, OP_state), AXIS_K);
+    }
     g->X = g->s.X;
     g->dX = find_dx(k, g);
     g->zt = g->s.erase ? find_contract(k, solve, g->X, AXIS_R) : g->X;
@@ -283,6 +313,8 @@ bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
     for (int f = 0; f < g->s.families; f++)
         if (!find_left(k, g, f, why) || !find_terms(k, g, f, why))
             return false;
+    if (!find_reads(k, g, why))
+        return false;
     nv_system_place(&g->s);
     if (g->a_root >= 0 && !g->a_log && g->s.a_key) {
         Range r = value_range(k, g->s.a);

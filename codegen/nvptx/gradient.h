@@ -52,6 +52,8 @@ typedef struct GradFamily {
     int dg;               /* contract(left, Zt) over V: the scores' cotangent; -1: none */
     int root;             /* the value that stands for carry dw + scores_x dg: see zero */
     bool minus;           /* whether its terms are subtracted in the cotangents of keys and decays */
+    int read, mixed;      /* out: contract(W_f, S), given together with contract(M_f, X), which counts
+                             as 0; -1 where no gradient needs them */
 } GradFamily;
 
 typedef struct Gradient {
@@ -93,6 +95,7 @@ typedef struct Grad {
                                          t*slots + position); families of one root share the place */
     int64_t scratch_dp;       /* [rows][kp] f32 */
     int64_t scratch_da;       /* [rows][kp] f32, or [rows] */
+    int64_t scratch_o[MAX_FAMILIES];  /* [rows][vp] f32, of families with a read: a token's last row */
     int64_t scratch_bytes;
     int sh_bytes;             /* shared memory: the larger of the phases' */
     struct Tokens *tokens;    /* grad_token.h: the plan of phase 2 */
@@ -117,6 +120,9 @@ int grad_group(int64_t size, int64_t run, Elem e);
  * the record to the scratch. Rows of tokens that are not there may hold anything finite. */
 bool grad_pull_plan(Grad *g, int *sh_bytes, const char **why);
 void grad_pull(Grad *g);
+/* grad_read.c: between the phases, where gradients need what the outs read of the state. */
+bool grad_read_plan(Grad *g, int *sh_bytes, const char **why);
+void grad_read(Grad *g);
 /* grad_token*.c: phase 2. */
 bool grad_token_plan(Grad *g, int *sh_bytes, const char **why);
 void grad_tokens(Grad *g);

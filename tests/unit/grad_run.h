@@ -15,7 +15,7 @@
 enum { GRAD_SEQUENCES = 6, GRAD_ENTRIES = 16, GRAD_FRAME = FRAME_PORTS + 6 * MAX_PORTS + 64 };
 
 typedef struct GradCase {
-    const char *spec;
+    const char *spec, *text;   /* the text, or the spec of that name */
     int K, V, rows;            /* of a chunk, at most */
     Elem elem;
     const char *target;
@@ -28,6 +28,7 @@ typedef struct GradCase {
     double gate;               /* log-decays; 0: random in the declared range */
     double resets;             /* that part of the log-decays is -1000 */
     int unwanted;              /* bit o: gradient o has no address */
+    int v_tile;                /* V columns of a block; 0: the target's choice */
 } GradCase;
 
 typedef struct GradRun {
@@ -69,8 +70,10 @@ static inline void grad_set(void *p, int64_t i, Elem e, double x) {
 static inline bool grad_open(GradRun *r, const GradCase *c) {
     char path[512];
     *r = (GradRun){.c = c, .seed = 20250101};
-    snprintf(path, sizeof path, "%s/%s.gdr", GDR_SPECS_DIR, c->spec);
-    Spec *s = r->spec = spec_load(path);
+    snprintf(path, sizeof path, "%s/%s.gdr", GDR_SPECS_DIR, c->spec ? c->spec : "");
+    Spec *s = r->spec = c->text ? spec_open(c->text) : spec_load(path);
+    if (s->d.errors)
+        fail_msg("%s", messages(s));
     r->dim[0] = (SpecDim){"K", c->K};
     r->dim[1] = (SpecDim){"V", c->V};
     r->bind = (SpecBind){r->dim, 2};
@@ -101,7 +104,7 @@ static inline const char *grad_add(GradRun *r, bool (*build)(Cg *, CgModule *, c
     const char *why = NULL;
     CgOptions *opt = NEW(&r->spec->arena, CgOptions);
     *opt = (CgOptions){.target = r->c->target, .algo = ALGO_chunk, .io = r->c->elem,
-                       .opt_level = 2};
+                       .opt_level = 2, .v_tile = r->c->v_tile};
     Cg *cg = cg_open(&r->spec->arena, r->code, opt, &why);
     if (!cg)
         return why;
@@ -273,8 +276,8 @@ static inline const char *grad_described(GradRun *r) {
     const GradCase *c = r->c;
     Buf t;
     buf_init(&t, &r->arena);
-    buf_printf(&t, "%s K=%d V=%d rows=%d %s %s H=%d segment=%d", c->spec, c->K, c->V, c->rows,
-               elem_name(c->elem), c->target, c->H, (int)r->segment);
+    buf_printf(&t, "%s K=%d V=%d rows=%d %s %s H=%d segment=%d", c->text ? c->text : c->spec, c->K,
+               c->V, c->rows, elem_name(c->elem), c->target, c->H, (int)r->segment);
     for (int n = 0; n < c->N; n++)
         buf_printf(&t, "%s%d", n ? "," : c->cu_width ? " packed " : " dense ",
                    (int)grad_length(c, n));
