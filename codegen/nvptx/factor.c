@@ -148,7 +148,7 @@ Val factor_stored_row(Factor *f, int family, Val row)
     return cg_select(cg, in_chunk, stored, row);
 }
 
-static void place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
+void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
@@ -236,7 +236,7 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     Val record = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, s.ws_bytes));
     f->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, start, seq.length));
-    place_rows(f, seq, start, head, heads);
+    factor_place_rows(f, seq, start, head, heads);
     bool ok = build_body(f, why);
     cg_end_if(cg, &some);
     nv_kernel_close(cg);

@@ -20,7 +20,7 @@
  *     scale f32, a power of two
  *     rows  [rows] f32 per family that is scaled: what W_f's and M_f's rows lack
  *     keys  [rows] f32, nothing erased and keys scaled: what M's and P's columns are divided by, which
- *           the chain makes good in X
+ *           the chain makes good in X; gradient kernels: also where something is erased
  *
  * Numbers. Matrix operands are f16: 3 more bits than bf16 at the same speed, but a range of 2^-14 to
  * 2^16. Rows and keys that their declared ranges bound (normalised ones) fit as they are; others are
@@ -148,6 +148,9 @@ Val factor_stored_row(Factor *f, int family, Val row);
 Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit);
 Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column);
 
+/* factor.c: the lattice rows of the chunk from token `start` of its sequence on. */
+void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads);
+
 /* factor_scores.c, vector decay; factor_scalar.c, scalar or no decay */
 void factor_rows_pass(Factor *f);      /* decays, diagonal blocks, stash */
 void factor_off_diagonal(Factor *f);   /* blocks below the diagonal; writes W_f */
@@ -155,6 +158,18 @@ void factor_begin_blocks(Factor *f, int first);
 void factor_scalar_rows_pass(Factor *f);
 void factor_scalar_blocks(Factor *f);
 void factor_scalar_tail(Factor *f);
+/* Scalar decay, in shared memory at sh_row. Lam: x times that of row half h with a column of the warp's
+ * own block, 0 where not seen; of its scores with the block `distance` below, in place; from the chunk's
+ * start to a row; from an update of the warp's block to the chunk's end. */
+void factor_decay_table(Factor *f); /* a block barrier before the rest is used */
+Val factor_own_score(Factor *f, const Family *fam, int h, Val column, Val x);
+void factor_decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4]);
+Val factor_carried_decay(Factor *f, const Family *fam, int h);
+Val factor_tail_decay(Factor *f, Val row);
+Val factor_own_decay(Factor *f, Val row);
+
+/* Unit `unit` (8 elements) of a row of a tile in shared memory with `units` of them, a multiple of 4. */
+Val factor_unit(Cg *cg, int base, int units, Val row, Val unit);
 Val factor_key_unit(Factor *f, int base, Val row, Val unit); /* 8 channels of a key tile */
 void factor_store_unit(Cg *cg, Val p, const Val unit[4]);
 void factor_load_unit(Cg *cg, Val p, Val unit[4]);

@@ -368,14 +368,15 @@ static void store_family_scale(Factor *f, int i, int h)
     store_row_scale(f, f->row_scale[i][h], cg_gep8(cg, f->record, byte));
 }
 
-/* The power of two below a row's largest element, the same in the four lanes of the row. */
+/* The power of two below a row's largest element, the same in the four lanes of the row. In gradient
+ * kernels a row's cotangent goes through f16 times that scale, and a row of zeros has one too. */
 static Val row_scale(Factor *f, Var most)
 {
     Cg *cg = f->cg;
     Val x = cg_get(cg, most);
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 1));
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 2));
-    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, 0x1p-60)));
+    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, f->s->gradient ? 0x1p-14 : 0x1p-60)));
 }
 
 void factor_scale_rows(Factor *f)
@@ -412,8 +413,10 @@ void factor_scale_rows(Factor *f)
         Val scale = row_scale(f, r.most[MAX_FAMILIES][h]);
         f->key_shrink[h] = nv_power_inverse(cg, scale);
         Val byte = cg_add(cg, cg_shl(cg, f->row[h], 2), cg_int(cg, (int)s->ws_keys));
-        store_row_scale(f, scale, s->erase ? factor_shared_f32(f, f->sh_keys, f->row[h])
-                                           : cg_gep8(cg, f->record, byte));
+        if (s->erase)
+            store_row_scale(f, scale, factor_shared_f32(f, f->sh_keys, f->row[h]));
+        if (!s->erase || s->gradient)
+            store_row_scale(f, scale, cg_gep8(cg, f->record, byte));
     }
 }
 

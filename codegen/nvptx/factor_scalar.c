@@ -29,7 +29,7 @@ static Val table_at(Factor *f, Val row, Val column)
 }
 
 /* Lane 0 walks from the block's start, lane 1+u from after update u. */
-static void build_table(Factor *f)
+void factor_decay_table(Factor *f)
 {
     Cg *cg = f->cg;
     for (int h = 0; h < 2; h++)
@@ -75,7 +75,7 @@ void factor_scalar_rows_pass(Factor *f)
     for (int h = 0; s->key_multiple >= 0 && h < 2; h++)
         f->multiple[h] = factor_row_scalar(f, s->key_multiple, h, 0);
     if (s->a >= 0)
-        build_table(f);
+        factor_decay_table(f);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
     factor_enter_slab(f, slab.i);
@@ -105,7 +105,7 @@ void factor_scalar_rows_pass(Factor *f)
 }
 
 /* Decay from the chunk's start up to where row half h of family i reads. */
-static Val carried_decay(Factor *f, const Family *fam, int h)
+Val factor_carried_decay(Factor *f, const Family *fam, int h)
 {
     Cg *cg = f->cg;
     Val x = cg_load(cg, cg->f32, table_at(f, f->row[h], cg_int(cg, 0)), 4);
@@ -161,7 +161,7 @@ static Val own_factor(Factor *f, const Family *fam, int h, Val lam)
 }
 
 /* Score of row half h with `column` of the warp's own block: x times Lam, 0 where not seen. */
-static Val own_block_score(Factor *f, const Family *fam, int h, Val column, Val x)
+Val factor_own_score(Factor *f, const Family *fam, int h, Val column, Val x)
 {
     Cg *cg = f->cg;
     Val row = cg_add(cg, cg_shl(cg, f->g, 1), cg_int(cg, h)), undecayed = x;
@@ -182,7 +182,7 @@ static Val block_column(Factor *f, int n, int c)
 }
 
 /* Scores with the block `distance` before the warp's own, in place. */
-static void decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4])
+void factor_decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4])
 {
     Cg *cg = f->cg;
     Val block = cg_sub(cg, f->warp, cg_int(cg, distance)), row[2], between = cg_float(cg, 1);
@@ -214,11 +214,11 @@ static void finish_blocks(Factor *f, int i)
         for (int h = 0; h < 2; h++)
             for (int c = 0; c < 2; c++) {
                 Var v = f->block[0][i][n][2 * h + c];
-                cg_set(cg, v, own_block_score(f, fam, h, block_column(f, n, c), cg_get(cg, v)));
+                cg_set(cg, v, factor_own_score(f, fam, h, block_column(f, n, c), cg_get(cg, v)));
             }
     for (int distance = 1; distance < s->warps && s->a >= 0; distance++) {
         If below = cg_if(cg, cg_cmp(cg, LLVMIntUGE, f->warp, cg_int(cg, distance)));
-        decay_block(f, fam, distance, f->block[distance][i]);
+        factor_decay_block(f, fam, distance, f->block[distance][i]);
         cg_end_if(cg, &below);
     }
 }
@@ -232,7 +232,7 @@ void factor_scalar_blocks(Factor *f)
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++) {
             Val multiple = i == 0 && s->key_multiple >= 0 ? f->multiple[h] : NULL;
-            scale[i][h] = s->a >= 0 ? carried_decay(f, &s->family[i], h) : NULL;
+            scale[i][h] = s->a >= 0 ? factor_carried_decay(f, &s->family[i], h) : NULL;
             if (multiple)
                 scale[i][h] = scale[i][h] ? cg_fmul(cg, scale[i][h], multiple) : multiple;
         }
@@ -243,22 +243,34 @@ void factor_scalar_blocks(Factor *f)
         finish_blocks(f, i);
 }
 
+Val factor_own_decay(Factor *f, Val row)
+{
+    return load_f32(f, own_base(f), row);
+}
+
+Val factor_tail_decay(Factor *f, Val row)
+{
+    Cg *cg = f->cg;
+    Val x = load_f32(f, after_base(f), row);
+    for (int b = 1; b < f->s->warps; b++) {
+        Val total = load_f32(f, total_base(f), cg_int(cg, b));
+        Val after = cg_cmp(cg, LLVMIntSLT, f->warp, cg_int(cg, b));
+        x = cg_fmul(cg, x, cg_select(cg, after, total, cg_float(cg, 1)));
+    }
+    return x;
+}
+
 void factor_scalar_tail(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     if (s->a < 0)
         return;
-    Val later = cg_float(cg, 1), all = load_f32(f, total_base(f), cg_int(cg, 0));
-    for (int b = 1; b < s->warps; b++) {
-        Val total = load_f32(f, total_base(f), cg_int(cg, b));
-        Val after = cg_cmp(cg, LLVMIntSLT, f->warp, cg_int(cg, b));
-        later = cg_fmul(cg, later, cg_select(cg, after, total, cg_float(cg, 1)));
-        all = cg_fmul(cg, all, total);
-    }
-    Val scale[2];
+    Val all = load_f32(f, total_base(f), cg_int(cg, 0)), scale[2];
+    for (int b = 1; b < s->warps; b++)
+        all = cg_fmul(cg, all, load_f32(f, total_base(f), cg_int(cg, b)));
     for (int h = 0; h < 2; h++)
-        scale[h] = cg_fmul(cg, later, load_f32(f, after_base(f), f->row[h]));
+        scale[h] = factor_tail_decay(f, f->row[h]);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     for (int h = 0; h < 2; h++) {
         Val pair[4], p = factor_key_unit(f, f->sh_p, f->row[h], cg_add(cg, cg_shl(cg, slab.i, 2), f->t));

@@ -64,10 +64,8 @@ static Run keep_where(Factor *f, Val c, const Run *run)
 /* Units are permuted within groups of 8 (or 4) so that neither the access pattern of a lane's two
  * rows (eight lanes: rows r and r+2, four units each) nor ldmatrix (eight rows, one unit) meets two
  * units in one bank. */
-Val factor_key_unit(Factor *f, int base, Val row, Val unit)
+Val factor_unit(Cg *cg, int base, int units, Val row, Val unit)
 {
-    Cg *cg = f->cg;
-    int units = f->s->kp / 8;
     Val turn = cg_and(cg, cg_shr(cg, row, 1), cg_int(cg, 3));
     if (units % 8 == 0) {
         Val low = cg_and(cg, row, cg_int(cg, 1)), second = cg_and(cg, row, cg_int(cg, 2));
@@ -76,6 +74,11 @@ Val factor_key_unit(Factor *f, int base, Val row, Val unit)
     }
     Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, units)), cg_xor(cg, unit, turn));
     return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 4));
+}
+
+Val factor_key_unit(Factor *f, int base, Val row, Val unit)
+{
+    return factor_unit(f->cg, base, f->s->kp / 8, row, unit);
 }
 
 void factor_store_unit(Cg *cg, Val p, const Val unit[4])

@@ -245,7 +245,7 @@ static void place_writes(System *s, int64_t *at)
     *at = s->ws_scale + 16;
     place_row_factors(s, at, 0, s->gradient ? s->erase : s->families);
     s->ws_keys = *at;
-    *at += s->p_scaled && !s->erase ? s->rows * 4 : 0;
+    *at += s->p_scaled && (!s->erase || s->gradient) ? s->rows * 4 : 0;
 }
 
 static void place_outs(System *s, int64_t *at)

@@ -1,0 +1,118 @@
+/* The pull phase of the grad kernel in the making: one chunk of one head, from S, dS', X and dX back to
+ * the lattice's rows, keys and decays. Private to codegen/nvptx/grad_pull*.c.
+ *
+ *   left     Zt = A X; left rows; dG_f = left_f Zt', as operands                  grad_pull_left.c
+ *   state    a slab of 32 channels: dW_f = left_f S', dKt = Zt dS', dD            grad_pull_state.c
+ *   key      vector decay: a slab's products with Lam backwards                   grad_pull_key.c
+ *   scalar   scalar or no decay                                                   grad_pull_scalar.c
+ *
+ * A lane holds rows and channels as the factor kernel's do (factor.h): rows 2g + h of its warp's block,
+ * channels 8t .. 8t+7 of a slab. Accumulators of products with 32 channels are asked for in that layout
+ * too: operands stand so that column 2t + c of tile n is channel 8t + 2n + c.
+ *
+ * Numbers. Left rows are divided by powers of two, row by row, before they are rounded to f16, and units
+ * of columns of V (gradient.h) are multiplied into them. dG is f16 in one unit a chunk, sigma, a bound of
+ * its largest element over 2^14: what is 2^-28 as large still has all its bits. Everything after is f32
+ * divided by sigma. Families that are subtracted are so from their left rows on. Rows divided by a scale
+ * (factor.h) have dG and dW times it, keys likewise: so products of x and dx, p and dp are what they are.
+ */
+#ifndef GDR_CODEGEN_NVPTX_GRAD_PULL_H
+#define GDR_CODEGEN_NVPTX_GRAD_PULL_H
+
+#include "codegen/nvptx/gradient.h"
+
+/* Units of columns of V: of S, of X, X's times dS's, S's times dS's, each array divided by its largest;
+ * dX's as they are. */
+enum { UNIT_s, UNIT_x, UNIT_xds, UNIT_sds, UNIT_dx, UNITS };
+
+/* A lane's 2 rows by 8 channels, f32, and as operand pairs. */
+typedef struct Tile { Val x[2][8]; } Tile;
+typedef struct Packed { Val pair[2][4]; } Packed;
+typedef struct TileVar { Var x[2][8]; } TileVar;
+
+typedef struct Pull {
+    Grad *grad;
+    Cg *cg;
+    const Gradient *g;
+    const System *s;
+    Factor f;
+    int vq;                  /* V padded to a multiple of 32 */
+    int pairs;               /* pairs of 16-row blocks that have a place among the operands dG */
+    bool decays;             /* their cotangent is wanted */
+    /* shared memory, byte offsets */
+    int sh_unit;             /* f32 [UNITS][vq] */
+    int sh_most;             /* f32 [2][warps] */
+    int sh_left;             /* [families + 1][step][V slab][threads] 16-byte A fragments, lane-private:
+                                left rows for dW; Zt for dKt */
+    int sh_state;            /* S, then dS: [vq][32 channels] f16 */
+    int sh_zt;               /* f16 [rows][vq]; before it X and A as in the record; after it: */
+    int sh_exchange;         /* [families + 1][block][2][lane] 16-byte B fragments of a slab: keys, rows */
+    int sh_dg;               /* [family][pair][lane] 16-byte A fragments: dG */
+    int sh_turned;           /* likewise dG' */
+    int sh_raw;              /* scalar decay: likewise dG without the decays */
+    int sh_keys;             /* scalar decay: [block][half][lane] 16 bytes: keys as B fragments along K */
+    int sh_total;            /* f32 [block][32]: products of a block's decays, of this slab */
+    int sh_sum;              /* f32: partial sums for decays */
+    int sh_bytes;
+    /* the present chunk */
+    Val most[UNITS];         /* what the units were divided by */
+    Val scale;               /* the record's */
+    Val row_most[MAX_FAMILIES][2], zt_most[2]; /* largest of a left row; of a row of Zt */
+    Val rescale[MAX_FAMILIES][2];  /* scales of rows; NULL: 1 */
+    Val key_scale[2];
+    Val sigma, inverse;      /* and 1 / sigma */
+    Val dw_unit[MAX_FAMILIES][2], dkt_unit[2], dd_unit; /* what accumulators lack, over sigma */
+    Val own[MAX_FAMILIES][4], turned[MAX_FAMILIES][4];  /* vector decay: dG of the block with itself, A
+                                fragments of it and its transpose, between pairs of rows */
+    Val below[MAX_FAMILIES];       /* dG of a pair's second row with its first update */
+    Val same[MAX_FAMILIES][2];     /* inclusive: of a row with its own update */
+} Pull;
+
+static inline bool pull_erase(const Pull *p, int f) { return p->s->erase && f == 0; }
+
+/* grad_pull.c */
+Val pull_f32(Pull *p, int base, Val index);           /* pointer to f32 number `index` */
+Val pull_load(Pull *p, int base, Val index);
+void pull_load8(Pull *p, int base, Val index, Val out[8]); /* index a multiple of 4 */
+Val pull_quad_sum(Pull *p, Val x);                    /* over the four lanes of a row */
+Val pull_quad_most(Pull *p, Val x);
+void pull_pack(Pull *p, Packed *out, const Tile *x);
+void pull_unpack(Pull *p, Tile *out, const Packed *x);
+void pull_get(Pull *p, Tile *out, const TileVar *v);
+void pull_set(Pull *p, const TileVar *v, const Tile *x);
+TileVar pull_var(Pull *p, const Tile *init);          /* NULL: zeros */
+/* Sum over a block's rows: lane (g, t) gets that of channel 8t + g. */
+Val pull_rows_sum(Pull *p, const Val x[8]);
+Val pull_lane_channel(Pull *p);                       /* 8t + g */
+/* B fragments of a block's rows, contracted over rows, for the four tiles of a slab. */
+void pull_turn(Pull *p, const Packed *x, Val b[4][2]);
+void pull_put_operand(Pull *p, int operand, const Packed *x);
+void pull_get_operand(Pull *p, int operand, Val block, Val b[4][2]);
+/* acc += A B */
+void pull_multiply(Pull *p, Tile *acc, const Val a[4], Val b[4][2]);
+Val pull_fragment(Pull *p, int base, int family, Val pair); /* this lane's 16 bytes */
+/* Cotangents of the slab in f32 to the scratch: dx over sigma, of every family; dp; */
+void pull_store_row(Pull *p, int64_t base, int h, Val slab, const Val x[8]);
+void pull_store_dx(Pull *p, Val slab, Tile *dx);
+void pull_store_dp(Pull *p, Val slab, Tile *dp);
+
+/* grad_pull_left.c */
+void pull_left(Pull *p);
+void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]); /* families: Zt */
+Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blocks */
+
+/* grad_pull_state.c */
+void pull_copy_state(Pull *p, Val slab);
+void pull_state(Pull *p, Tile *dw, Tile *dkt);
+Val pull_dd(Pull *p);                                 /* this warp's part of channel 8t + g */
+
+/* grad_pull_key.c, grad_pull_scalar.c */
+int pull_key_bytes(const Pull *p);                    /* of sums */
+void pull_key_chunk(Pull *p);
+void pull_key_dg(Pull *p, int family, Var (*acc)[2][4], Val unit[2]);
+int pull_scalar_bytes(const Pull *p);
+void pull_scalar_begin(Pull *p);                      /* before dG: decays */
+void pull_scalar_chunk(Pull *p);
+void pull_scalar_dg(Pull *p, int family, Var (*acc)[2][4], Val unit[2]);
+
+#endif

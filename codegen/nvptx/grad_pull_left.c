@@ -1,0 +1,455 @@
+/* The pull phase before the slabs: what has an axis V and no axis K.
+ *
+ *     units    of columns of V, divided by their largest
+ *     Zt       A X, in units of X and the record's scale; to all warps, and as A operand of dKt
+ *     left     rows: their largest, which makes sigma; then as A operands of dW and of
+ *     dG       left Zt', block by block, which the lattice's files take over
+ *
+ * The order of V within a k-step is free as long as both operands agree: a lane's 8 consecutive columns
+ * of a row are fragments as they lie.
+ */
+#include "codegen/nvptx/grad_pull.h"
+
+/* Left rows and Zt's are rounded with their largest element between 2^12 and 2^13. */
+#define ROW_TOP 0x1p12
+/* sigma: the bound of dG over it is between 2^14 and 2^15. */
+#define DG_TOP 0x1p14
+
+static int slabs(const Pull *p) { return p->vq / SLAB; }
+static int unit_base(const Pull *p, int unit) { return p->sh_unit + unit * p->vq * 4; }
+
+/* This lane's 8 columns of slab `slab`. */
+static Val first_column(Pull *p, Val slab) {
+    return cg_add(p->cg, cg_shl(p->cg, slab, 5), cg_shl(p->cg, p->f.t, 3));
+}
+
+static Val zt_unit(Pull *p, Val row, Val unit) {
+    return factor_unit(p->cg, p->sh_zt, p->vq / 8, row, unit);
+}
+
+/* A fragments of a lane's two rows, in the stash that dW and dKt read. */
+static Val stash_unit(Pull *p, int operand, int step, Val slab) {
+    Cg *cg = p->cg;
+    int threads = 32 * p->s->warps;
+    Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
+    index = cg_add(cg, index, cg_int(cg, (operand * 2 + step) * slabs(p) * threads));
+    return cg_gep8(cg, nv_shared(cg, p->sh_left), cg_shl(cg, index, 4));
+}
+
+static void fragments(const Packed *x, Val a[2][4]) {
+    for (int step = 0; step < 2; step++)
+        for (int i = 0; i < 4; i++)
+            a[step][i] = x->pair[i % 2][2 * step + i / 2];
+}
+
+static void put_left(Pull *p, int operand, Val slab, const Packed *x) {
+    Val a[2][4];
+    fragments(x, a);
+    for (int step = 0; step < 2; step++)
+        factor_store_unit(p->cg, stash_unit(p, operand, step, slab), a[step]);
+}
+
+void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]) {
+    factor_load_unit(p->cg, stash_unit(p, operand, step, slab), a);
+}
+
+/* units ------------------------------------------------------------------------------------------ */
+
+static void load_units(Pull *p, Val v, Val out[UNITS]) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    int64_t base[] = {s->ws_unit_s, s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx};
+    Val there = p->vq > s->vp ? cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->vp)) : NULL, x[4];
+    Val at = there ? cg_select(cg, there, v, cg_int(cg, 0)) : v;
+    for (int i = 0; i < 4; i++) {
+        Val byte = cg_add(cg, cg_shl(cg, at, 2), cg_int(cg, (int)base[i]));
+        x[i] = cg_load(cg, cg->f32, cg_gep8(cg, p->f.record, byte), 4);
+        if (there)
+            x[i] = cg_select(cg, there, x[i], cg_float(cg, 0));
+    }
+    out[UNIT_s] = x[0];
+    out[UNIT_x] = x[2];
+    out[UNIT_xds] = cg_fmul(cg, x[2], x[1]);
+    out[UNIT_sds] = cg_fmul(cg, x[0], x[1]);
+    out[UNIT_dx] = x[3];
+}
+
+/* Every warp finds the largest ones by itself. */
+static void make_units(Pull *p) {
+    Cg *cg = p->cg;
+    Var most[UNITS];
+    Val x[UNITS];
+    for (int i = 0; i < UNITS; i++)
+        most[i] = cg_var(cg, cg->f32, cg_float(cg, 0x1p-100));
+    Loop look = cg_for(cg, p->f.lane, cg_int(cg, p->vq), 32, false);
+    load_units(p, look.i, x);
+    for (int i = 0; i < UNITS; i++)
+        cg_set(cg, most[i], nv_larger(cg, cg_get(cg, most[i]), x[i]));
+    cg_end_for(cg, &look);
+    for (int i = 0; i < UNITS; i++) {
+        Val m = cg_get(cg, most[i]);
+        for (int lane = 1; lane < 32; lane *= 2)
+            m = nv_larger(cg, m, nv_shuffle_xor(cg, m, lane));
+        p->most[i] = nv_power_below(cg, m);
+    }
+    p->most[UNIT_dx] = cg_float(cg, 1);
+    Loop put = cg_for(cg, nv_tid(cg), cg_int(cg, p->vq), 32 * p->s->warps, false);
+    load_units(p, put.i, x);
+    for (int i = 0; i < UNITS; i++) {
+        Val unit = cg_fmul(cg, x[i], nv_power_inverse(cg, p->most[i]));
+        cg_store(cg, unit, pull_f32(p, unit_base(p, i), put.i), 4);
+    }
+    cg_end_for(cg, &put);
+}
+
+/* Zt --------------------------------------------------------------------------------------------- */
+
+static int a_base(const Pull *p) { return p->sh_zt + p->s->rows * p->s->vp * 2; }
+
+/* X and A as they lie in the record. */
+static void copy_matrices(Pull *p) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    struct { int64_t from; int to, units; } part[] = {
+        {s->ws_x, p->sh_zt, s->rows * s->vp / 8}, {s->ws_a, a_base(p), s->rows * s->rows / 8}};
+    for (int i = 0; i < 2; i++) {
+        Loop u = cg_for(cg, nv_tid(cg), cg_int(cg, part[i].units), 32 * s->warps, false);
+        Val byte = cg_shl(cg, u.i, 4);
+        Val from = cg_gep8(cg, p->f.record, cg_add(cg, byte, cg_int(cg, (int)part[i].from)));
+        nv_copy_async(cg, cg_gep8(cg, nv_shared(cg, part[i].to), byte), from, cg_int(cg, 16));
+        cg_end_for(cg, &u);
+    }
+    nv_copy_commit(cg);
+    nv_copy_wait(cg, 0);
+    nv_barrier(cg);
+}
+
+static Val placed(Pull *p, int base, int columns, Val row, Val unit) {
+    Cg *cg = p->cg;
+    Val place = nv_place(cg, p->s->rows, columns, row, unit);
+    return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, place, 4));
+}
+
+/* acc[i] of columns 8i + 2t + c. A is lower triangular: blocks up to the warp's own. */
+static void multiply_zt(Pull *p, Var (*acc)[4]) {
+    Cg *cg = p->cg;
+    int tiles = p->s->vp / 8;
+    Val r = cg_and(cg, p->f.lane, cg_int(cg, 7)), matrix = cg_shr(cg, p->f.lane, 3);
+    Val odd = cg_and(cg, matrix, cg_int(cg, 1)), high = cg_shr(cg, matrix, 1), a[4], b[4];
+    Loop j = cg_for(cg, cg_int(cg, 0), cg_add(cg, p->f.warp, cg_int(cg, 1)), 1, false);
+    Val row = cg_add(cg, cg_add(cg, cg_shl(cg, p->f.warp, 4), cg_shl(cg, r, 1)), odd);
+    Val unit = cg_add(cg, cg_shl(cg, j.i, 1), high);
+    nv_ldmatrix4(cg, placed(p, a_base(p), p->s->rows, row, unit), false, a);
+    Val x_row = cg_add(cg, cg_add(cg, cg_shl(cg, j.i, 4), cg_shl(cg, odd, 3)), r);
+    for (int i = 0; i < tiles; i += 2) {
+        unit = cg_add(cg, high, cg_int(cg, i));
+        nv_ldmatrix4(cg, placed(p, p->sh_zt, p->s->vp, x_row, unit), true, b);
+        for (int n = 0; n < 2; n++) {
+            Val c[4];
+            for (int e = 0; e < 4; e++)
+                c[e] = cg_get(cg, acc[i + n][e]);
+            nv_mma(cg, p->s->operand, c, a, b + 2 * n);
+            for (int e = 0; e < 4; e++)
+                cg_set(cg, acc[i + n][e], c[e]);
+        }
+    }
+    cg_end_for(cg, &j);
+}
+
+/* Columns from vp on are zero. */
+static void clear_end(Pull *p) {
+    Cg *cg = p->cg;
+    for (int unit = p->s->vp / 8; unit < p->vq / 8; unit += 2) {
+        Val zero[4] = {cg_int(cg, 0), cg_int(cg, 0), cg_int(cg, 0), cg_int(cg, 0)};
+        Val half = cg_add(cg, cg_and(cg, p->f.t, cg_int(cg, 1)), cg_int(cg, unit));
+        Val row = cg_add(cg, p->f.row[0], cg_shr(cg, p->f.t, 1));
+        factor_store_unit(cg, zt_unit(p, row, half), zero);
+    }
+}
+
+static void solve_zt(Pull *p) {
+    Cg *cg = p->cg;
+    int tiles = p->s->vp / 8;
+    Var acc[32][4];
+    for (int i = 0; i < tiles; i++)
+        for (int e = 0; e < 4; e++)
+            acc[i][e] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    copy_matrices(p);
+    multiply_zt(p, acc);
+    nv_barrier(cg);
+    for (int h = 0; h < 2; h++) {
+        Val most = cg_float(cg, 0);
+        for (int i = 0; i < tiles; i++) {
+            Val x[2] = {cg_get(cg, acc[i][2 * h]), cg_get(cg, acc[i][2 * h + 1])};
+            most = nv_larger(cg, most, nv_larger(cg, nv_magnitude(cg, x[0]), nv_magnitude(cg, x[1])));
+            Val unit = zt_unit(p, p->f.row[h], cg_int(cg, i));
+            Val at = cg_gep8(cg, unit, cg_shl(cg, p->f.t, 2));
+            cg_store(cg, nv_pack(cg, p->s->operand, x[0], x[1]), at, 4);
+        }
+        p->zt_most[h] = pull_quad_most(p, most);
+    }
+}
+
+/* Nothing erased: Zt = X, times the keys' scales. */
+static void copy_zt(Pull *p) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    Var most[2];
+    for (int h = 0; h < 2; h++)
+        most[h] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Loop u = cg_for(cg, p->f.t, cg_int(cg, s->vp / 8), 4, false);
+    for (int h = 0; h < 2; h++) {
+        Val pair[4], x[2];
+        factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_x, s->vp, p->f.row[h], u.i), pair);
+        for (int j = 0; j < 4; j++) {
+            if (p->key_scale[h])
+                pair[j] = nv_mul_pair(cg, s->operand, pair[j],
+                                      nv_pack(cg, s->operand, p->key_scale[h], p->key_scale[h]));
+            nv_unpack(cg, s->operand, pair[j], x);
+            Val m = nv_larger(cg, nv_magnitude(cg, x[0]), nv_magnitude(cg, x[1]));
+            cg_set(cg, most[h], nv_larger(cg, cg_get(cg, most[h]), m));
+        }
+        factor_store_unit(cg, zt_unit(p, p->f.row[h], u.i), pair);
+    }
+    cg_end_for(cg, &u);
+    for (int h = 0; h < 2; h++)
+        p->zt_most[h] = pull_quad_most(p, cg_get(cg, most[h]));
+}
+
+/* What a row is multiplied by before it is rounded. */
+static Val row_factor(Pull *p, Val most) {
+    Cg *cg = p->cg;
+    most = nv_larger(cg, most, cg_float(cg, 0x1p-100));
+    return cg_fmul(cg, nv_power_inverse(cg, nv_power_below(cg, most)), cg_float(cg, ROW_TOP));
+}
+
+/* This warp's rows of Zt, in units of X's times dS's, row by row. */
+static void stash_zt(Pull *p) {
+    Cg *cg = p->cg;
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
+    Val unit[8], factor[2];
+    Tile z;
+    Packed packed;
+    pull_load8(p, unit_base(p, UNIT_xds), first_column(p, slab.i), unit);
+    for (int h = 0; h < 2; h++) {
+        Val at = cg_add(cg, cg_shl(cg, slab.i, 2), p->f.t);
+        factor_load_unit(cg, zt_unit(p, p->f.row[h], at), packed.pair[h]);
+        factor[h] = row_factor(p, p->zt_most[h]);
+    }
+    pull_unpack(p, &z, &packed);
+    for (int h = 0; h < 2; h++)
+        for (int e = 0; e < 8; e++)
+            z.x[h][e] = cg_fmul(cg, cg_fmul(cg, z.x[h][e], factor[h]), unit[e]);
+    pull_pack(p, &packed, &z);
+    put_left(p, p->s->families, slab.i, &packed);
+    cg_end_for(cg, &slab);
+}
+
+/* left rows -------------------------------------------------------------------------------------- */
+
+static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), p->f.t), pair[4], factor[8];
+    if (p->vq > s->vp) { /* past the end factors are 0 */
+        Val there = cg_cmp(cg, LLVMIntSLT, unit, cg_int(cg, s->vp / 8));
+        unit = cg_select(cg, there, unit, cg_int(cg, 0));
+    }
+    factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_dx, s->vp, p->f.row[h], unit), pair);
+    pull_load8(p, unit_base(p, UNIT_dx), first_column(p, slab), factor);
+    for (int j = 0; j < 4; j++)
+        nv_unpack(cg, s->operand, pair[j], out + 2 * j);
+    for (int e = 0; e < 8; e++)
+        out[e] = cg_fmul(cg, out[e], factor[e]);
+}
+
+/* Left row of half h at this lane's columns of a slab; zeros where the family has no row. */
+static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
+    Cg *cg = p->cg;
+    if (pull_erase(p, f)) {
+        dx_row(p, h, slab, out);
+        return;
+    }
+    int v = p->g->family[f].left, position = p->s->family[f].position;
+    ValueAt at = p->f.at[h];
+    at.n_v = 8;
+    at.base_v = first_column(p, slab);
+    at.past_v = p->vq > p->s->V;
+    at.lookup = NULL;
+    at.memo = NULL;
+    value_begin(&at);
+    Val x[8], here = p->f.row_live[h], zero = cg_float(cg, 0);
+    value_get_padded(&at, v, x);
+    if (p->s->slots > 1) {
+        Val its = cg_cmp(cg, LLVMIntEQ, p->f.row_slot[h], cg_int(cg, position));
+        here = cg_and(cg, here, its);
+    }
+    for (int e = 0; e < 8; e++)
+        out[e] = cg_select(cg, here, x[value_count(&at, v) > 1 ? e : 0], zero);
+}
+
+/* The largest element of every left row, times the row's scale. */
+static void measure_left(Pull *p) {
+    Cg *cg = p->cg;
+    int families = p->s->families;
+    Var most[MAX_FAMILIES][2];
+    for (int i = 0; i < 2 * families; i++)
+        most[i / 2][i % 2] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
+    for (int f = 0; f < families; f++)
+        for (int h = 0; h < 2; h++) {
+            Val x[8], m = cg_get(cg, most[f][h]);
+            left_row(p, f, h, slab.i, x);
+            for (int e = 0; e < 8; e++)
+                m = nv_larger(cg, m, nv_magnitude(cg, x[e]));
+            cg_set(cg, most[f][h], m);
+        }
+    cg_end_for(cg, &slab);
+    for (int f = 0; f < families; f++)
+        for (int h = 0; h < 2; h++) {
+            Val m = pull_quad_most(p, cg_get(cg, most[f][h]));
+            p->row_most[f][h] = p->rescale[f][h] ? cg_fmul(cg, m, p->rescale[f][h]) : m;
+        }
+}
+
+/* sigma ------------------------------------------------------------------------------------------ */
+
+/* The largest left element and element of Zt in the chunk. */
+static void chunk_most(Pull *p, Val most[2]) {
+    Cg *cg = p->cg;
+    most[0] = most[1] = cg_float(cg, 0);
+    for (int h = 0; h < 2; h++) {
+        for (int f = 0; f < p->s->families; f++)
+            most[0] = nv_larger(cg, most[0], p->row_most[f][h]);
+        most[1] = nv_larger(cg, most[1], p->zt_most[h]);
+    }
+    for (int i = 0; i < 2; i++) {
+        for (int lane = 4; lane < 32; lane *= 2)
+            most[i] = nv_larger(cg, most[i], nv_shuffle_xor(cg, most[i], lane));
+        cg_store(cg, most[i], pull_f32(p, p->sh_most + i * MAX_WARPS * 4, p->f.warp), 4);
+    }
+    nv_barrier(cg);
+    for (int i = 0; i < 2; i++)
+        for (int w = 0; w < p->s->warps; w++)
+            most[i] = nv_larger(cg, most[i],
+                                pull_load(p, p->sh_most + i * MAX_WARPS * 4, cg_int(cg, w)));
+}
+
+/* The other products count too, but 2^-30 as much: they are f32, and only must not overflow. */
+static void choose_sigma(Pull *p) {
+    Cg *cg = p->cg;
+    Val most[2], V = cg_float(cg, p->s->V), little = cg_float(cg, 0x1p-30);
+    chunk_most(p, most);
+    Val zt = cg_fmul(cg, cg_fmul(cg, most[1], p->scale), V);
+    Val bound = cg_fmul(cg, most[0], cg_fmul(cg, zt, p->most[UNIT_x]));
+    Val other = cg_fmul(cg, most[0], p->most[UNIT_s]);
+    other = nv_larger(cg, other, cg_fmul(cg, zt, p->most[UNIT_xds]));
+    other = nv_larger(cg, other, p->most[UNIT_sds]);
+    bound = nv_larger(cg, bound, cg_fmul(cg, other, little));
+    bound = nv_larger(cg, bound, cg_float(cg, 0x1p-90));
+    p->sigma = cg_fmul(cg, nv_power_below(cg, bound), cg_float(cg, 1 / DG_TOP));
+    p->inverse = nv_power_inverse(cg, p->sigma);
+}
+
+/* What accumulators lack, over sigma: a row's power of two over ROW_TOP, and units. */
+static Val lacks(Pull *p, Val most, Val unit) {
+    Cg *cg = p->cg;
+    most = nv_larger(cg, most, cg_float(cg, 0x1p-100));
+    Val row = cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / ROW_TOP));
+    return cg_fmul(cg, cg_fmul(cg, row, p->inverse), unit);
+}
+
+static void make_units_of_products(Pull *p) {
+    Cg *cg = p->cg;
+    for (int h = 0; h < 2; h++) {
+        for (int f = 0; f < p->s->families; f++) {
+            Val unit = lacks(p, p->row_most[f][h], p->most[UNIT_s]);
+            p->dw_unit[f][h] = p->g->family[f].minus ? LLVMBuildFNeg(cg->b, unit, "") : unit;
+        }
+        p->dkt_unit[h] = lacks(p, p->zt_most[h], cg_fmul(cg, p->most[UNIT_xds], p->scale));
+    }
+    p->dd_unit = cg_fmul(cg, p->most[UNIT_sds], p->inverse);
+}
+
+/* dG --------------------------------------------------------------------------------------------- */
+
+Val pull_pair(Pull *p, Val row_block, Val block) {
+    Cg *cg = p->cg;
+    Val next = cg_add(cg, row_block, cg_int(cg, p->s->a_key ? -1 : 1));
+    return cg_add(cg, cg_shr(cg, cg_mul(cg, row_block, next), 1), block);
+}
+
+/* A slab of family f's left rows to the stash; acc += dG of the blocks up to the warp's own, by distance.
+ * factor_scores.c says why blocks that are not there are multiplied too. */
+static void left_slab(Pull *p, int f, Val slab, Var (*acc)[2][4]) {
+    Cg *cg = p->cg;
+    Val unit[2][8], a[2][4];
+    Tile of[2]; /* for dW, for dG */
+    Packed packed;
+    pull_load8(p, unit_base(p, UNIT_s), first_column(p, slab), unit[0]);
+    pull_load8(p, unit_base(p, UNIT_x), first_column(p, slab), unit[1]);
+    for (int h = 0; h < 2; h++) {
+        Val x[8], factor = row_factor(p, p->row_most[f][h]);
+        left_row(p, f, h, slab, x);
+        if (p->rescale[f][h])
+            factor = cg_fmul(cg, factor, p->rescale[f][h]);
+        for (int e = 0; e < 8; e++)
+            for (int i = 0; i < 2; i++)
+                of[i].x[h][e] = cg_fmul(cg, cg_fmul(cg, x[e], factor), unit[i][e]);
+    }
+    pull_pack(p, &packed, &of[0]);
+    put_left(p, f, slab, &packed);
+    pull_pack(p, &packed, &of[1]);
+    fragments(&packed, a);
+    for (int d = 0; d < p->s->warps; d++) {
+        Val there = cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d));
+        Val block = cg_select(cg, there, cg_sub(cg, p->f.warp, cg_int(cg, d)), cg_int(cg, 0));
+        for (int n = 0; n < 2; n++) {
+            Val b[4], c[4], row = cg_add(cg, cg_shl(cg, block, 4), cg_shl(cg, p->f.g, 1));
+            Val at = cg_add(cg, cg_shl(cg, slab, 2), p->f.t);
+            factor_load_unit(cg, zt_unit(p, cg_add(cg, row, cg_int(cg, n)), at), b);
+            for (int e = 0; e < 4; e++)
+                c[e] = cg_get(cg, acc[d][n][e]);
+            for (int step = 0; step < 2; step++)
+                nv_mma(cg, p->s->operand, c, a[step], b + 2 * step);
+            for (int e = 0; e < 4; e++)
+                cg_set(cg, acc[d][n][e], c[e]);
+        }
+    }
+}
+
+static void make_dg(Pull *p, int f) {
+    Cg *cg = p->cg;
+    Var acc[MAX_WARPS][2][4];
+    Val unit[2];
+    for (int d = 0; d < p->s->warps; d++)
+        for (int i = 0; i < 8; i++)
+            acc[d][i / 4][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
+    left_slab(p, f, slab.i, acc);
+    cg_end_for(cg, &slab);
+    for (int h = 0; h < 2; h++) {
+        unit[h] = lacks(p, p->row_most[f][h], cg_fmul(cg, p->most[UNIT_x], p->scale));
+        unit[h] = p->g->family[f].minus ? LLVMBuildFNeg(cg->b, unit[h], "") : unit[h];
+    }
+    (p->s->a_key ? pull_key_dg : pull_scalar_dg)(p, f, acc, unit);
+}
+
+void pull_left(Pull *p) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    p->scale = cg_float(cg, 1);
+    if (s->erase)
+        p->scale = cg_load(cg, cg->f32, cg_gep8(cg, p->f.record, cg_int(cg, (int)s->ws_scale)), 4);
+    make_units(p);
+    (s->erase ? solve_zt : copy_zt)(p);
+    clear_end(p);
+    pull_copy_state(p, cg_int(cg, 0));
+    nv_barrier(cg);
+    stash_zt(p);
+    measure_left(p);
+    choose_sigma(p);
+    make_units_of_products(p);
+    for (int f = 0; f < s->families; f++)
+        make_dg(p, f);
+}
