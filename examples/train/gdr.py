@@ -22,9 +22,9 @@ from gdr_header import declare
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-Tensor = namedtuple("Tensor", "data shape dtype device", defaults=("cpu",))
+Tensor = namedtuple("Tensor", "data shape dtype device strides", defaults=("cpu", None))
 Port = namedtuple("Port", "name of kind dtype shape lo hi")
-Facts = namedtuple("Facts", "name target backward algo K V chunk decay from_cache")
+Facts = namedtuple("Facts", "name target pass_ algo K V chunk decay from_cache")
 
 
 class Error(Exception):
@@ -64,18 +64,14 @@ class Library:
             function.restype, function.argtypes = result, parameters
             setattr(self, name, function)
 
-    def value(self, enum, prefix, name):
+    def value(self, enum, name):
         """The number of "bf16" in gdr_dtype."""
-        key = prefix + str(name).upper()
-        if key not in self.enum[enum]:
+        if name not in self.enum[enum]:
             raise ValueError(f"{enum} has no {name}")
-        return self.enum[enum][key]
+        return self.enum[enum][name]
 
-    def name(self, enum, prefix, value):
-        for name, number in self.enum[enum].items():
-            if number == value:
-                return name.removeprefix(prefix)
-        return str(value)
+    def name(self, enum, value):
+        return next(name for name, number in self.enum[enum].items() if number == value)
 
     def fill(self, struct, **fields):
         """A struct that begins with its own size."""
@@ -101,9 +97,8 @@ class Context:
             self._messages.append(where + d.message.decode())
 
         def on_log(_, severity, message):
-            level = {"NOTE": logging.INFO, "WARNING": logging.WARNING}
-            log.log(level.get(self.lib.name("gdr_severity", "", severity), logging.ERROR),
-                    "%s", message.decode())
+            level = {"note": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+            log.log(level[self.lib.name("gdr_severity", severity)], "%s", message.decode())
 
         self._callbacks = (self.lib.callback["gdr_diag_fn"](on_diag),
                            self.lib.callback["gdr_log_fn"](on_log))  # alive as long as this is
@@ -118,7 +113,7 @@ class Context:
                          self._callbacks)
 
     def _status(self, status):
-        return self.lib.name("gdr_status", "", status)
+        return self.lib.name("gdr_status", status).upper()
 
     def check(self, status):
         if status:
@@ -127,8 +122,8 @@ class Context:
             raise Error(self._status(status), text)
 
     def compile_file(self, path, **options):
-        """The options are the fields of gdr_compile_options; dims and types are dictionaries,
-        upstream and gradients lists of names, the rest texts: algo="chunk", pass_="backward"."""
+        """The options are the fields of gdr_compile_options: dims and types are dictionaries,
+        upstream and gradients lists of names, enums texts: algo="chunk", pass_="backward"."""
         def call(options, out):
             return self.lib.gdr_compile_file(self.handle, os.fsencode(path), options, out)
         return self._compile(call, options)
@@ -148,26 +143,22 @@ class Context:
 
     def _options(self, given):
         lib, fields = self.lib, {}
+        enum_of = lib.struct["gdr_compile_options"].enum_of
         for name, value in given.items():
-            if value is None:
-                continue
+            name = name.rstrip("_")  # `pass` is a word of Python's own
             if name == "dims":
                 pairs = [(n.encode(), size) for n, size in value.items()]
                 fields[name] = (lib.struct["gdr_dim"] * len(pairs))(*pairs)
             elif name == "types":
-                pairs = [(n.encode(), lib.value("gdr_dtype", "", t)) for n, t in value.items()]
+                pairs = [(n.encode(), lib.value("gdr_dtype", t)) for n, t in value.items()]
                 fields[name] = (lib.struct["gdr_port_dtype"] * len(pairs))(*pairs)
             elif name in ("upstream", "gradients"):
                 fields[name] = (ctypes.c_char_p * len(value))(*(n.encode() for n in value))
-            elif name == "dtype":
-                fields[name] = lib.value("gdr_dtype", "", value)
-            elif name == "algo":
-                fields[name] = lib.value("gdr_algo", "ALGO_", value)
-            elif name == "pass_":
-                fields["pass"] = lib.value("gdr_pass", "PASS_", value)
+            elif name in enum_of:
+                fields[name] = lib.value(enum_of[name], value)
             else:
                 fields[name] = value.encode() if isinstance(value, str) else value
-            if isinstance(fields.get(name), ctypes.Array):
+            if isinstance(fields[name], ctypes.Array):
                 fields["n" + name] = len(value)
         return lib.fill("gdr_compile_options", **fields)
 
@@ -185,15 +176,15 @@ class Kernel:
         f = self.lib.struct["gdr_facts"]()
         self.lib.gdr_kernel_facts(self.handle, f)
         return Facts(f.name.decode(), f.target.decode(),
-                     getattr(f, "pass") == self.lib.value("gdr_pass", "PASS_", "backward"),
-                     self.lib.name("gdr_algo", "ALGO_", f.algo).lower(), f.K, f.V, f.chunk,
+                     self.lib.name("gdr_pass", getattr(f, "pass")),
+                     self.lib.name("gdr_algo", f.algo), f.K, f.V, f.chunk,
                      f.decay.decode(), bool(f.from_cache))
 
     def _port(self, index):
         p = self.lib.struct["gdr_port"]()
         self.context.check(self.lib.gdr_kernel_port(self.handle, index, p))
         return Port(p.name.decode(), p.of.decode() if p.of else None,
-                    self.lib.name("gdr_port_kind", "", p.kind).lower(),
+                    self.lib.name("gdr_port_kind", p.kind),
                     self.lib.gdr_dtype_name(p.dtype).decode(), tuple(p.shape[:p.ndim]),
                     p.lo, p.hi)
 
@@ -202,19 +193,22 @@ class Kernel:
         return [p.name for p in self.ports if p.kind in kinds]
 
     def _tensor(self, t):
-        lib = self.lib
-        shape = (ctypes.c_int64 * max(len(t.shape), 1))(*t.shape)
-        return lib.struct["gdr_tensor"](t.data, lib.value("gdr_device", "", t.device),
-                                        lib.value("gdr_dtype", "", t.dtype), len(t.shape), shape)
+        lib, extent = self.lib, ctypes.c_int64 * max(len(t.shape), 1)
+        strides = extent(*t.strides) if t.strides else None
+        return lib.struct["gdr_tensor"](t.data, lib.value("gdr_device", t.device),
+                                        lib.value("gdr_dtype", t.dtype), len(t.shape),
+                                        extent(*t.shape), strides)
 
-    def _launch(self, args, workspace=None, stream=None, **states):
-        """`workspace` is an address and a number of bytes, `stream` an address; `states` are the
-        fields of gdr_launch that are tensors: S0, S, dS, dS0, cu_seqlens."""
+    def _launch(self, args, workspace=None, saved=None, stream=None, **states):
+        """`workspace` is an address and a number of bytes, `stream` an address, `saved` what
+        saved() made; `states` are the fields of gdr_launch that are tensors: S0, S, dS, ..."""
         made = [(name.encode(), self._tensor(t)) for name, t in args.items()]
         fields = {name: ctypes.pointer(self._tensor(t)) for name, t in states.items()
                   if t is not None}
         if workspace is not None:
             fields.update(workspace=workspace[0], workspace_bytes=workspace[1])
+        if saved is not None:
+            fields.update(saved=ctypes.pointer(saved))
         return self.lib.fill("gdr_launch", args=(self.lib.struct["gdr_arg"] * len(made))(*made),
                              nargs=len(made), stream=stream, **fields)
 
@@ -224,11 +218,23 @@ class Kernel:
     def backward(self, args, **launch):
         self.context.check(self.lib.gdr_backward(self.handle, self._launch(args, **launch)))
 
+    def _size(self, function, args, launch):
+        size = ctypes.c_size_t()
+        self.context.check(function(self.handle, self._launch(args, **launch), size))
+        return size.value
+
     def workspace_size(self, args, **launch):
-        bytes_ = ctypes.c_size_t()
-        self.context.check(self.lib.gdr_workspace_size(self.handle,
-                                                       self._launch(args, **launch), bytes_))
-        return bytes_.value
+        return self._size(self.lib.gdr_workspace_size, args, launch)
+
+    def workspace_least(self, args, **launch):
+        return self._size(self.lib.gdr_workspace_least, args, launch)
+
+    def saved_size(self, args, **launch):
+        return self._size(self.lib.gdr_saved_size, args, launch)
+
+    def saved(self, address, size):
+        """Memory for what a forward pass saves: given to it, then to the backward pass."""
+        return self.lib.struct["gdr_saved"](data=address, bytes=size)
 
 
 def _destroy(function, handle, _owner):

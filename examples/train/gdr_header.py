@@ -1,13 +1,17 @@
 """What gdr.h declares, as ctypes: structs, enums and functions, read from the header itself, so that
 the binding cannot differ from it.
 
-    declare(header text) -> Header with .struct["gdr_launch"], .enum["gdr_dtype"] = {"F32": 0, ...},
-                            .function["gdr_forward"] = (result, arguments)
+    declare(header text) -> Header with
+        .struct["gdr_launch"]      a ctypes.Structure, its .enum_of {field: enum}
+        .enum["gdr_dtype"]         {"f32": 0, "bf16": 1, ...}: without GDR_ and what all have in front
+        .function["gdr_forward"]   (result, arguments)
+        .callback["gdr_diag_fn"]   a ctypes function type
 
 Understands the C of that one header: typedefs of enums, structs and function pointers, prototypes
 marked GDR_API, and the list of status codes. Anything else in it is an error, not a guess.
 """
 import ctypes
+import os
 import re
 
 SCALAR = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
@@ -60,9 +64,21 @@ def _enumerators(body):
     for item in filter(None, (item.strip() for item in body.split(","))):
         name, _, value = (part.strip() for part in item.partition("="))
         following = int(value, 0) if value else following
-        values[name.removeprefix("GDR_")] = following
+        values[name.removeprefix("GDR_").lower()] = following
         following += 1
-    return values
+    common = os.path.commonprefix(list(values)).rpartition("_")
+    return {name.removeprefix(common[0] + common[1]): value for name, value in values.items()}
+
+
+def _structure(header, name, body):
+    fields, enum_of = [], {}
+    for line in filter(str.strip, body.split(";")):
+        base = re.search(r"\w+", line.replace("const", "")).group()
+        for field in header.variables(line):
+            fields.append(field)
+            if base in header.enum:
+                enum_of[field[0]] = base
+    return type(name, (ctypes.Structure,), {"_fields_": fields, "enum_of": enum_of})
 
 
 def declare(text):
@@ -81,10 +97,7 @@ def declare(text):
             body = ",".join(codes) if m["enum"] == "gdr_status" else m["values"]
             header.enum[m["enum"]] = _enumerators(body)
         elif m["struct"]:
-            fields = [v for line in m["fields"].split(";") if line.strip()
-                      for v in header.variables(line)]
-            header.struct[m["struct"]] = type(m["struct"], (ctypes.Structure,),
-                                              {"_fields_": fields})
+            header.struct[m["struct"]] = _structure(header, m["struct"], m["fields"])
         elif m["callback"]:
             header.callback[m["callback"]] = ctypes.CFUNCTYPE(None,
                                                               *header.parameters(m["arguments"]))

@@ -3,8 +3,9 @@
     mixer = Recurrence(gdr.Context(), "specs/gdn2.gdr", {"K": 64, "V": 64}, torch.bfloat16, "cuda")
     o = mixer(q=q, k=k, v=v, g=g, b=b, w=w)      # [B,T,H,V]; o.backward() runs the backward kernel
 
-Kernels are queued on PyTorch's current stream, their workspaces come from its allocator, and
-gradients are computed for those tensors alone that ask for one.
+Kernels are queued on PyTorch's current stream, their workspaces and what a forward pass saves for
+the backward pass come from its allocator, and gradients are computed for those tensors alone that
+ask for one.
 """
 import torch
 
@@ -18,28 +19,42 @@ def describe(t):
     return gdr.Tensor(t.data_ptr(), tuple(t.shape), DTYPE[t.dtype], t.device.type)
 
 
-def _launch(kernel, call, tensors):
-    """Runs `call`, kernel.forward or .backward, on tensors by name."""
-    device = next(iter(tensors.values())).device
-    args = {name: describe(t) for name, t in tensors.items()}
-    on_gpu = device.type == "cuda"
-    workspace = torch.empty(kernel.workspace_size(args), dtype=torch.uint8, device=device)
-    call(args, workspace=(workspace.data_ptr(), workspace.numel()) if workspace.numel() else None,
-         stream=torch.cuda.current_stream(device).cuda_stream if on_gpu else None)
+def _memory(size, device):
+    """An address and a size, and what owns them; None, None for nothing."""
+    if not size:
+        return None, None
+    owner = torch.empty(size, dtype=torch.uint8, device=device)
+    return (owner.data_ptr(), size), owner
+
+
+def _launch(kernel, call, args, device, saved):
+    """Runs `call`, kernel.forward or .backward, on described tensors by name."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+    # Given back when this returns: PyTorch hands it out again behind the kernels, on their stream.
+    workspace, _owner = _memory(kernel.workspace_size(args, saved=saved), device)
+    call(args, workspace=workspace, saved=saved, stream=stream)
+
+
+def _describe_all(tensors):
+    return {name: describe(t) for name, t in tensors.items()}
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, recurrence, *given):
+    def forward(ctx, recurrence, will_differentiate, *given):
+        kernel, device = recurrence.forward_kernel, given[0].device
         tensors = {name: t.contiguous() for name, t in zip(recurrence.inputs, given)}
         batch, tokens, heads = 0, 0, 0
         for t in tensors.values():
             if t.dim() >= 3:
                 batch, tokens, heads = t.shape[0], t.shape[1], max(heads, t.shape[2])
         outputs = {p.name: torch.empty((batch, tokens, heads, *p.shape), dtype=recurrence.dtype,
-                                       device=given[0].device) for p in recurrence.outputs}
-        kernel = recurrence.forward_kernel
-        _launch(kernel, kernel.forward, {**tensors, **outputs})
+                                       device=device) for p in recurrence.outputs}
+        args = _describe_all({**tensors, **outputs})
+        saved, ctx.saved_owner = _memory(kernel.saved_size(args) if will_differentiate else 0,
+                                         device)
+        ctx.saved = kernel.saved(*saved) if saved else None
+        _launch(kernel, kernel.forward, args, device, ctx.saved)
         ctx.recurrence = recurrence
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors.values())
@@ -48,18 +63,18 @@ class _Function(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *upstream):
-        recurrence = ctx.recurrence
+        recurrence, kernel = ctx.recurrence, ctx.recurrence.backward_kernel
         tensors = dict(zip(recurrence.inputs, ctx.saved_tensors))
-        # The first needs_input_grad is that of `recurrence`.
-        wanted = [name for name, needed in zip(recurrence.inputs, ctx.needs_input_grad[1:])
+        # The first two answers are those of `recurrence` and `will_differentiate`.
+        wanted = [name for name, needed in zip(recurrence.inputs, ctx.needs_input_grad[2:])
                   if needed]
         gradients = {name: torch.empty_like(tensors[name]) for name in wanted}
         given = {recurrence.upstream[p.name]: d.contiguous()
                  for p, d in zip(recurrence.outputs, upstream) if d is not None}
-        kernel = recurrence.backward_kernel
-        _launch(kernel, kernel.backward, {
+        args = _describe_all({
             **tensors, **given, **{recurrence.gradient[name]: d for name, d in gradients.items()}})
-        return (None, *(gradients.get(name) for name in recurrence.inputs))
+        _launch(kernel, kernel.backward, args, next(iter(tensors.values())).device, ctx.saved)
+        return (None, None, *(gradients.get(name) for name in recurrence.inputs))
 
 
 class Recurrence:
@@ -73,7 +88,7 @@ class Recurrence:
         options = {"dims": dims, "dtype": DTYPE[dtype],
                    "target": "cuda" if device.type == "cuda" else "host"}
         self.dtype = dtype
-        self.forward_kernel = context.compile_file(spec, **options)
+        self.forward_kernel = context.compile_file(spec, save="states", **options)
         self.backward_kernel = context.compile_file(spec, pass_="backward", **options)
         ports = self.backward_kernel.ports
         self.inputs = self.forward_kernel.names("input", "param")
@@ -85,5 +100,7 @@ class Recurrence:
         if set(tensors) != set(self.inputs):
             raise TypeError(f"{self.forward_kernel.facts.name} takes {', '.join(self.inputs)}, "
                             f"not {', '.join(tensors)}")
-        out = _Function.apply(self, *(tensors[name] for name in self.inputs))
+        will_differentiate = torch.is_grad_enabled() and any(
+            t.requires_grad for t in tensors.values())
+        out = _Function.apply(self, will_differentiate, *(tensors[name] for name in self.inputs))
         return out[0] if len(out) == 1 else out

@@ -10,11 +10,12 @@ import json
 import math
 import os
 import sys
+import textwrap
 from html import escape
 
 COLOUR = {"gdn2": "#c0392b", "kda": "#2471a3", "gated_deltanet": "#1e8449"}
-WIDTH, HEIGHT = 860, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 56, 72  # around a panel
+WIDTH, HEIGHT = 860, 400  # without the lines below the panels
+LEFT, RIGHT, TOP, BOTTOM = 64, 20, 56, 48  # around a panel
 GAP = 76  # between two panels
 
 
@@ -129,14 +130,20 @@ def legend(result):
     return svg
 
 
+def source(result):
+    """Where and how it was measured, below the panels."""
+    text = f"{result['machine']}; {result['gdr']}; commit {result['commit']}"
+    return textwrap.wrap(text, 125) + textwrap.wrap(result["command"], 125)
+
+
 def draw(result):
     body = legend(result) + (draw_loss if result["measure"] == "loss" else draw_accuracy)(result)
-    source = f"{result['machine']}; {result['gdr']}; commit {result['commit']}"
-    body.append(label(LEFT, HEIGHT - 24, source, "start", 11))
-    body.append(label(LEFT, HEIGHT - 8, result["command"], "start", 11))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-            f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" fill="#222">\n'
-            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>\n' + "\n".join(body)
+    lines = source(result)
+    body += [label(LEFT, HEIGHT + 12 + 16 * i, text, "start", 11) for i, text in enumerate(lines)]
+    height = HEIGHT + 16 * len(lines) + 8
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{WIDTH}" height="{height}" font-family="sans-serif" fill="#222">\n'
+            f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>\n' + "\n".join(body)
             + "\n</svg>\n")
 
 

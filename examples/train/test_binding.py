@@ -124,6 +124,8 @@ def backward(kernel):
             **{"d" + n: tensor(gradient[n], SHAPE[n]) for n in wanted}}
     states = {"S0": tensor(S0, STATE), "dS": tensor(dS, STATE), "dS0": tensor(dS0, STATE)}
     size = kernel.workspace_size(args, **states)
+    check("workspace, least", 0 < kernel.workspace_least(args, **states) <= size, str(size))
+    check("nothing saved on a CPU", kernel.saved_size(args, **states) == 0)
     memory = ctypes.create_string_buffer(size + 64)
     address = (ctypes.addressof(memory) + 63) // 64 * 64
     kernel.backward(args, workspace=(address, size), **states)
@@ -171,8 +173,8 @@ def errors(context, kernel):
 
 
 def facts(kernel):
-    check("facts", (kernel.facts.name, kernel.facts.target, kernel.facts.backward,
-                    kernel.facts.K) == ("delta", "host", True, K), str(kernel.facts))
+    check("facts", (kernel.facts.name, kernel.facts.target, kernel.facts.pass_,
+                    kernel.facts.K) == ("delta", "host", "backward", K), str(kernel.facts))
     ports = {p.name: p for p in kernel.ports}
     check("ports", ports["dk"].of == "k" and ports["dscale"].kind == "param_gradient"
           and ports["g"].hi == 0 and ports["do"].shape == (K,), " ".join(ports))

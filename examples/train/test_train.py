@@ -93,7 +93,7 @@ def learns(task, *options):
         done = subprocess.run(
             [sys.executable, os.path.join(HERE, "train.py"), task, "--device", "cpu", "--out", out,
              "--width", "32", "--layers", "1", "--heads", "1", "--head-dim", "16", *options],
-            capture_output=True, text=True)
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         print(done.stdout + done.stderr, end="")
         check(f"{task}, runs", done.returncode == 0)
         if done.returncode:
@@ -109,6 +109,7 @@ def learns(task, *options):
 
 def main():
     torch.manual_seed(3)
+    torch.set_num_threads(1)  # models this small
     context = gdr.Context()
     for mixer in MIXERS:
         gradients(context, mixer)

@@ -183,7 +183,7 @@ def arguments():
 
 def main():
     args = arguments()
-    context = gdr.Context()
+    context = gdr.Context(threads=torch.get_num_threads())
     task = TASKS[args.task]
     result = {
         "task": args.task, "measure": task.measure, "unit": task.unit,
