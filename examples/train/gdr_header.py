@@ -1,9 +1,9 @@
-"""What gdr.h declares, as ctypes: structs, enums and functions, read from the header itself, so that
-the binding cannot differ from it.
+"""What gdr.h declares, as ctypes: structs, enums and functions, read from the header itself, so
+that the binding cannot differ from it.
 
     declare(header text) -> Header with
         .struct["gdr_launch"]      a ctypes.Structure, its .enum_of {field: enum}
-        .enum["gdr_dtype"]         {"f32": 0, "bf16": 1, ...}: without GDR_ and what all have in front
+        .enum["gdr_dtype"]         {"f32": 0, "bf16": 1, ...}: without what all have in front
         .function["gdr_forward"]   (result, arguments)
         .callback["gdr_diag_fn"]   a ctypes function type
 
