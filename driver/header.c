@@ -20,7 +20,9 @@ static void put_upper(Buf *out, const char *s) {
 static const char *field_name(Arena *a, const Port *p) {
     static const char *const taken[] = {
         "T",         "N",      "H",        "HF",        "cu",       "cu_width",  "S0",
-        "S",         "dS",     "dS0",      "workspace", "slots",    "auto",      "break",
+        "S",         "dS",     "dS0",      "workspace", "slots",    "S0_stride", "S0_slots",
+        "S0_columns", "S0_pool", "S0_accepted", "S_stride", "S_slots", "S_pool", "S_accepted",
+        "S_each", "index_width", "past0", "past", "saved",   "auto",      "break",
         "case",      "char",   "const",    "continue",  "default",  "do",        "double",
         "else",      "enum",   "extern",   "float",     "for",      "goto",      "if",
         "inline",    "int",    "long",     "register",  "restrict", "return",    "short",
@@ -59,7 +61,31 @@ static void put_gradients(const Record *r, Buf *out) {
         k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
 }
 
-static void put_frame(const char *name, const Record *r, Buf *out) {
+/* Where states lie when they are not [N,H,..] one after the other. */
+static void put_pools(int past, Buf *out) {
+    buf_puts(out,
+             "    /* Pools of states; all 0: none. Indices and counts are integers of index_width (4 or\n"
+             "     * 8) bytes. A sequence starts from state S0_slots[n] of the S0_pool states in S0; with\n"
+             "     * S0_accepted from S0_slots[n*S0_columns + S0_accepted[n] - 1] (else S0_columns is 1).\n"
+             "     * It leaves state S_slots[n] of the S_pool states in S, the one after S_accepted[n]\n"
+             "     * tokens, or after all; with S_each the states after each of so many tokens t, in\n"
+             "     * S_slots[n*S_each + t], or without S_slots in [N,S_each,H,..]. Negative: the sequence\n"
+             "     * is skipped. S_each and S_accepted: step kernels. Strides: bytes from state to state;\n"
+             "     * 0: no gaps. */\n"
+             "    int64_t S0_stride, S0_slots, S0_columns, S0_pool, S0_accepted;\n"
+             "    int64_t S_stride, S_slots, S_pool, S_accepted, S_each;\n"
+             "    int64_t index_width;\n");
+    if (past)
+        buf_printf(out,
+                   "    int64_t past0, past; /* step: f32 [N,H,%d], what prev and cumsum remember, as\n"
+                   "                          * many as states; 0: zero, not wanted */\n",
+                   past);
+    else
+        buf_puts(out, "    int64_t past0, past; /* 0: nothing is remembered beside states */\n");
+    buf_puts(out, "    int64_t saved;       /* 0 */\n");
+}
+
+static void put_frame(const char *name, const Record *r, int past, Buf *out) {
     const Kernel *k = r->shell;
     bool backward = r->pass == GDR_PASS_BACKWARD;
     buf_puts(out,
@@ -76,9 +102,12 @@ static void put_frame(const char *name, const Record *r, Buf *out) {
                   "    int64_t H;          /* heads of outputs and states: the widest input's */\n"
                   "    int64_t HF;         /* heads of the factor kernel: set by ..._prepare */\n"
                   "    int64_t cu, cu_width;\n");
-    buf_printf(out, "    int64_t S0, S;      /* f32 [N,H,%d,%d]; 0: zero, not wanted */\n",
-               k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+    int rows = k->axis.at[r->state_vk ? AXIS_V : AXIS_K].size;
+    int columns = k->axis.at[r->state_vk ? AXIS_K : AXIS_V].size;
+    buf_printf(out, "    int64_t S0, S;      /* %s [N,H,%d,%d]; 0: zero, not wanted */\n",
+               elem_name(r->state), rows, columns);
     buf_puts(out, "    int64_t workspace, slots;\n");
+    put_pools(past, out);
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];
         const char *field = field_name(out->arena, p);
@@ -181,6 +210,14 @@ static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
     }
 }
 
+/* The kernels by chunks remember nothing. */
+static int past_of(gdr_kernel *const *kernel, int count) {
+    int past = 0;
+    for (int i = 0; i < count; i++)
+        past = kernel[i]->rec.module.past > past ? kernel[i]->rec.module.past : past;
+    return past;
+}
+
 void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out) {
     const Kernel *k = kernel[0]->rec.shell;
     Buf backward;
@@ -199,7 +236,7 @@ void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *o
                 continue;
             const char *prefix = pass == GDR_PASS_BACKWARD ? backward.text : name;
             if (first)
-                put_frame(prefix, &kernel[i]->rec, out);
+                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count), out);
             first = false;
             put_kernel(prefix, kernel[i], out);
         }

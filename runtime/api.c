@@ -260,6 +260,9 @@ void gdr_kernel_facts(const gdr_kernel *kernel, gdr_facts *facts) {
         .decay = decay_name(k->facts.decay),
         .chunkable = k->facts.chunkable,
         .why_not = k->facts.chunkable ? NULL : k->facts.why_not,
+        .state_dtype = dtype_of_elem(r->state),
+        .state_layout = r->state_vk ? GDR_LAYOUT_VK : GDR_LAYOUT_KV,
+        .past = r->module.past,
         .from_cache = kernel->from_cache,
     };
 }

@@ -1,6 +1,7 @@
 /* From a caller's tensors to the launch frame. Everything a caller can get wrong about a launch is
  * found here, before any code runs, and told in one line that names the tensor and both shapes.
  *
+ * Single tensors are checked in tensor.c, states and their pools in states.c.
  * Sizes: B, T come from the first per-token tensor; H is the widest head count among the inputs and
  * params, every other head count must divide it. The factor role's heads HF are the least number
  * that the head counts of all inputs it reads divide (their widest, when they divide each other).
@@ -32,17 +33,6 @@ typedef struct Binder {
 
 /* one tensor ----------------------------------------------------------------------------------- */
 
-enum { SHAPE_TEXT = 200, NDIM_MAX = 8 };
-
-static const char *shape_text(int ndim, const int64_t *shape, char text[SHAPE_TEXT]) {
-    size_t at = (size_t)snprintf(text, SHAPE_TEXT, "[");
-    for (int i = 0; i < ndim && i < NDIM_MAX; i++)
-        at += (size_t)snprintf(text + at, SHAPE_TEXT - at, "%s%lld", i ? "," : "",
-                               (long long)shape[i]);
-    snprintf(text + at, SHAPE_TEXT - at, ndim > NDIM_MAX ? ",...]" : "]");
-    return text;
-}
-
 /* "[B,T,heads,128]": what a port's tensor looks like in general. */
 static const char *port_text(const Kernel *k, const Port *p, char text[SHAPE_TEXT]) {
     size_t at = (size_t)snprintf(text, SHAPE_TEXT, p->is_param ? "[heads" : "[B,T,heads");
@@ -53,52 +43,13 @@ static const char *port_text(const Kernel *k, const Port *p, char text[SHAPE_TEX
     return text;
 }
 
-/* Checks what does not depend on other tensors. */
 static gdr_status check_tensor(const Binder *bi, const char *name, const gdr_tensor *t) {
-    char text[SHAPE_TEXT];
-    if (t->ndim < 0 || t->ndim > NDIM_MAX || (t->ndim && !t->shape))
-        return FAIL(bi, "%s: %d dimensions", name, t->ndim);
-    if ((unsigned)t->dtype >= GDR_DTYPE_COUNT)
-        return FAIL(bi, "%s: unknown data type %d", name, (int)t->dtype);
-    int64_t bytes = (int64_t)gdr_dtype_size(t->dtype);
-    bool empty = false;
-    for (int i = 0; i < t->ndim; i++) {
-        if (t->shape[i] < 0)
-            return FAIL(bi, "%s: negative size in shape %s", name,
-                        shape_text(t->ndim, t->shape, text));
-        empty |= t->shape[i] == 0;
-    }
-    for (int i = 0; i < t->ndim && !empty; i++)
-        if (__builtin_mul_overflow(bytes, t->shape[i], &bytes))
-            return FAIL(bi, "%s: shape %s overflows 64 bits", name,
-                        shape_text(t->ndim, t->shape, text));
-    int64_t stride = 1;
-    for (int i = t->ndim - 1; t->strides && i >= 0 && !empty; i--) {
-        if (t->shape[i] != 1 && t->strides[i] != stride)
-            return FAIL(bi, "%s: not dense: dimension %d has stride %lld, need %lld", name, i,
-                        (long long)t->strides[i], (long long)stride);
-        stride *= t->shape[i];
-    }
-    bool on_gpu = record_on_gpu(bi->r);
-    if (t->device != (on_gpu ? GDR_CUDA : GDR_CPU))
-        return FAIL(bi, "%s: lies in %s memory, the kernel runs on the %s", name,
-                    t->device == GDR_CUDA ? "GPU" : "CPU", on_gpu ? "GPU" : "CPU");
-    if (bi->what != BIND_launch || empty)
-        return GDR_OK;
-    size_t align = on_gpu ? 16 : gdr_dtype_size(t->dtype);
-    if (!t->data)
-        return FAIL(bi, "%s: no data", name);
-    if ((uintptr_t)t->data % align && !(on_gpu && t->ndim <= 1))
-        return FAIL(bi, "%s: address %p is not a multiple of %zu bytes", name, t->data, align);
-    return GDR_OK;
+    return tensor_check(bi->kernel, name, t, bi->what == BIND_launch, false);
 }
 
 static gdr_status check_dtype(const Binder *bi, const char *name, const gdr_tensor *t,
                               gdr_dtype want) {
-    if (t->dtype != want)
-        return FAIL(bi, "%s: data type is %s, the kernel takes %s", name, gdr_dtype_name(t->dtype),
-                    gdr_dtype_name(want));
-    return GDR_OK;
+    return tensor_check_type(bi->kernel, name, t, want);
 }
 
 /* A tensor against its port: type, rank, the sizes after the heads. */
@@ -249,10 +200,6 @@ static gdr_status check_ports(const Binder *bi) {
 
 /* sequences and states ------------------------------------------------------------------------- */
 
-static int64_t offset_at(const gdr_tensor *cu, int64_t i) {
-    return cu->dtype == GDR_I64 ? ((const int64_t *)cu->data)[i] : ((const int32_t *)cu->data)[i];
-}
-
 static gdr_status check_sequences(const Binder *bi) {
     BoundLaunch *b = bi->b;
     const gdr_tensor *cu = bi->launch->cu_seqlens;
@@ -274,11 +221,11 @@ static gdr_status check_sequences(const Binder *bi) {
     b->N = cu->shape[0] - 1;
     if (bi->what != BIND_launch || cu->device != GDR_CPU)
         return GDR_OK;
-    int64_t last = offset_at(cu, 0);
+    int64_t last = tensor_integer(cu, 0);
     if (last < 0)
         return FAIL(bi, "cu_seqlens: begins with %lld", (long long)last);
     for (int64_t i = 1; i <= b->N; i++) {
-        int64_t next = offset_at(cu, i);
+        int64_t next = tensor_integer(cu, i);
         if (next < last)
             return FAIL(bi, "cu_seqlens: decreases from %lld to %lld at entry %lld",
                         (long long)last, (long long)next, (long long)i);
@@ -287,7 +234,7 @@ static gdr_status check_sequences(const Binder *bi) {
     if (last > b->T)
         return FAIL(bi, "cu_seqlens: ends at %lld, the tensors have %lld tokens", (long long)last,
                     (long long)b->T);
-    b->first_row = offset_at(cu, 0);
+    b->first_row = tensor_integer(cu, 0);
     b->rows = last - b->first_row;
     return GDR_OK;
 }
@@ -365,8 +312,7 @@ static void fill_frame(const Binder *bi) {
     f[FRAME_HF] = b->HF;
     f[FRAME_CU] = address(l->cu_seqlens);
     f[FRAME_CU_WIDTH] = l->cu_seqlens && l->cu_seqlens->dtype == GDR_I32 ? 4 : 8;
-    f[FRAME_S0] = address(l->S0);
-    f[FRAME_S] = address(l->S);
+    states_fill_frame(l, f);
     f[FRAME_WS] = (int64_t)(uintptr_t)l->workspace;
     f[FRAME_SLOTS] = b->slots;
     f[FRAME_SAVED] = b->saved ? (int64_t)(uintptr_t)l->saved->data : 0;
@@ -389,12 +335,11 @@ static gdr_status bind_all(const Binder *bi) {
     TRY(match_names(bi));
     TRY(check_ports(bi));
     TRY(check_sequences(bi));
-    TRY(check_state(bi, "S0", bi->launch->S0));
+    TRY(states_check(bi->kernel, bi->launch, bi->what == BIND_launch, bi->b));
     if (bi->backward && bi->launch->S)
         return FAIL(bi, "S: a backward pass does not give the final state");
     if (!bi->backward && (bi->launch->dS || bi->launch->dS0))
         return FAIL(bi, "%s: a forward pass has no gradients", bi->launch->dS ? "dS" : "dS0");
-    TRY(check_state(bi, "S", bi->launch->S));
     TRY(check_state(bi, "dS", bi->launch->dS));
     TRY(check_state(bi, "dS0", bi->launch->dS0));
     TRY(check_saved(bi));

@@ -181,14 +181,17 @@ static bool saves(const Job *job, Algo algo) {
 }
 
 static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why) {
-    Elem io = ELEM_f32;
+    Elem io = ELEM_f32, state = ELEM_f32;
     elem_of_dtype(job->opt.dtype, &io);
+    elem_of_dtype(job->opt.state_dtype, &state);
     CgOptions cg = {
         .target = job->target,
         .cpu = job->extra.cpu,
         .features = job->extra.features,
         .algo = algo,
         .io = io,
+        .state = state,
+        .state_vk = job->opt.state_layout == GDR_LAYOUT_VK,
         .opt_level = job->opt.opt_level,
         .save_every = saves(job, algo) ? save_every(k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size,
                                                     k->axis.at[AXIS_C].size)
@@ -275,6 +278,8 @@ gdr_status job_build(Job *job, Record *out) {
     passes_run(k, "normal", job->extra.watch);
     *out = (Record){
         .target = job->target, .pass = job->opt.pass, .save = job->opt.save, .inputs = inputs};
+    elem_of_dtype(job->opt.state_dtype, &out->state);
+    out->state_vk = job->opt.state_layout == GDR_LAYOUT_VK;
     status = generate_any(job, k, out);
     if (status)
         return status;

@@ -96,6 +96,19 @@ static gdr_status check_pass(Job *job) {
     return GDR_OK;
 }
 
+static gdr_status check_states(Job *job) {
+    const gdr_compile_options *o = &job->opt;
+    Elem e;
+    if (!elem_of_dtype(o->state_dtype, &e) || e == ELEM_f64)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "%s is not a type of states",
+                        gdr_dtype_name(o->state_dtype));
+    if ((unsigned)o->state_layout > GDR_LAYOUT_VK)
+        return ctx_fail(job->ctx, GDR_EUSAGE, "unknown layout %d of states", (int)o->state_layout);
+    if (o->pass == GDR_PASS_BACKWARD && (e != ELEM_f32 || o->state_layout))
+        return ctx_fail(job->ctx, GDR_EUSAGE, "the states of a backward pass are f32 [K,V]");
+    return GDR_OK;
+}
+
 static gdr_status check_options(Job *job, const gdr_compile_options *o) {
     if (o && o->size != sizeof *o)
         return ctx_fail(job->ctx, GDR_EUSAGE, "gdr_compile_options.size is %zu, need %zu", o->size,
@@ -115,6 +128,8 @@ static gdr_status check_options(Job *job, const gdr_compile_options *o) {
         if (!job->opt.dims[i].name)
             return ctx_fail(job->ctx, GDR_EUSAGE, "dims[%d] has no name", i);
     gdr_status status = check_pass(job);
+    if (!status)
+        status = check_states(job);
     if (!status)
         status = resolve_target(job);
     if (!status && job->opt.pass == GDR_PASS_BACKWARD && target_find(job->target)->gpu)
@@ -179,6 +194,8 @@ static CacheKey make_key(Job *job) {
     cache_hash_int(h, o->algo);
     cache_hash_int(h, o->chunk_rows);
     cache_hash_int(h, o->opt_level);
+    cache_hash_int(h, o->state_dtype);
+    cache_hash_int(h, o->state_layout);
     cache_hash_text(h, job->extra.prefix);
     cache_hash_int(h, job->extra.want_llvm);
     cache_hash_int(h, job->cuda != NULL);

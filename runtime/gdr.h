@@ -134,6 +134,9 @@ typedef enum gdr_save {
     GDR_SAVE_STATES /* a state every so many chunks, 2 % of the tensors: gdr_saved_size */
 } gdr_save;
 
+/* How a state's elements lie in memory: row by row of [K,V], or of its transpose. */
+typedef enum gdr_layout { GDR_LAYOUT_KV, GDR_LAYOUT_VK } gdr_layout;
+
 typedef struct gdr_dim {
     const char *name;
     int64_t size;
@@ -162,6 +165,9 @@ typedef struct gdr_compile_options {
     int nupstream;
     const char *const *gradients;
     int ngradients;
+    /* Forward: states in memory; what is computed with them is f32 always. */
+    gdr_dtype state_dtype; /* F32, BF16 or F16 */
+    gdr_layout state_layout;
     gdr_save save; /* forward: what launches may save */
 } gdr_compile_options;
 
@@ -212,6 +218,9 @@ typedef struct gdr_facts {
     const char *decay;   /* "none", "scalar", "key", "value", "mixed" */
     int chunkable;       /* whether a chunk form exists ... */
     const char *why_not; /* ... and the reason when it does not, else NULL */
+    gdr_dtype state_dtype;
+    gdr_layout state_layout;
+    int past;            /* recurrent: f32 numbers that a head remembers besides its state, past0 */
     int from_cache;      /* whether this kernel was loaded from the cache */
 } gdr_facts;
 
@@ -259,13 +268,40 @@ typedef struct gdr_saved {
  *   inputs   [B,T,Hi,shape...]; Hi divides H, the widest input's heads; head h uses head h*Hi/H
  *   params   [Hi,shape...], f32
  *   outputs  [B,T,H,shape...]
- *   S0, S    [N,H,K,V] f32: states before and after; NULL S0 = zero, NULL S = not wanted. S may be
- * S0. cu_seqlens  [N+1] i32 or i64: sequence n owns tokens cu[n] .. cu[n+1]-1. On the CPU it is
+ *   S0, S    [N,H,K,V] or [N,H,V,K] of state_dtype: states before and after; NULL S0 = zero, NULL
+ *            S = not wanted. S may be S0. Below, more ways to say where states lie.
+ *   cu_seqlens  [N+1] i32 or i64: sequence n owns tokens cu[n] .. cu[n+1]-1. On the CPU it is
  *            checked; in GPU memory it is trusted. Tokens past the last entry are not written.
  *
  * GPU: queued on `stream` (a CUstream, NULL = the default one) without any synchronisation, and
- * capturable in a CUDA graph. CPU: returns when done. A single decoding step is T = 1 on a
- * recurrent kernel with S0 and S. */
+ * capturable in a CUDA graph. CPU: returns when done. A decoding step is T = 1 on a recurrent kernel
+ * with S0 and S; one of several tokens, to be accepted or not, T <= 16 or so.
+ *
+ * Pools. With slots, S0 or S is a pool [P,H,K,V] of any size P, whose states may be further apart than
+ * their size (strides[0]); they may be one pool, updated in place.
+ *
+ *   S0_slots  [N] i32 or i64: sequence n starts from state S0_slots[n]. Or [N,M], with
+ *   S0_accepted  [N]: from state S0_slots[n][S0_accepted[n] - 1]: where the last launch left a state
+ *             after every token, the one after as many as were accepted
+ *   S_slots   [N]: sequence n leaves its final state in slot S_slots[n]. Or [N,M], M >= its tokens: the
+ *             state after its token t in slot S_slots[n][t]; as well, without slots, S may be
+ *             [N,M,H,K,V]
+ *   S_accepted  [N]: S gets the state after S_accepted[n] tokens instead of all (0: as it started);
+ *             outputs are those of all
+ *
+ * A negative slot skips its sequence: nothing is read of it, no output and no state is written. In
+ * S_slots of [N,M] it skips that state alone. States that no slot names stay as they are. No two states
+ * may be written to one slot. On the CPU slots and counts are checked; on a GPU a slot that the pool
+ * does not have counts as negative and counts are clamped. All these tensors have one type. States
+ * after single tokens, and S_accepted, are of the recurrent algorithm.
+ *
+ *   past0, past  [N,H,facts.past] f32: what prev and cumsum remember before and after, for variants
+ *             that have them; addressed like S0 and S ([P,..], [N,M,..]). Without past0 they start at
+ *             zero, as at a sequence's first token. May be the same. Of the recurrent algorithm.
+ *
+ * A launch that starts from what another one left continues exactly there: with f32 states, two
+ * launches of the recurrent algorithm give the bits of one, and two by chunks on the CPU if the first
+ * has whole chunks. */
 typedef struct gdr_launch {
     size_t size;         /* sizeof(gdr_launch) */
     const gdr_arg *args; /* every input, param and output, in any order */
@@ -276,6 +312,8 @@ typedef struct gdr_launch {
     size_t workspace_bytes;
     void *stream;
     const gdr_tensor *dS, *dS0; /* backward */
+    const gdr_tensor *S0_slots, *S0_accepted, *S_slots, *S_accepted; /* forward; NULL: none */
+    const gdr_tensor *past0, *past;
     gdr_saved *saved;           /* forward: filled, NULL = not wanted; backward: used, NULL = none */
 } gdr_launch;
 

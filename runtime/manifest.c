@@ -64,7 +64,14 @@ static void put_frame(const Record *r, Buf *out) {
         [FRAME_T] = "T",         [FRAME_N] = "N",   [FRAME_H] = "H",
         [FRAME_HF] = "HF",       [FRAME_CU] = "cu", [FRAME_CU_WIDTH] = "cu_width",
         [FRAME_S0] = "S0",       [FRAME_S] = "S",   [FRAME_WS] = "workspace",
-        [FRAME_SLOTS] = "slots", [FRAME_SAVED] = "saved",
+        [FRAME_SLOTS] = "slots",
+        [FRAME_S0_STRIDE] = "S0_stride",     [FRAME_S0_SLOTS] = "S0_slots",
+        [FRAME_S0_COLUMNS] = "S0_columns",   [FRAME_S0_POOL] = "S0_pool",
+        [FRAME_S0_ACCEPTED] = "S0_accepted", [FRAME_S_STRIDE] = "S_stride",
+        [FRAME_S_SLOTS] = "S_slots",         [FRAME_S_POOL] = "S_pool",
+        [FRAME_S_ACCEPTED] = "S_accepted",   [FRAME_S_EACH] = "S_each",
+        [FRAME_INDEX_WIDTH] = "index_width", [FRAME_PAST0] = "past0",
+        [FRAME_PAST] = "past",               [FRAME_SAVED] = "saved",
     };
     buf_printf(out, "  \"frame\": {\"fields\": %d, \"type\": \"int64\"", record_frame_fields(r));
     for (int i = 0; i < FRAME_PORTS; i++)
@@ -135,7 +142,9 @@ void manifest_print(const Record *r, Buf *out) {
     buf_printf(out, ",\n  \"K\": %d, \"V\": %d, \"chunk\": %d,\n", k->axis.at[AXIS_K].size,
                k->axis.at[AXIS_V].size, r->algo == ALGO_chunk ? r->module.chunk : 0);
     put_facts(k, out);
-    buf_puts(out, "  \"state\": {\"shape\": [\"N\", \"H\", \"K\", \"V\"], \"dtype\": \"f32\"},\n");
+    buf_printf(out, "  \"state\": {\"shape\": [\"N\", \"H\", \"%s\", \"%s\"], \"dtype\": \"%s\"",
+               r->state_vk ? "V" : "K", r->state_vk ? "K" : "V", elem_name(r->state));
+    buf_printf(out, ", \"past\": %d},\n", r->module.past);
     put_ports(r, out);
     put_frame(r, out);
     buf_printf(out,

@@ -169,6 +169,7 @@ static void tape_module(Tape *t, CgModule *m) {
     }
     tape_i64(t, &m->ws_bytes_per_slot_head);
     tape_int(t, &m->chunk, 0, SIZE_MAX_AXIS);
+    tape_int(t, &m->past, 0, SIZE_MAX_AXIS);
     if (m->ws_bytes_per_slot_head < 0)
         t->bad = true;
 }
@@ -195,12 +196,15 @@ static void tape_gradients(Tape *t, Record *r) {
 }
 
 static void tape_record(Tape *t, Record *r) {
-    int algo = r->algo;
+    int algo = r->algo, state = r->state;
     tape_shell(t, r->shell);
     if (!t->bad)
         tape_module(t, &r->module);
     tape_int(t, &algo, ALGO_chunk, ALGO_recurrent);
     r->algo = (Algo)algo;
+    tape_int(t, &state, ELEM_f32, ELEM_f16);
+    r->state = (Elem)state;
+    tape_bool(t, &r->state_vk);
     tape_name(t, &r->target);
     tape_gradients(t, r);
     if (!t->out)

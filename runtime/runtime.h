@@ -9,6 +9,8 @@
  *   manifest.c     the same as JSON
  *   cache.c        on-disk entries
  *   bind.c         tensors -> frame: every check of shapes and types
+ *   tensor.c       those of one tensor alone
+ *   states.c       those of states, pools and their indices
  *   workspace.c    how much memory a launch needs, segments of a backward pass on a GPU
  *   launch.c       frame -> threads or GPU launches: forward passes
  *   backward.c     the same for backward passes
@@ -174,6 +176,8 @@ typedef struct Record {
     Kernel *shell;   /* ports, axes, facts; no instructions */
     CgModule module; /* object/text: host object, or PTX */
     Algo algo;
+    Elem state;      /* of states in memory */
+    bool state_vk;   /* [V,K] */
     const char *target;
     gdr_pass pass;
     gdr_save save;             /* forward: whether a launch may save */
@@ -320,6 +324,27 @@ typedef enum { BIND_launch, BIND_default, BIND_least } BindFor;
 gdr_status launch_bind(gdr_kernel *kernel, const gdr_launch *launch, BindFor what,
                        BoundLaunch *out);
 void launch_free(BoundLaunch *b);
+
+/* tensor.c ------------------------------------------------------------------------------------- */
+
+/* Checks what does not depend on other tensors; EINPUT says what is wrong. `look`: there must be data.
+ * `apart`: parts along the first dimension may be further apart than their size. */
+gdr_status tensor_check(const gdr_kernel *kernel, const char *name, const gdr_tensor *t, bool look,
+                        bool apart);
+gdr_status tensor_check_type(const gdr_kernel *kernel, const char *name, const gdr_tensor *t,
+                             gdr_dtype want);
+enum { SHAPE_TEXT = 200 };
+const char *shape_text(int ndim, const int64_t *shape, char text[SHAPE_TEXT]); /* "[2,3]" */
+/* Element i of a tensor of i32 or i64 in CPU memory. */
+int64_t tensor_integer(const gdr_tensor *t, int64_t i);
+
+/* states.c ------------------------------------------------------------------------------------- */
+
+/* S0, S and all that says where they lie, of a forward launch whose sizes are in *b. `look`: data are
+ * there. */
+gdr_status states_check(const gdr_kernel *kernel, const gdr_launch *launch, bool look,
+                        const BoundLaunch *b);
+void states_fill_frame(const gdr_launch *launch, int64_t *frame);
 
 /* workspace.c ---------------------------------------------------------------------------------- */
 

@@ -67,13 +67,16 @@ void host_matrix_out(Host *h, const Tile *tile, int field) {
     cg_end_if(h->cg, &wanted);
 }
 
-/* Turning writes whole vectors, so both need rows up to a multiple of the vector's length. */
+/* Turning writes whole vectors, so both need rows up to a multiple of the vector's length: those of
+ * the state go on behind its tile. */
 void host_plan_turned(Host *h) {
     if (!h->cg->opt->state_vk)
         return;
+    int64_t V = host_round(axis_size(h, AXIS_V), h->lanes);
     host_alloc(h, h->lanes * h->state.ld);
-    host_place(h, &h->turned, shape_of(2, (int[]){AXIS_V, AXIS_K}));
-    host_alloc(h, h->lanes * h->turned.ld);
+    h->turned = (Tile){.there = true, .row = AXIS_V, .col = AXIS_K, .anchor = -1};
+    h->turned.ld = host_round(axis_size(h, AXIS_K), h->lanes) + h->lanes;
+    h->turned.offset = host_alloc(h, V * h->turned.ld);
 }
 
 static void move_state(Host *h, Val outside, bool in) {

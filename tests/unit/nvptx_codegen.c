@@ -210,8 +210,6 @@ static void test_building_blocks(void **state)
     (void)state;
     static const char *const part[] = {
         ".visible .entry blocks(", ".reqntid 64", ".minnctapersm 2",
-        /* 23 fixed fields, pointer and heads of six inputs, one output */
-        ".param .align 8 .b8 blocks_param_0[288]",
         ".extern .shared .align 1024 .b8 shared[]",
         "cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group \t1",
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
@@ -223,9 +221,12 @@ static void test_building_blocks(void **state)
         "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32",
     };
     static const char *const target[] = {"sm_80", "sm_90a"};
+    char frame[64]; /* the fixed fields, pointer and heads of six inputs, one output */
+    snprintf(frame, sizeof frame, ".param .align 8 .b8 blocks_param_0[%d]", 8 * (FRAME_PORTS + 13));
     World *w = world_open();
     for (int t = 0; t < 2; t++) {
         char *text = emit_blocks(w, target[t]);
+        assert_has(text, frame);
         for (size_t i = 0; i < sizeof part / sizeof part[0]; i++)
             assert_has(text, part[i]);
         assert_lacks(text, ".local");
