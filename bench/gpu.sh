@@ -61,15 +61,25 @@ bench gdn2_step gdn2 --algo recurrent --shape 256,1,32 --shape 32,1,32
 bench kda_step kda --algo recurrent --shape 256,1,32 --shape 32,1,32
 bench gated_deltanet_step gated_deltanet --algo recurrent --shape 256,1,32 --shape 32,1,32
 
+# Training: the forward pass, which saves states, the backward pass, both, and their memory.
+bench gdn2_grad gdn2 --grad --shape 1,8192,96 --shape 8,4096,16 --sets 2
+bench gated_deltanet_grad gated_deltanet --grad --shape 1,32768,32,16 --sets 2
+bench kda_grad kda --grad --shape 1,8192,96 --shape 8,4096,16 --sets 2
+
 echo "== verify"
-# One process a spec and type, as many at once as there are cores; the output in the order of the specs.
+# One process a spec, type and pass, as many at once as there are cores; the output in the order of the
+# specs, forward passes first.
 mkdir -p "$out/verify"
 for dtype in bf16 f32; do
     for spec in specs/*.gdr; do
-        echo "$dtype $spec"
+        echo "forward $dtype $spec"
+        echo "grad $dtype $spec --grad"
     done
 done | xargs -P "$(nproc)" -L 1 sh -c '
-    "$0" verify "$3" --device cuda --dtype "$2" >"$1/verify/$2_$(basename "$3" .gdr).txt" 2>&1
+    out=$1 pass=$2 dtype=$3 spec=$4
+    shift 4
+    "$0" verify "$spec" --device cuda --dtype "$dtype" "$@" \
+        >"$out/verify/${pass}_${dtype}_$(basename "$spec" .gdr).txt" 2>&1
 ' "$gdrc" "$out" || status=1
 cat "$out"/verify/*.txt >"$out/verify.txt"
 rm -r "$out/verify"

@@ -26,8 +26,15 @@ def load():
     return runs, peers
 
 
+def is_gradient(r):
+    """Whether it is a row of a backward pass, or of a forward pass and then that."""
+    return r["algorithm"] in ("backward", "training")
+
+
 def case_name(run, r):
-    step = "_step" if r["T"] == 1 else ""
+    trains = any(other["algorithm"] == "training" for other in run["results"])
+    step = "_step" if r["T"] == 1 else f"_{r['algorithm']}" if is_gradient(r) else \
+        "_saving" if trains else ""
     keys = f" ({r['key_heads']} key heads)" if r["key_heads"] != r["H"] else ""
     return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}"
 
@@ -41,11 +48,13 @@ def number(x):
     return f"{x:.3f}" if x < 10 else f"{x:.1f}"
 
 
-def row(run, r, peers, names):
+def row(run, r, peers, names, memory):
     name = case_name(run, r)
     cells = [name, run["dtype"], f"{r['K']}x{r['V']}", r["algorithm"], number(r["median_ms"]),
              f"{r['bytes'] / r['median_ms'] / 1e6:.0f}",
              f"{100 * r['roofline_ms'] / r['median_ms']:.0f} %"]
+    if memory:
+        cells.append(f"{r['peak_bytes'] / r['tensor_bytes']:.2f}" if "peak_bytes" in r else "")
     for other in names:
         times = [p["cases"][name][other] for p in peers if other in p["cases"].get(name, {})]
         cells.append(number(min(times)) if times else "")
@@ -63,9 +72,14 @@ def table(runs, peers):
         names = sorted({n for p in known for run, r in here
                         for n in p["cases"].get(case_name(run, r), {})})
         text += f"**{machine}**, milliseconds (case: variant, batch x tokens x heads)\n\n"
-        heads = ["case", "type", "K x V", "algorithm", "gdrc", "GB/s", "of the roofline", *names]
+        memory = any("peak_bytes" in r for _, r in here)
+        heads = ["case", "type", "K x V", "algorithm", "gdrc", "GB/s", "of the roofline",
+                 *(["memory"] if memory else []), *names]
         text += "| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n"
-        text += "".join(row(run, r, known, names) + "\n" for run, r in here)
+        text += "".join(row(run, r, known, names, memory) + "\n" for run, r in here)
+        if memory:
+            text += "\nTraining: a forward pass that saves states, the backward pass, and both; " \
+                    "memory of a step (what the GPU has less of) over its tensors.\n"
         load = [f"{run['variant']} {run['compile_ms']:.0f} / {run['cached_ms']:.1f} ms"
                 for run in runs if machine_of(run) == machine and "compile_ms" in run]
         if load:

@@ -1,7 +1,7 @@
 /* gdrc bench: how fast the kernels of a spec are, and how far from what the machine could do.
  *
- * Time is the median over launches that take turns through several sets of inputs, so that caches
- * hold nothing of the next one: between two device events on the GPU, wall time on the CPU. Bytes
+ * Times are timing.c's; with gradients of the forward pass, which then saves states, of the backward pass
+ * and of one after the other, a training step, whose memory is measured as well. Bytes
  * are those that any implementation must move: inputs once, outputs once, states in and out.
  * Operations are those of the chunk system (or of the token recurrence). The roofline is the larger
  * of bytes over the nominal bandwidth and operations over the nominal matrix rate; on the CPU it is
@@ -13,24 +13,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { REPEAT_TOKENS = 64, TIMES_MAX = 200, TIMES_MIN = 7, SETS_DEFAULT = 4 };
-static const double seconds_wanted = 0.7; /* of measuring a shape */
+enum { REPEAT_TOKENS = 64, SETS_DEFAULT = 4 };
 
-typedef struct Sample {
-    double seconds, least, most;
-    int count;
-} Sample;
+typedef enum { PASS_forward, PASS_backward, PASS_training } Pass; /* training: both */
 
 typedef struct Row {
     BenchShape shape;
     Method method;
-    bool backward;
+    Pass pass;
     int chunk, K, V;
     Sample sample;
-    double bytes, flops, roofline; /* roofline: seconds; 0 unknown */
+    double bytes, flops, roofline;   /* roofline: seconds; 0 unknown */
+    double peak_bytes, tensor_bytes; /* training on a GPU, else 0 */
 } Row;
 
 typedef struct Bench {
@@ -43,91 +39,6 @@ typedef struct Bench {
     double first_ms, cached_ms; /* spec text to loaded kernel; cached < 0 = no cache */
     VEC(Row) row;
 } Bench;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* launches ------------------------------------------------------------------------------------- */
-
-/* Everything that one timed launch needs. */
-typedef struct Launches {
-    Driver *d;
-    const Problem *p;
-    Engine *e;
-    DeviceSet *set; /* GPU */
-    Outcome *out;   /* per set */
-    Arena *arena;
-    int sets, turn;
-    gdr_status status;
-} Launches;
-
-static bool launch_once(void *user) {
-    Launches *l = user;
-    int i = l->turn++ % l->sets;
-    l->status = l->set ? gdr_forward(l->e->kernel, &l->set[i].launch)
-                       : engine_relaunch(l->p, l->e, &l->out[i]);
-    return l->status == GDR_OK;
-}
-
-static gdr_status time_once(Launches *l, double *seconds) {
-    if (!l->set) {
-        double start = now();
-        launch_once(l);
-        *seconds = now() - start;
-        return l->status;
-    }
-    CudaError e;
-    if (cuda_time(l->d->ctx->cuda, launch_once, l, seconds, &e))
-        return GDR_OK;
-    return l->status ? l->status : ctx_fail(l->d->ctx, GDR_EDRIVER, "%s", e.text);
-}
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static gdr_status measure_launches(Launches *l, Sample *s) {
-    double t[TIMES_MAX], total = 0;
-    int n = 0;
-    for (int i = 0; i < l->sets; i++) { /* every set once, untimed */
-        gdr_status status = time_once(l, &t[0]);
-        if (status)
-            return status;
-    }
-    while (n < TIMES_MAX && (n < TIMES_MIN || total < seconds_wanted)) {
-        gdr_status status = time_once(l, &t[n]);
-        if (status)
-            return status;
-        total += t[n++];
-    }
-    qsort(t, (size_t)n, sizeof *t, by_value);
-    *s = (Sample){n % 2 ? t[n / 2] : (t[n / 2 - 1] + t[n / 2]) / 2, t[0], t[n - 1], n};
-    return GDR_OK;
-}
-
-static gdr_status prepare_sets(Launches *l) {
-    gdr_status status = GDR_OK;
-    bool gpu = l->e->device == DEVICE_cuda;
-    DeviceSet *set = NEW_ARRAY(l->arena, DeviceSet, l->sets);
-    l->out = NEW_ARRAY(l->arena, Outcome, l->sets);
-    if (gpu)
-        l->set = set;
-    for (int i = 0; i < l->sets && !status; i++) {
-        if (!gpu) {
-            status = engine_run(l->d, l->p, l->e, l->arena, &l->out[i]);
-            continue;
-        }
-        l->out[i] = outcome_new(l->arena, l->p, false);
-        status = device_set_open(l->d, l->p, l->e, &l->out[i], &set[i], l->arena);
-        if (status)
-            l->sets = i; /* only these are closed */
-    }
-    return status;
-}
 
 /* figures -------------------------------------------------------------------------------------- */
 
@@ -184,35 +95,81 @@ static double roofline(const Bench *b, const Row *r) {
 
 /* one shape ------------------------------------------------------------------------------------ */
 
-static gdr_status bench_problem(Bench *b, const Problem *p, Row *r, Arena *arena) {
+/* The kernels; the forward pass saves for a backward pass that works by the same chunks. */
+static gdr_status open_engines(Bench *b, Method method, Timing *t) {
     Driver *d = b->d;
-    Engine e = {.method = r->method, .device = d->opt.device, .chunk = d->opt.chunk};
-    gdr_status status = engine_open(d, p, &e);
+    bool grad = d->opt.grad;
+    t->forward = (Engine){.method = method,
+                          .device = d->opt.device,
+                          .chunk = d->opt.chunk,
+                          .save = grad,
+                          .memory = grad ? MEMORY_pool : MEMORY_default};
+    t->backward = t->forward;
+    t->backward.method = (Method)d->opt.method;
+    gdr_facts first, second;
+    gdr_status status = engine_open(d, &t->forward_problem, &t->forward);
+    if (status || !grad)
+        return status;
+    status = engine_open(d, &t->backward_problem, &t->backward);
     if (status)
         return status;
-    Launches l = {.d = d,
-                  .p = p,
-                  .e = &e,
-                  .arena = arena,
-                  .sets = d->opt.input_sets ? d->opt.input_sets : SETS_DEFAULT};
+    gdr_kernel_facts(t->forward.kernel, &first);
+    gdr_kernel_facts(t->backward.kernel, &second);
+    if (first.chunk == second.chunk)
+        return GDR_OK;
+    engine_close(&t->forward);
+    t->forward.save = false;
+    return engine_open(d, &t->forward_problem, &t->forward);
+}
+
+static void fill_row(const Bench *b, const Problem *p, const Engine *e, Row *r) {
     gdr_facts facts;
-    gdr_kernel_facts(e.kernel, &facts);
-    status = prepare_sets(&l);
-    if (!status)
-        status = measure_launches(&l, &r->sample);
-    for (int i = 0; l.set && i < l.sets; i++)
-        device_set_close(d, p, &l.set[i]);
-    if (!status) {
-        r->method = facts.algo == GDR_ALGO_CHUNK ? METHOD_chunk : METHOD_recurrent;
-        r->backward = p->grad;
-        r->chunk = facts.chunk;
-        r->K = (int)facts.K;
-        r->V = (int)facts.V;
-        r->bytes = problem_bytes(p);
-        r->flops = token_flops(p, &facts) * (double)(p->B * p->T * p->H);
-        r->roofline = roofline(b, r);
+    gdr_kernel_facts(e->kernel, &facts);
+    r->method = facts.algo == GDR_ALGO_CHUNK ? METHOD_chunk : METHOD_recurrent;
+    r->chunk = facts.chunk;
+    r->K = (int)facts.K;
+    r->V = (int)facts.V;
+    r->bytes += problem_bytes(p);
+    r->flops += token_flops(p, &facts) * (double)(p->B * p->T * p->H);
+    r->roofline = roofline(b, r);
+}
+
+static gdr_status bench_pass(Bench *b, const BenchShape *shape, Timing *t, Pass pass) {
+    Row r = {.shape = *shape, .pass = pass};
+    bool forward = pass != PASS_backward, backward = pass != PASS_forward;
+    gdr_status status = timing_measure(t, forward, backward, &r.sample);
+    if (status)
+        return status;
+    if (forward)
+        fill_row(b, &t->forward_problem, &t->forward, &r);
+    if (backward)
+        fill_row(b, &t->backward_problem, &t->backward, &r);
+    if (pass == PASS_training) {
+        r.peak_bytes = t->peak_bytes;
+        r.tensor_bytes = t->tensor_bytes;
     }
-    engine_close(&e);
+    VEC_PUSH(&b->d->arena, &b->row, r);
+    return GDR_OK;
+}
+
+static gdr_status bench_problem(Bench *b, const BenchShape *shape, const Problem *p, Method method,
+                                Arena *arena) {
+    Driver *d = b->d;
+    Timing t = {.d = d,
+                .arena = arena,
+                .forward_problem = *p,
+                .backward_problem = *p,
+                .sets = d->opt.input_sets ? d->opt.input_sets : SETS_DEFAULT};
+    t.forward_problem.grad = false;
+    gdr_status status = open_engines(b, method, &t);
+    if (!status)
+        status = timing_open(&t);
+    for (Pass pass = PASS_forward; !status && pass <= (p->grad ? PASS_training : PASS_forward);
+         pass++)
+        status = bench_pass(b, shape, &t, pass);
+    timing_close(&t);
+    engine_close(&t.backward);
+    engine_close(&t.forward);
     return status;
 }
 
@@ -233,21 +190,13 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
               .repeat = REPEAT_TOKENS,
               .S0 = step,
               .grad = b->d->opt.grad};
-    Row r = {.shape = *shape, .method = (Method)b->d->opt.method};
-    if (step && r.method == METHOD_auto)
-        r.method = METHOD_recurrent;
+    Method method = (Method)b->d->opt.method;
+    if (step && method == METHOD_auto)
+        method = METHOD_recurrent;
     arena_init(&arena, b->d->arena.oom);
     case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
                  NULL, &p);
-    gdr_status status = p.k ? GDR_OK : GDR_ESPEC;
-    for (int pass = 0; !status && pass <= c.grad; pass++) { /* forward, then backward */
-        Row done = r;
-        p.grad = pass == 1;
-        done.method = p.grad && r.method == METHOD_recurrent ? METHOD_chunk : r.method;
-        status = bench_problem(b, &p, &done, &arena);
-        if (!status)
-            VEC_PUSH(&b->d->arena, &b->row, done);
-    }
+    gdr_status status = p.k ? bench_problem(b, shape, &p, method, &arena) : GDR_ESPEC;
     arena_free(&arena);
     return status;
 }
@@ -274,9 +223,9 @@ static gdr_status bench_compile(Bench *b) {
         CompileExtra extra = {.no_cache = round == 0};
         gdr_kernel *k;
         gdr_facts facts;
-        double start = now();
+        double start = seconds_now();
         gdr_status status = compile_input(d->ctx, &input, &o, &extra, &k);
-        double ms = 1e3 * (now() - start);
+        double ms = 1e3 * (seconds_now() - start);
         if (status)
             return status;
         gdr_kernel_facts(k, &facts);
@@ -323,7 +272,10 @@ static void print_machine(const Bench *b, Buf *out) {
 }
 
 static const char *row_name(const Row *r) {
-    return r->backward ? "backward" : r->method == METHOD_chunk ? "chunk" : "recurrent";
+    return r->pass == PASS_backward   ? "backward"
+           : r->pass == PASS_training ? "training"
+           : r->method == METHOD_chunk ? "chunk"
+                                       : "recurrent";
 }
 
 static void print_row(const Bench *b, const Row *r) {
@@ -338,6 +290,9 @@ static void print_row(const Bench *b, const Row *r) {
            (long long)r->shape.B, (long long)r->shape.T, heads, r->K, r->V, row_name(r), r->chunk,
            1e3 * s->seconds, 1e3 * s->least, 1e3 * s->most, r->bytes / s->seconds * 1e-9,
            r->flops / s->seconds * 1e-12, share);
+    if (r->peak_bytes > 0)
+        printf("%26s memory of a step: %.3f GB, %.3f of its inputs, outputs and gradients\n", "",
+               r->peak_bytes * 1e-9, r->peak_bytes / r->tensor_bytes);
     (void)b;
 }
 
@@ -383,9 +338,13 @@ static int write_json(const Bench *b, const char *machine) {
                    r->chunk, 1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
                    r->sample.count, r->bytes, r->flops);
         if (r->roofline > 0)
-            buf_printf(&out, "%.6g}", 1e3 * r->roofline);
+            buf_printf(&out, "%.6g", 1e3 * r->roofline);
         else
-            buf_puts(&out, "null}");
+            buf_puts(&out, "null");
+        if (r->peak_bytes > 0)
+            buf_printf(&out, ", \"peak_bytes\": %.0f, \"tensor_bytes\": %.0f", r->peak_bytes,
+                       r->tensor_bytes);
+        buf_puts(&out, "}");
     }
     buf_puts(&out, "\n  ]\n}\n");
     if (!file_write_atomic(b->d->opt.json, &(FilePart){out.text, out.len}, 1, why, sizeof why))

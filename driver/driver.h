@@ -5,7 +5,9 @@
  *   driver.c     what all calls share
  *   spec.c       opening specs, printing their messages
  *   convert.c    tensors in memory
- *   problem.c    tensors of one pass; running it on a CPU or a GPU
+ *   problem.c    tensors of one pass; running it
+ *   device.c     its tensors on a GPU
+ *   timing.c     the time of launches
  *   reference.c  running it by the reference
  *   inputs.c     random inputs for any spec
  *   measure.c    how far results are from the reference
@@ -147,14 +149,25 @@ int problem_results(const Problem *p);               /* entries of Outcome.out *
 const Port *problem_result(const Problem *p, int i); /* the port it is, or is the gradient of */
 const char *problem_result_name(const Problem *p, int i);
 
+/* Where a GPU's workspace comes from. */
+typedef enum { MEMORY_default, MEMORY_least, MEMORY_pool } Memory;
+
 /* How to compute it. */
 typedef struct Engine {
     Method method;
     Device device;
     int chunk;          /* rows of the chunk; 0: the target's choice */
     bool only_given;    /* backward: for those upstream gradients alone that the problem has */
+    bool save;          /* forward on a GPU: keeps states for a backward pass */
+    Memory memory;
     gdr_kernel *kernel; /* NULL for the reference */
 } Engine;
+
+/* A launch of the problem's host tensors. args has room for problem_args, results come first. */
+enum { PROBLEM_EXTRA = 4 }; /* cu, S0, S or dS0, dS; data NULL: none */
+int problem_args(const Problem *p);
+gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
+                          gdr_tensor extra[PROBLEM_EXTRA]);
 
 /* Sizes of in[] into B, T, N, H; false after a message when they make no sense. */
 gdr_status problem_sizes(Driver *d, Problem *p);
@@ -174,17 +187,57 @@ gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out);
 /* reference.c: the problem by the fp64 reference, on as many threads as the CPU has. */
 gdr_status run_reference(Driver *d, const Problem *p, Outcome *o);
 
-/* Device copies of a problem's tensors, for repeated launches. `host` must outlive the set. */
+/* device.c ------------------------------------------------------------------------------------- */
+
+/* Device copies of a problem's tensors, for repeated launches. What is in `host` must outlive the set,
+ * as must the set whose tensors it shares. */
 typedef struct DeviceSet {
-    uint64_t *in, *out, S0, S, cu, workspace;
-    size_t workspace_bytes;
+    const void **host; /* what the device memory is a copy of, or poisoned for */
+    uint64_t *memory, workspace;
+    int count;
+    size_t tensor_bytes; /* of all that is not shared, without workspace and saved states */
+    gdr_saved saved;
     gdr_arg *arg;
-    gdr_tensor cu_tensor, S0_tensor, S_tensor;
+    gdr_tensor extra[PROBLEM_EXTRA];
     gdr_launch launch;
 } DeviceSet;
-gdr_status device_set_open(Driver *d, const Problem *p, const Engine *e, Outcome *host,
-                           DeviceSet *s, Arena *arena);
-void device_set_close(Driver *d, const Problem *p, DeviceSet *s);
+/* `shared`: the forward pass whose inputs and saved states are used; NULL: none. */
+gdr_status device_set_open(Driver *d, const Problem *p, const Engine *e, const Outcome *host,
+                           DeviceSet *shared, DeviceSet *s, Arena *arena);
+void device_set_close(Driver *d, DeviceSet *s);
+gdr_status device_set_launch(const Problem *p, const Engine *e, const DeviceSet *s);
+/* engine_run on a GPU, after its checks. */
+gdr_status device_run(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *o);
+/* Forward with saved states, then backward; the gradients. */
+gdr_status device_run_training(Driver *d, const Problem *p, const Engine *forward,
+                               const Engine *backward, Arena *arena, Outcome *o);
+
+/* timing.c ------------------------------------------------------------------------------------- */
+
+typedef struct Sample {
+    double seconds, least, most;
+    int count;
+} Sample;
+
+/* Launches in turn through several sets of tensors: a forward pass, and with `backward.kernel` the
+ * backward pass of the same inputs. */
+typedef struct Timing {
+    Driver *d;
+    Arena *arena;
+    Problem forward_problem, backward_problem;
+    Engine forward, backward;
+    int sets, turn;
+    DeviceSet *forward_set, *backward_set; /* GPU */
+    Outcome *forward_out, *backward_out;
+    bool run_forward, run_backward; /* what is being timed */
+    double peak_bytes, tensor_bytes; /* GPU: memory of one step of all, and of its tensors */
+    gdr_status status;
+} Timing;
+/* Tensors, and every launch once; engines are open, problems, d, arena and sets filled in. */
+gdr_status timing_open(Timing *t);
+void timing_close(Timing *t);
+gdr_status timing_measure(Timing *t, bool forward, bool backward, Sample *s);
+double seconds_now(void);
 
 /* inputs.c ------------------------------------------------------------------------------------- */
 

@@ -1,6 +1,6 @@
 /* One pass over tensors in memory, forward or backward, computed in any of the ways gdrc has: by
- * the fp64 reference, or by a compiled kernel on the CPU or the GPU. Whatever the way, the tensors
- * go through the same checks of the library first. */
+ * the fp64 reference, or by a compiled kernel on the CPU or the GPU (device.c). Whatever the way, the
+ * tensors go through the same checks of the library first. */
 #include "driver/driver.h"
 
 #include <stdlib.h>
@@ -25,16 +25,12 @@ const char *problem_result_name(const Problem *p, int i) {
     return p->grad ? p->dname[p->k->out.count + i] : p->k->out.at[i].name;
 }
 
-/* Entries that a launch's args may need. */
-static int args_of(const Problem *p) {
+int problem_args(const Problem *p) {
     return 2 * p->k->in.count + p->k->out.count + 1;
 }
 
-enum { EXTRA = 4 }; /* cu, S0, S or dS0, dS */
-
-/* A launch of host tensors. args has args_of entries, results first. */
-static gdr_launch host_launch(const Problem *p, const Outcome *o, gdr_arg *args,
-                              gdr_tensor extra[EXTRA]) {
+gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
+                          gdr_tensor extra[PROBLEM_EXTRA]) {
     int n = 0;
     for (int i = 0; i < problem_results(p); i++)
         args[n++] =
@@ -64,8 +60,8 @@ static gdr_launch host_launch(const Problem *p, const Outcome *o, gdr_arg *args,
 static void describe_record(Driver *d, const Problem *p, Record *r) {
     Kernel *k = kernel_like(p->k);
     *r = (Record){.shell = k, .target = "host", .algo = ALGO_recurrent, .inputs = k->in.count};
-    r->of = NEW_ARRAY(&d->arena, const char *, args_of(p));
-    r->factor_reads = NEW_ARRAY(&d->arena, bool, args_of(p));
+    r->of = NEW_ARRAY(&d->arena, const char *, problem_args(p));
+    r->factor_reads = NEW_ARRAY(&d->arena, bool, problem_args(p));
     if (!p->grad)
         return;
     r->pass = GDR_PASS_BACKWARD;
@@ -85,12 +81,12 @@ static void describe_record(Driver *d, const Problem *p, Record *r) {
 
 /* The library's checks, without a compiled kernel. */
 static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o) {
-    gdr_tensor extra[EXTRA];
-    gdr_arg *args = NEW_ARRAY(&d->arena, gdr_arg, args_of(p));
+    gdr_tensor extra[PROBLEM_EXTRA];
+    gdr_arg *args = NEW_ARRAY(&d->arena, gdr_arg, problem_args(p));
     BoundLaunch b;
     gdr_kernel shell = {.ctx = d->ctx};
     describe_record(d, p, &shell.rec);
-    gdr_launch l = host_launch(p, o, args, extra);
+    gdr_launch l = problem_launch(p, o, args, extra);
     for (int i = 0; i < problem_results(p); i++) /* the reference's are f64: not what is checked */
         args[i].tensor.dtype = dtype_of_elem(problem_result(p, i)->elem);
     extra[2].dtype = GDR_F32;
@@ -143,104 +139,6 @@ gdr_status problem_sizes(Driver *d, Problem *p) {
     return GDR_OK;
 }
 
-/* the GPU -------------------------------------------------------------------------------------- */
-
-static gdr_status driver_error(Driver *d, const CudaError *e) {
-    return ctx_fail(d->ctx, e->no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e->text);
-}
-
-static bool to_device(Driver *d, const Tensor *t, bool copy, uint64_t *ptr, CudaError *e) {
-    Cuda *cuda = d->ctx->cuda;
-    if (!cuda_alloc(cuda, t->bytes, ptr, e))
-        return false;
-    return copy ? cuda_upload(cuda, *ptr, t->data, t->bytes, e)
-                : cuda_fill(cuda, *ptr, 0xff, t->bytes, e);
-}
-
-static bool fill_set(Driver *d, const Problem *p, const Outcome *host, DeviceSet *s, CudaError *e) {
-    int n = 0;
-    for (int i = 0; i < p->k->in.count; i++) {
-        if (!to_device(d, &p->in[i], true, &s->in[i], e))
-            return false;
-        s->arg[n++] = (gdr_arg){p->k->in.at[i].name,
-                                describe(&p->in[i], GDR_CUDA, (void *)(uintptr_t)s->in[i])};
-    }
-    for (int i = 0; i < p->k->out.count; i++) {
-        if (!to_device(d, &host->out[i], false, &s->out[i], e))
-            return false;
-        s->arg[n++] = (gdr_arg){p->k->out.at[i].name,
-                                describe(&host->out[i], GDR_CUDA, (void *)(uintptr_t)s->out[i])};
-    }
-    if (p->cu.data && !to_device(d, &p->cu, true, &s->cu, e))
-        return false;
-    if (p->S0.data && !to_device(d, &p->S0, true, &s->S0, e))
-        return false;
-    if (!to_device(d, &host->S, false, &s->S, e))
-        return false;
-    s->cu_tensor = describe(&p->cu, GDR_CUDA, (void *)(uintptr_t)s->cu);
-    s->S0_tensor = describe(&p->S0, GDR_CUDA, (void *)(uintptr_t)s->S0);
-    s->S_tensor = describe(&host->S, GDR_CUDA, (void *)(uintptr_t)s->S);
-    s->launch = (gdr_launch){.size = sizeof(gdr_launch),
-                             .args = s->arg,
-                             .nargs = n,
-                             .cu_seqlens = s->cu ? &s->cu_tensor : NULL,
-                             .S0 = s->S0 ? &s->S0_tensor : NULL,
-                             .S = &s->S_tensor};
-    return true;
-}
-
-gdr_status device_set_open(Driver *d, const Problem *p, const Engine *e, Outcome *host,
-                           DeviceSet *s, Arena *arena) {
-    CudaError error;
-    *s = (DeviceSet){
-        .in = NEW_ARRAY(arena, uint64_t, p->k->in.count + 1),
-        .out = NEW_ARRAY(arena, uint64_t, p->k->out.count + 1),
-        .arg = NEW_ARRAY(arena, gdr_arg, p->k->in.count + p->k->out.count),
-    };
-    if (!fill_set(d, p, host, s, &error)) {
-        device_set_close(d, p, s);
-        return driver_error(d, &error);
-    }
-    gdr_status status = gdr_workspace_size(e->kernel, &s->launch, &s->workspace_bytes);
-    if (!status && s->workspace_bytes &&
-        !cuda_alloc(d->ctx->cuda, s->workspace_bytes, &s->workspace, &error))
-        status = driver_error(d, &error);
-    if (status) {
-        device_set_close(d, p, s);
-        return status;
-    }
-    s->launch.workspace = (void *)(uintptr_t)s->workspace;
-    s->launch.workspace_bytes = s->workspace_bytes;
-    return GDR_OK;
-}
-
-void device_set_close(Driver *d, const Problem *p, DeviceSet *s) {
-    Cuda *cuda = d->ctx->cuda;
-    for (int i = 0; i < p->k->in.count; i++)
-        cuda_free(cuda, s->in[i]);
-    for (int i = 0; i < p->k->out.count; i++)
-        cuda_free(cuda, s->out[i]);
-    cuda_free(cuda, s->S0);
-    cuda_free(cuda, s->S);
-    cuda_free(cuda, s->cu);
-    cuda_free(cuda, s->workspace);
-}
-
-static gdr_status run_cuda(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *o) {
-    DeviceSet s;
-    CudaError error;
-    gdr_status status = device_set_open(d, p, e, o, &s, arena);
-    if (status)
-        return status;
-    status = gdr_forward(e->kernel, &s.launch);
-    bool ok = !status && cuda_synchronize(d->ctx->cuda, &error);
-    for (int i = 0; ok && i < p->k->out.count; i++)
-        ok = cuda_download(d->ctx->cuda, o->out[i].data, s.out[i], o->out[i].bytes, &error);
-    ok = ok && cuda_download(d->ctx->cuda, o->S.data, s.S, o->S.bytes, &error);
-    device_set_close(d, p, &s);
-    return status ? status : ok ? GDR_OK : driver_error(d, &error);
-}
-
 /* engines -------------------------------------------------------------------------------------- */
 
 gdr_compile_options problem_options(Driver *d, const Problem *p, const Engine *e) {
@@ -273,6 +171,7 @@ gdr_compile_options problem_options(Driver *d, const Problem *p, const Engine *e
                                                 : GDR_ALGO_AUTO,
         .chunk_rows = e->chunk,
         .opt_level = d->opt.opt_level,
+        .save = e->save && !p->grad ? GDR_SAVE_STATES : GDR_SAVE_NOTHING,
     };
 }
 
@@ -300,16 +199,16 @@ gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena
     if (reference)
         return run_reference(d, p, out);
     if (e->device == DEVICE_cuda)
-        return run_cuda(d, p, e, arena, out);
+        return device_run(d, p, e, arena, out);
     return engine_relaunch(p, e, out);
 }
 
 gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out) {
-    gdr_arg *args = calloc((size_t)args_of(p), sizeof *args);
+    gdr_arg *args = calloc((size_t)problem_args(p), sizeof *args);
     if (!args)
         return ctx_fail(e->kernel->ctx, GDR_ENOMEM, "out of memory");
-    gdr_tensor extra[EXTRA];
-    gdr_launch l = host_launch(p, out, args, extra);
+    gdr_tensor extra[PROBLEM_EXTRA];
+    gdr_launch l = problem_launch(p, out, args, extra);
     gdr_status status = p->grad ? gdr_backward(e->kernel, &l) : gdr_forward(e->kernel, &l);
     free(args);
     return status;

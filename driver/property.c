@@ -6,7 +6,11 @@
  *     pack       packed sequences do not touch each other
  *     spare      rows past the last sequence are not written
  *
- * Of gradients the same, but against time: tokens from t on do not see upstream gradients before t.
+ * Of gradients the same, but against time: tokens from t on do not see upstream gradients before t. On a
+ * GPU, where they are made piece by piece:
+ *
+ *     pieces     the least workspace gives the same bytes
+ *     saved      so do states that the forward pass saved
  */
 #include "driver/driver.h"
 
@@ -133,20 +137,71 @@ static gdr_status check_spare(const Trial *t, const Case *c, bool *ok) {
     return status;
 }
 
+static bool same_outcome(const Problem *p, const Outcome *a, const Outcome *b) {
+    bool same = !memcmp(a->S.data, b->S.data, a->S.bytes);
+    for (int i = 0; same && i < problem_results(p); i++)
+        same = !memcmp(a->out[i].data, b->out[i].data, a->out[i].bytes);
+    return same;
+}
+
+static gdr_status check_pieces(const Trial *t, const Case *c, bool *ok) {
+    Problem p;
+    Outcome a, b;
+    Engine least = *t->e;
+    least.memory = MEMORY_least;
+    gdr_status status = run_case(t, c, 0, NULL, &p, &a);
+    if (!status)
+        status = engine_run(t->d, &p, &least, t->arena, &b);
+    *ok = !status && same_outcome(&p, &a, &b);
+    return status;
+}
+
+/* Enough tokens that there are saved states, and so little memory that they are used. */
+static gdr_status check_saved(const Trial *t, const Case *c, bool *ok) {
+    Problem p, first;
+    Outcome a, b;
+    Case longer = *c;
+    longer.B = 1;
+    longer.T = 2600;
+    Engine least = *t->e, forward = *t->e;
+    least.memory = MEMORY_least;
+    forward.save = true;
+    gdr_status status = run_case(t, &longer, 0, NULL, &p, &a);
+    if (status)
+        return status;
+    first = p;
+    first.grad = false;
+    status = engine_open(t->d, &first, &forward);
+    if (status)
+        return status;
+    gdr_facts saves, uses;
+    gdr_kernel_facts(forward.kernel, &saves);
+    gdr_kernel_facts(least.kernel, &uses);
+    if (saves.chunk == uses.chunk) { /* otherwise nothing can be used */
+        status = device_run_training(t->d, &p, &forward, &least, t->arena, &b);
+        *ok = !status && same_outcome(&p, &a, &b);
+    }
+    engine_close(&forward);
+    return status;
+}
+
 gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
                           const char **broken) {
     static const struct {
         const char *name;
         gdr_status (*check)(const Trial *t, const Case *c, bool *ok);
-        bool packed, forward, backward;
+        bool packed, forward, backward, cpu;
     } property[] = {
-        {"repeat", check_repeat, false, true, true},
-        {"causality", check_causality, false, true, false},
-        {"anticausality", check_anticausality, false, false, true},
-        {"place in the batch", check_place, false, true, true},
-        {"place in the pack", check_place, true, true, true},
-        {"neighbours in the pack", check_pack, true, true, true},
-        {"spare rows", check_spare, true, true, true},
+        {"repeat", check_repeat, false, true, true, true},
+        {"causality", check_causality, false, true, false, true},
+        {"anticausality", check_anticausality, false, false, true, true},
+        {"place in the batch", check_place, false, true, true, true},
+        {"place in the pack", check_place, true, true, true, true},
+        {"neighbours in the pack", check_pack, true, true, true, true},
+        {"spare rows", check_spare, true, true, true, true},
+        {"pieces", check_pieces, false, false, true, false},
+        {"pieces of a pack", check_pieces, true, false, true, false},
+        {"saved states", check_saved, false, false, true, false},
     };
     Case dense = *c, pack = *c;
     dense.B = 3;
@@ -162,7 +217,8 @@ gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c
     for (size_t i = 0; i < sizeof property / sizeof *property; i++) {
         Arena arena;
         bool ok = true;
-        if (!(c->grad ? property[i].backward : property[i].forward))
+        if (!(c->grad ? property[i].backward : property[i].forward) ||
+            !(property[i].cpu || e->device == DEVICE_cuda))
             continue;
         arena_init(&arena, d->arena.oom);
         Trial t = {d, &arena, s, variant, e, d->opt.seed};

@@ -224,8 +224,9 @@ static gdr_status verify_properties(Verify *v) {
                 status = property_check(v->d, v->s, v->variant, &c, e, &broken);
             if (status)
                 return status;
-            printf("bitwise: %scausality, place, neighbours, repeat: %s %dx%d %s: %s%s\n",
-                   c.grad ? "anti" : "", gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
+            bool pieces = c.grad && v->d->opt.device == DEVICE_cuda;
+            printf("bitwise: %scausality, place, neighbours, repeat%s: %s %dx%d %s: %s%s\n",
+                   c.grad ? "anti" : "", pieces ? ", pieces, saved states" : "", gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
                    broken ? "FAILED: " : "hold", broken ? broken : "");
             v->lines++;
             v->failures += broken != NULL;

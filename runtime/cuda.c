@@ -336,6 +336,17 @@ bool cuda_copy_async(Cuda *cuda, uint64_t dst, uint64_t src, size_t bytes, void 
                  cuda->d.cuMemcpyDtoDAsync(dst, src, bytes, stream));
 }
 
+static int trim(Cuda *cuda) {
+    int error = cuda->d.cuCtxSynchronize();
+    if (!error && cuda->pool && cuda->d.cuMemPoolTrimTo)
+        error = cuda->d.cuMemPoolTrimTo(cuda->pool, 0);
+    return error;
+}
+
+bool cuda_trim(Cuda *cuda, CudaError *e) {
+    WITH_CONTEXT(cuda, e, "giving GPU memory back", trim(cuda));
+}
+
 bool cuda_free_memory(Cuda *cuda, size_t *bytes, CudaError *e) {
     size_t all;
     WITH_CONTEXT(cuda, e, "cuMemGetInfo", cuda->d.cuMemGetInfo(bytes, &all));

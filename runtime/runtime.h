@@ -89,6 +89,8 @@ bool cuda_fill(Cuda *cuda, uint64_t dst, unsigned char byte, size_t bytes, CudaE
 bool cuda_zero_async(Cuda *cuda, uint64_t dst, size_t bytes, void *stream, CudaError *e);
 bool cuda_copy_async(Cuda *cuda, uint64_t dst, uint64_t src, size_t bytes, void *stream,
                      CudaError *e);
+/* Waits, then gives back what stream-ordered memory keeps for later although nobody has it. */
+bool cuda_trim(Cuda *cuda, CudaError *e);
 /* Bytes of the device's memory that nobody has. */
 bool cuda_free_memory(Cuda *cuda, size_t *bytes, CudaError *e);
 bool cuda_synchronize(Cuda *cuda, CudaError *e);

@@ -255,6 +255,11 @@ static int s_cuMemPoolDestroy(void *p) {
     (void)p;
     return 0;
 }
+static int s_cuMemPoolTrimTo(void *p, size_t keep) {
+    (void)p;
+    (void)keep;
+    return 0;
+}
 static int s_cuMemPoolSetAttribute(void *p, int a, void *v) {
     (void)p;
     (void)a;
