@@ -1,4 +1,5 @@
-/* The chain kernel: one block = one sequence, one head, v_tile V columns; a loop over chunks.
+/* The chain kernel: one block = one sequence, one head, v_tile V columns; a loop over chunks. A gradient's
+ * is over the chunks of one segment (gradient.h), and reverse the same loop backwards.
  *
  *     copy chunk 0
  *     for each chunk:
@@ -22,7 +23,7 @@ static int divide_up(int x, int y) { return (x + y - 1) / y; }
 /* Bytes of a stage for the present v_tile; assigns the offsets. */
 static int64_t plan_stage(Chain *c)
 {
-    int64_t at = c->s->ws_copied;
+    int64_t at = c->copied;
     for (int i = 0; i < c->nstaged; i++) {
         if (!c->staged[i].copied)
             continue;
@@ -68,7 +69,8 @@ static bool choose_schedule(Chain *c, int wish, const char **why)
 {
     const CgOptions *opt = c->cg->opt;
     int widest = wish > 0 ? (int)round_up(wish, 16) : 128;
-    c->wgmma = c->cg->target->wgmma && !opt->no_wgmma && widest % 64 == 0 && chain_wgmma_fits(c);
+    c->wgmma = c->cg->target->wgmma && !opt->no_wgmma && widest % 64 == 0 &&
+               (c->back ? reverse_wgmma_fits : chain_wgmma_fits)(c);
     if (c->wgmma && choose_tile(c, widest))
         return true;
     c->wgmma = false;
@@ -112,16 +114,8 @@ static void place_block(Chain *c)
     }
 }
 
-/* Pointer to element (k, v_h) of this sequence's and head's state in S0 or S. */
-static Val state_address(Chain *c, int field, Val k, int h)
-{
-    Val number = field == FRAME_S0 ? c->pool.first : c->pool.last;
-    Val state = pool_state(c->cg, field, number, c->head);
-    return cg_gep8(c->cg, state, pool_element(c->cg, k, c->v[h]));
-}
-
-/* For every state element of this lane that exists. */
-static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, int n, int j))
+/* For every element of this lane that exists of the state at `state`. */
+static void each_element(Chain *c, Val state, void (*visit)(Chain *, Val p, int n, int j))
 {
     Cg *cg = c->cg;
     const System *s = c->s;
@@ -136,7 +130,7 @@ static void each_element(Chain *c, int field, void (*visit)(Chain *, Val p, int 
             If exists = {0};
             if (live)
                 exists = cg_if(cg, live);
-            visit(c, state_address(c, field, k, j / 2), n, j);
+            visit(c, cg_gep8(cg, state, pool_element(cg, k, c->v[j / 2])), n, j);
             if (live)
                 cg_end_if(cg, &exists);
         }
@@ -156,14 +150,65 @@ static void store_element(Chain *c, Val p, int n, int j)
     pool_put(cg, x, p);
 }
 
+/* The state in S0 or S that the sequence starts from or leaves, if any. */
 static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, int, int))
 {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0), number = field == FRAME_S0 ? c->pool.first : c->pool.last;
     Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), zero);
     If there = cg_if(cg, cg_and(cg, wanted, cg_cmp(cg, LLVMIntSGE, number, zero)));
-    each_element(c, field, visit);
+    each_element(c, pool_state(cg, field, number, c->head), visit);
     cg_end_if(cg, &there);
+}
+
+/* Gradients: the sequence's state at frame field `own`, or where it crosses the segment's border the one
+ * passed on at `passed`; a field may be -1, for no state. */
+static void visit_border(Chain *c, Val crosses, int passed, int own,
+                         void (*visit)(Chain *, Val, int, int))
+{
+    Cg *cg = c->cg;
+    Val zero = cg_int64(cg, 0), index = cg_zext64(cg, c->seq.index);
+    Val at = cg_select(cg, crosses, cg_frame_field(cg, frame_gradient(c->k, passed)),
+                       own < 0 ? zero : cg_frame_field(cg, own));
+    Val row = cg_mul(cg, cg_select(cg, crosses, zero, index), cg_zext64(cg, c->heads));
+    row = cg_add(cg, row, cg_zext64(cg, c->head));
+    If wanted = cg_if(cg, cg_cmp(cg, LLVMIntNE, at, zero));
+    Val first = LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, "");
+    int64_t bytes = (int64_t)c->s->K * c->s->V * 4;
+    each_element(c, cg_gep8(cg, first, cg_mul(cg, row, cg_int64(cg, bytes))), visit);
+    cg_end_if(cg, &wanted);
+}
+
+static void load_state(Chain *c)
+{
+    Cg *cg = c->cg;
+    Val zero = cg_int64(cg, 0);
+    for (int n = 0; n < c->s->kp / 8; n++)
+        for (int j = 0; j < 4; j++)
+            c->state[n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    if (!c->gradient) {
+        visit_state(c, FRAME_S0, load_element);
+    } else if (!c->back) {
+        Val before = cg_cmp(cg, LLVMIntSGT, c->first, zero);
+        visit_border(c, before, GRAD_STATE_IN, FRAME_S0, load_element);
+    } else {
+        Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
+        visit_border(c, behind, GRAD_COSTATE_IN, frame_costate(c->k), load_element);
+    }
+}
+
+static void store_state(Chain *c)
+{
+    Cg *cg = c->cg;
+    if (!c->gradient) {
+        visit_state(c, FRAME_S, store_element);
+    } else if (!c->back) {
+        Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
+        visit_border(c, behind, GRAD_STATE_OUT, -1, store_element);
+    } else {
+        Val before = cg_cmp(cg, LLVMIntSGT, c->first, cg_int64(cg, 0));
+        visit_border(c, before, GRAD_COSTATE_OUT, frame_costate(c->k) + 1, store_element);
+    }
 }
 
 /* the loop ------------------------------------------------------------------------------------- */
@@ -177,7 +222,7 @@ static Val barrier(Chain *c, Val which)
 static void copy_record(Chain *c, Val src, Val stage)
 {
     Cg *cg = c->cg;
-    int units = (int)(c->s->ws_copied / 16);
+    int units = (int)(c->copied / 16);
     Val mine = cg_shl(cg, c->tid, 4);
     for (int first = 0; first < units; first += c->threads) {
         If inside = {0};
@@ -197,38 +242,62 @@ static Val stage_offset(Chain *c, Val which)
     return cg_mul(c->cg, which, cg_int(c->cg, c->stage_bytes));
 }
 
-static Val chunk_start(Chain *c, Val number)
-{
-    return cg_mul(c->cg, number, cg_int64(c->cg, c->s->chunk));
-}
-
-/* Start copying chunk `number` (i64), one of `chunks`, into stage `which` (i32, 0 or 1). On Hopper
- * there may be no such chunk, and nothing branches. */
-static void copy_chunk(Chain *c, Val number, Val chunks, Val which)
+/* The sequence's chunk that is walked as number i (i64). */
+static Val chunk_number(Chain *c, Val i)
 {
     Cg *cg = c->cg;
-    const System *s = c->s;
-    Val stage = stage_offset(c, which);
-    Val slot = cg_add(cg, c->seq.slot, number);
+    Val at = c->back ? cg_sub(cg, cg_sub(cg, c->count, cg_int64(cg, 1)), i) : i;
+    return cg_add(cg, c->first, at);
+}
+
+static Val chunk_start(Chain *c, Val i)
+{
+    return cg_mul(c->cg, chunk_number(c, i), cg_int64(c->cg, c->s->chunk));
+}
+
+/* The same of a chunk that may not be walked: there are no tokens then. */
+static Val next_start(Chain *c, Val i)
+{
+    Cg *cg = c->cg;
+    if (!c->gradient) /* it lies behind the sequence */
+        return chunk_start(c, i);
+    Val walked = cg_cmp(cg, LLVMIntSLT, i, c->count);
+    return cg_select(cg, walked, chunk_start(c, i), c->seq.length);
+}
+
+static Val record_of(Chain *c, Val i)
+{
+    Cg *cg = c->cg;
+    Val slot = cg_add(cg, c->seq.slot, chunk_number(c, i));
+    if (c->gradient)
+        slot = cg_sub(cg, slot, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)));
     Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
                         cg_zext64(cg, c->factor_head));
-    Val src = cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, s->ws_bytes)));
+    return cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
+}
+
+/* Start copying the chunk that is walked as number i (i64) into stage `which` (i32, 0 or 1). On Hopper
+ * there may be no such chunk, and nothing branches. */
+static void copy_chunk(Chain *c, Val i, Val which)
+{
+    Cg *cg = c->cg;
+    Val stage = stage_offset(c, which), src = record_of(c, i);
     if (c->wgmma) {
         Val one = cg_and(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)),
-                         cg_cmp(cg, LLVMIntSLT, number, chunks));
-        nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)s->ws_copied,
+                         cg_cmp(cg, LLVMIntSLT, i, c->count));
+        nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)c->copied,
                         barrier(c, which));
     } else {
         copy_record(c, src, stage);
     }
-    chain_copy_inputs(c, chunk_start(c, number), stage);
+    chain_copy_inputs(c, next_start(c, i), stage);
     nv_copy_commit(cg);
 }
 
 static void write_outs(Chain *c)
 {
     const Kernel *k = c->k;
-    for (int v = 0; v < k->inst.count; v++)
+    for (int v = 0; v < k->inst.count && !c->gradient; v++)
         if (inst_at(k, v)->op == OP_out)
             chain_store_out(c, inst_at(k, v)->index, inst_at(k, v)->arg[0]);
 }
@@ -245,55 +314,88 @@ static void wait_for_copies(Chain *c, Val number, Val here)
     nv_barrier(cg);
 }
 
-static void chunk_steps(Chain *c)
+static void read_state(Chain *c)
 {
-    chain_read_state(c);
-    chain_mix(c);
-    write_outs(c);
-    chain_advance(c);
+    (c->back ? reverse_read : chain_read_state)(c);
+}
+
+static void save_state(Chain *c)
+{
+    const System *s = c->s;
+    if (!c->gradient)
+        return;
+    if (c->wgmma)
+        chain_units(c, c->state_scale);
+    chain_save_state(c, c->back ? s->ws_ds : s->ws_s, c->back ? s->ws_unit_ds : s->ws_unit_s,
+                     c->state_scale);
+}
+
+static void mix(Chain *c)
+{
+    (c->back ? reverse_mix : chain_mix)(c);
+}
+
+static void save_rows(Chain *c)
+{
+    const System *s = c->s;
+    if (c->gradient && c->back)
+        chain_save_rows(c, chain_get(c, c->gradient->dX), s->ws_dx, s->ws_unit_dx);
+    else if (c->gradient)
+        chain_save_rows(c, chain_get(c, c->gradient->X), s->ws_x, s->ws_unit_x);
+}
+
+static void advance(Chain *c)
+{
+    (c->back ? reverse_advance : chain_advance)(c);
 }
 
 /* The next chunk's copies first, so that they have the longest time. */
-static void chunk_by_warps(Chain *c, Val next, Val chunks, Val other)
+static void chunk_by_warps(Chain *c, Val next, Val other)
 {
     Cg *cg = c->cg;
-    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, chunks));
-    copy_chunk(c, next, chunks, other);
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, c->count));
+    copy_chunk(c, next, other);
     chain_rows(c, chunk_start(c, next), stage_offset(c, other));
     cg_end_if(cg, &more);
-    chunk_steps(c);
+    read_state(c);
+    save_state(c);
+    mix(c);
+    save_rows(c);
+    write_outs(c);
+    advance(c);
 }
 
 /* The next chunk's copies while the first products run. */
-static void chunk_by_warpgroups(Chain *c, Val next, Val chunks, Val other)
+static void chunk_by_warpgroups(Chain *c, Val next, Val other)
 {
-    chain_rows_ahead(c, chunk_start(c, next));
-    chain_read_state(c);
-    copy_chunk(c, next, chunks, other);
-    chain_mix(c);
+    chain_rows_ahead(c, next_start(c, next));
+    read_state(c);
+    copy_chunk(c, next, other);
+    save_state(c);
+    mix(c);
+    save_rows(c);
     write_outs(c);
     chain_rows_store(c, stage_offset(c, other));
-    chain_advance(c);
+    advance(c);
 }
 
 static void walk_chunks(Chain *c)
 {
     Cg *cg = c->cg;
-    const System *s = c->s;
-    Val up = cg_add(cg, c->seq.length, cg_int64(cg, s->chunk - 1));
-    Val chunks = cg_udiv(cg, up, cg_int64(cg, s->chunk)), zero = cg_int64(cg, 0);
-    If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, chunks, zero));
-    copy_chunk(c, zero, chunks, cg_int(cg, 0));
-    chain_rows(c, zero, cg_int(cg, 0));
+    Val zero = cg_int64(cg, 0);
+    If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, c->count, zero));
+    copy_chunk(c, zero, cg_int(cg, 0));
+    chain_rows(c, chunk_start(c, zero), cg_int(cg, 0));
     cg_end_if(cg, &any);
-    Loop chunk = cg_for(cg, zero, chunks, 1, false);
+    Loop chunk = cg_for(cg, zero, c->count, 1, false);
     Val here = cg_and(cg, cg_trunc32(cg, chunk.i), cg_int(cg, 1));
     wait_for_copies(c, chunk.i, here);
     c->stage = stage_offset(c, here);
     c->start = chunk_start(c, chunk.i);
+    c->record = c->gradient ? record_of(c, chunk.i) : NULL;
     memset(c->memo, 0, (size_t)c->k->inst.count * sizeof *c->memo);
     Val next = cg_add(cg, chunk.i, cg_int64(cg, 1)), other = cg_xor(cg, here, cg_int(cg, 1));
-    (c->wgmma ? chunk_by_warpgroups : chunk_by_warps)(c, next, chunks, other);
+    (c->wgmma ? chunk_by_warpgroups : chunk_by_warps)(c, next, other);
     cg_end_for(cg, &chunk);
     nv_copy_wait(cg, 0);
 }
@@ -308,36 +410,86 @@ static void init_barriers(Chain *c)
     nv_barrier(cg);
 }
 
-bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
+static Val between(Cg *cg, Val x, Val low, Val high)
 {
-    System s;
-    if (!nv_system(cg->arena, cg->k, &s, why))
-        return false;
-    Chain *c = NEW(cg->arena, Chain);
-    c->cg = cg;
-    c->k = cg->k;
-    c->s = &s;
-    if (!chain_plan_values(c, why) || !choose_schedule(c, cg->opt->v_tile, why))
-        return false;
-    c->memo = NEW_ARRAY(cg->arena, Val *, cg->k->inst.count);
-    char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
-    snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_chain_v%d",
-             cg->opt->prefix ? cg->opt->prefix : "", cg->k->name, c->v_tile);
-    nv_kernel_open(cg, symbol, c->threads, 1);
+    x = cg_select(cg, cg_cmp(cg, LLVMIntSLT, x, low), low, x);
+    return cg_select(cg, cg_cmp(cg, LLVMIntSGT, x, high), high, x);
+}
+
+/* Which chunks are walked. */
+static void place_walk(Chain *c)
+{
+    Cg *cg = c->cg;
+    Val zero = cg_int64(cg, 0);
+    Val up = cg_add(cg, c->seq.length, cg_int64(cg, c->s->chunk - 1));
+    c->chunks = cg_udiv(cg, up, cg_int64(cg, c->s->chunk));
+    c->first = zero;
+    c->count = c->chunks;
+    if (!c->gradient)
+        return;
+    Val begin = cg_sub(cg, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)), c->seq.slot);
+    Val end = cg_add(cg, begin, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOTS)));
+    c->first = between(cg, begin, zero, c->chunks);
+    c->count = cg_sub(cg, between(cg, end, zero, c->chunks), c->first);
+}
+
+/* A sequence none of whose chunks is in the segment is left alone; one that has no chunks still hands its
+ * costate on. */
+static void build_block(Chain *c)
+{
+    Cg *cg = c->cg;
+    Val zero = cg_int64(cg, 0);
+    If here = {0};
     place_block(c);
+    place_walk(c);
     if (c->wgmma) {
         chain_wgmma_plan(c);
         init_barriers(c);
     }
-    for (int n = 0; n < s.kp / 8; n++)
-        for (int j = 0; j < 4; j++)
-            c->state[n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    visit_state(c, FRAME_S0, load_element);
+    if (c->gradient) {
+        Val some = cg_cmp(cg, LLVMIntSGT, c->count, zero);
+        here = cg_if(cg, cg_or(cg, some, cg_cmp(cg, LLVMIntEQ, c->chunks, zero)));
+    }
+    load_state(c);
     walk_chunks(c);
-    visit_state(c, FRAME_S, store_element);
+    store_state(c);
+    if (c->gradient)
+        cg_end_if(cg, &here);
+}
+
+bool chain_build(Chain *c, CgModule *out, const char **why)
+{
+    Cg *cg = c->cg;
+    if (!chain_plan_values(c, why) || !choose_schedule(c, cg->opt->v_tile, why))
+        return false;
+    c->memo = NEW_ARRAY(cg->arena, Val *, cg->k->inst.count);
+    char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
+    snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_%s_v%d", cg->opt->prefix ? cg->opt->prefix : "",
+             cg->k->name, c->back ? "reverse" : "chain", c->v_tile);
+    nv_kernel_open(cg, symbol, c->threads, 1);
+    build_block(c);
     nv_kernel_close(cg);
     VEC_PUSH(cg->arena, &out->entry,
-             ((CgEntry){.kind = ENTRY_chain, .symbol = symbol, .threads = c->threads,
-                        .smem_bytes = c->sh_bytes, .v_tile = c->v_tile}));
+             ((CgEntry){.kind = c->back ? ENTRY_reverse : ENTRY_chain, .symbol = symbol,
+                        .threads = c->threads, .smem_bytes = c->sh_bytes, .v_tile = c->v_tile}));
     return true;
+}
+
+bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
+{
+    Chain *c = NEW(cg->arena, Chain);
+    Gradient *g = NEW(cg->arena, Gradient);
+    if (kernel_is_gradient(cg->k)) {
+        if (!nv_gradient(cg->arena, cg->k, g, why))
+            return false;
+        g->s.families = g->s.erase;
+        c->gradient = g;
+    } else if (!nv_system(cg->arena, cg->k, &g->s, why)) {
+        return false;
+    }
+    c->cg = cg;
+    c->k = cg->k;
+    c->s = &g->s;
+    c->copied = g->s.ws_copied;
+    return chain_build(c, out, why);
 }

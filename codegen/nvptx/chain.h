@@ -1,5 +1,6 @@
 /* The chain kernel in the making: the serial walk over a sequence's chunks, one block for 16 V
- * columns a warp. Private to codegen/nvptx.
+ * columns a warp; and the reverse kernel of gradients (gradient.h), which is the same walk from the last
+ * chunk to the first, with the state's cotangent in place of the state. Private to codegen/nvptx.
  *
  * One program, two schedules. chain_gemm.c: every warp by itself, mma.sync with operands by ldmatrix.
  * chain_wgmma.c (sm_90a): warpgroups of 64 columns, wgmma with operands straight from the stage; its
@@ -15,7 +16,7 @@
 #ifndef GDR_CODEGEN_NVPTX_CHAIN_H
 #define GDR_CODEGEN_NVPTX_CHAIN_H
 
-#include "codegen/nvptx/factor.h"
+#include "codegen/nvptx/gradient.h"
 
 enum { MAX_STAGED = 8, MAX_ROW_VALUES = 16, MAX_FRAGMENT = 32 };
 
@@ -27,11 +28,22 @@ typedef struct Staged {
     int elem_bytes;
 } Staged;
 
+/* A matrix of the record: its place there, its columns (rows: the lattice's), and whether products sum
+ * along its rows, which makes it the transpose of itself. */
+typedef struct Matrix {
+    int64_t offset;
+    int columns;
+    bool along_rows;
+} Matrix;
+
 typedef struct Chain {
     Cg *cg;
     const Kernel *k;
-    const System *s;
+    const System *s;               /* families: those whose products this kernel makes */
+    const Gradient *gradient;      /* NULL: a forward kernel */
+    bool back;                     /* reverse */
     bool wgmma;                    /* which schedule */
+    int64_t copied;                /* the record's first bytes, which come into the stage */
     int v_tile, warps, threads;
     int stage_bytes, sh_bytes;     /* two stages; wgmma: and a barrier for each */
     Staged staged[MAX_STAGED];
@@ -48,6 +60,8 @@ typedef struct Chain {
     Val v_live[2];                 /* i1, NULL when V is a multiple of the tile */
     Seq seq;
     Pool pool;
+    Val first, count;              /* i64: the sequence's chunks first .. first + count - 1 are walked */
+    Val chunks;                    /* i64: that it has */
     Var state[32][4];              /* wgmma with f16: divided by `unit` */
     Var unit[2];                   /* wgmma with f16: a power of two per V column */
     ValueAt at_v[2];               /* params with the V axis: at this lane's columns */
@@ -56,8 +70,11 @@ typedef struct Chain {
     Val empty_column;              /* wgmma: some V column has no state yet */
     Val start;                     /* i64 first token in the sequence */
     Val stage;                     /* i32 byte offset of its stage */
-    Val state_scale[2], x_scale[2];/* f16: powers of two per V column, else NULL */
-    Val x_operand[MAX_FRAGMENT / 2];
+    Val record;                    /* gradients: its record, in global memory */
+    Val state_scale[2], x_scale[2];/* powers of two per V column */
+    Val state_operand[64], x_operand[MAX_FRAGMENT / 2];
+    Val left_operand[MAX_FAMILIES][MAX_FRAGMENT / 2]; /* reverse: dO_f times what W_f and M_f lack */
+    Val left_scale[MAX_FAMILIES][2];
     Val product[MAX_FAMILIES][MAX_FRAGMENT]; /* wgmma: products under way */
     Val next[128];                 /* wgmma: the next state under way */
     int total[MAX_FAMILIES];       /* wgmma: the value read + mixed, when nothing else uses the two */
@@ -65,6 +82,21 @@ typedef struct Chain {
 } Chain;
 
 static inline int chain_fragment(const Chain *c) { return c->s->rows / 2; }
+static inline int chain_state_elements(const Chain *c) { return c->s->kp / 2; }
+
+/* W_f as it multiplies the state, M_f as it multiplies X, P as it makes the state; reverse: turned. */
+static inline Matrix chain_w(const Chain *c, int f) {
+    return (Matrix){c->s->family[f].ws_w, c->s->kp, c->back};
+}
+static inline Matrix chain_m(const Chain *c, int f) {
+    return (Matrix){c->s->family[f].ws_m, c->s->rows, c->back};
+}
+static inline Matrix chain_p(const Chain *c) {
+    return (Matrix){c->s->ws_p, c->s->kp, !c->back};
+}
+
+/* chain.c: a kernel that walks; c has k, cg, s, gradient, back and copied. */
+bool chain_build(Chain *c, CgModule *out, const char **why);
 
 /* chain_value.c */
 bool chain_plan_values(Chain *c, const char **why);   /* staged, row_value */
@@ -92,11 +124,57 @@ bool chain_wgmma_fits(const Chain *c);                /* registers */
 void chain_wgmma_read_state(Chain *c);
 void chain_wgmma_mix(Chain *c);
 void chain_wgmma_advance(Chain *c);
+/* acc (+)= operand times m, under way when this returns. */
+void chain_wgmma(Chain *c, Matrix m, const Val *operand, Val *acc, bool accumulate);
+void chain_wgmma_settle(Chain *c);                    /* after a branch: next becomes the state */
+void chain_wgmma_decay(Chain *c);                     /* S *= D */
+
+/* reverse.c, reverse_wgmma.c: the same of the costate */
+void reverse_left(Chain *c, int f, Val *x);           /* dO_f on stored rows, times what W_f, M_f lack */
+void reverse_dx(Chain *c, Val *x);                    /* P dS' + M' dO becomes dX */
+void reverse_read(Chain *c);                          /* operands of dS' and dO_f; P dS' + sum of M_f' dO_f */
+void reverse_mix(Chain *c);                           /* dX, as a value */
+void reverse_advance(Chain *c);                       /* dS = D dS' + sum of Q_f' dO_f - E' dX */
+bool reverse_wgmma_fits(const Chain *c);
+void reverse_wgmma_read(Chain *c);
+void reverse_wgmma_mix(Chain *c);
+void reverse_wgmma_advance(Chain *c);
+
+/* chain_gemm.c: parts of the steps */
 Val chain_stage_pointer(Chain *c, int64_t offset);
 Val chain_record_scale(Chain *c);                     /* System.has_scale: what M and P lack */
 void chain_scale_rows(Chain *c, int family, Val *x);  /* a fragment times what W_f and M_f lack */
-const Val *chain_x(Chain *c);                         /* X times what M's and P's columns lack */
+void chain_scale_keys(Chain *c, Val *x);              /* times what M's and P's columns lack */
+const Val *chain_x(Chain *c);                         /* X times the same */
 void chain_decay(Chain *c, int n, Val d[2]);          /* of state columns 8n + 2t, +1; or NULLs */
+/* Fragment of `count` accumulators -> A operands (count/2 registers), divided by powers of two by which
+ * the columns' largest elements come near f16's: scale[]. */
+void chain_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2]);
+void chain_scale_fragment(Chain *c, Val *x, int count, const Val scale[2]);
+/* acc (tiles n and n+1 of 8 columns) += k-step `step` of the operand times m. */
+void chain_multiply(Chain *c, Matrix m, int n, int step, const Val *operand, Val acc[8]);
+/* Columns 8n .. 8n + 15 of the state, decayed, plus acc. */
+void chain_advance_state(Chain *c, int n, const Val acc[8]);
+
+/* chain_unit.c: wgmma: powers of two that state and operands are divided by */
+void chain_get_state(Chain *c, Val *x);
+void chain_set_state(Chain *c, const Val *x);
+void chain_units(Chain *c, Val unit[2]);
+/* factor[]: NULL for 1. */
+void chain_scale_columns(Chain *c, Val *x, int count, const Val factor[2]);
+void chain_pack(Chain *c, const Val *x, int count, const Val factor[2], Val *operand);
+void chain_state_operand(Chain *c);                   /* sets state_operand and empty_column */
+Val chain_too_large(Chain *c, const Val *operand, int count);
+/* Columns where x (which `scale` multiplies, or NULL) does not fit its unit, or has no state beside it and
+ * is too small for it, get another; the state follows. ratio[]: old units over new ones. */
+void chain_fit_units(Chain *c, const Val *x, Val scale, Val ratio[2]);
+void chain_set_all(Chain *c, const Var *to, const Val *x, int count);
+
+/* chain_save.c: into the present chunk's record */
+/* A state's operand and its units, at `offset` and `units`. */
+void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2]);
+/* A fragment. */
+void chain_save_rows(Chain *c, const Val *x, int64_t offset, int64_t units);
 
 /* chain_out.c */
 void chain_store_out(Chain *c, int port, int v);

@@ -43,27 +43,30 @@ void chain_scale_rows(Chain *c, int family, Val *x)
         scale_by_rows(c, c->s->family[family].ws_rows, x);
 }
 
+void chain_scale_keys(Chain *c, Val *x)
+{
+    if (c->s->p_scaled && !c->s->erase)
+        scale_by_rows(c, c->s->ws_keys, x);
+}
+
 const Val *chain_x(Chain *c)
 {
-    const Val *x = chain_get(c, c->s->X);
-    if (!c->s->p_scaled || c->s->erase)
-        return x;
-    Val *scaled = NEW_ARRAY(c->cg->arena, Val, chain_fragment(c));
-    memcpy(scaled, x, (size_t)chain_fragment(c) * sizeof *x);
-    scale_by_rows(c, c->s->ws_keys, scaled);
-    return scaled;
+    Val *x = NEW_ARRAY(c->cg->arena, Val, chain_fragment(c));
+    memcpy(x, chain_get(c, c->s->X), (size_t)chain_fragment(c) * sizeof *x);
+    chain_scale_keys(c, x);
+    return x;
 }
 
 /* Address this lane gives to ldmatrix for 16-byte unit `unit` of row `row` in a workspace matrix. */
-static Val unit_address(Chain *c, int64_t base, int columns, Val row, Val unit)
+static Val unit_address(Chain *c, Matrix m, Val row, Val unit)
 {
     Cg *cg = c->cg;
-    Val place = nv_place(cg, c->s->rows, columns, row, unit);
-    return cg_gep8(cg, chain_stage_pointer(c, base), cg_shl(cg, place, 4));
+    Val place = nv_place(cg, c->s->rows, m.columns, row, unit);
+    return cg_gep8(cg, chain_stage_pointer(c, m.offset), cg_shl(cg, place, 4));
 }
 
 /* B fragments of columns n, n+1 (8 rows of the matrix each) at k-step `step`: b[0..1], b[2..3]. */
-static void fragment_rows(Chain *c, int64_t base, int columns, int n, int step, Val b[4])
+static void fragment_rows(Chain *c, Matrix m, int n, int step, Val b[4])
 {
     Cg *cg = c->cg;
     Val row = cg_add(cg, cg_and(cg, c->lane, cg_int(cg, 7)),
@@ -71,16 +74,24 @@ static void fragment_rows(Chain *c, int64_t base, int columns, int n, int step, 
     row = cg_add(cg, row, cg_int(cg, 8 * n));
     Val unit = cg_and(cg, cg_shr(cg, c->lane, 3), cg_int(cg, 1));
     unit = cg_add(cg, unit, cg_int(cg, 2 * step));
-    nv_ldmatrix4(cg, unit_address(c, base, columns, row, unit), false, b);
+    nv_ldmatrix4(cg, unit_address(c, m, row, unit), false, b);
 }
 
 /* The same where the matrix has k along its rows: columns 8n.. and 8n+8.. of rows 16 step ... */
-static void fragment_columns(Chain *c, int64_t base, int columns, int n, int step, Val b[4])
+static void fragment_columns(Chain *c, Matrix m, int n, int step, Val b[4])
 {
     Cg *cg = c->cg;
     Val row = cg_add(cg, cg_and(cg, c->lane, cg_int(cg, 15)), cg_int(cg, 16 * step));
     Val unit = cg_add(cg, cg_shr(cg, c->lane, 4), cg_int(cg, n));
-    nv_ldmatrix4(cg, unit_address(c, base, columns, row, unit), true, b);
+    nv_ldmatrix4(cg, unit_address(c, m, row, unit), true, b);
+}
+
+void chain_multiply(Chain *c, Matrix m, int n, int step, const Val *operand, Val acc[8])
+{
+    Val b[4];
+    (m.along_rows ? fragment_columns : fragment_rows)(c, m, n, step, b);
+    nv_mma(c->cg, c->s->operand, acc, &operand[4 * step], b);
+    nv_mma(c->cg, c->s->operand, acc + 4, &operand[4 * step], b + 2);
 }
 
 #define LARGEST_OPERAND 0x1p14
@@ -109,9 +120,7 @@ static int gather_half(const Val *x, int count, int h, Val *out)
     return n;
 }
 
-/* Fragment of `count` accumulators -> A operands (count/2 registers), divided by the columns'
- * scales, which go to scale[2]. */
-static void to_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2])
+void chain_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2])
 {
     Cg *cg = c->cg;
     Val inverse[2], half[128];
@@ -127,7 +136,7 @@ static void to_operand(Chain *c, const Val *x, int count, Val *operand, Val scal
     }
 }
 
-static void scale_fragment(Chain *c, Val *x, int count, const Val scale[2])
+void chain_scale_fragment(Chain *c, Val *x, int count, const Val scale[2])
 {
     for (int i = 0; i < count; i++)
         x[i] = cg_fmul(c->cg, x[i], scale[i / 2 % 2]);
@@ -141,24 +150,19 @@ void chain_read_state(Chain *c)
     }
     Cg *cg = c->cg;
     const System *s = c->s;
-    Val x[128], operand[64], acc[MAX_FAMILIES][MAX_FRAGMENT];
-    int count = s->kp / 2, rows = chain_fragment(c);
-    for (int i = 0; i < count; i++)
-        x[i] = cg_get(cg, c->state[i / 4][i % 4]);
-    to_operand(c, x, count, operand, c->state_scale);
+    Val x[128], acc[MAX_FAMILIES][MAX_FRAGMENT];
+    int rows = chain_fragment(c);
+    chain_get_state(c, x);
+    chain_operand(c, x, chain_state_elements(c), c->state_operand, c->state_scale);
     for (int f = 0; f < s->families; f++)
         for (int i = 0; i < rows; i++)
             acc[f][i] = cg_float(cg, 0);
     for (int step = 0; step < s->kp / 16; step++)
         for (int f = 0; f < s->families; f++)
-            for (int n = 0; n < s->rows / 8; n += 2) {
-                Val b[4];
-                fragment_rows(c, s->family[f].ws_w, s->kp, n, step, b);
-                nv_mma(cg, s->operand, &acc[f][4 * n], &operand[4 * step], b);
-                nv_mma(cg, s->operand, &acc[f][4 * n + 4], &operand[4 * step], b + 2);
-            }
+            for (int n = 0; n < s->rows / 8; n += 2)
+                chain_multiply(c, chain_w(c, f), n, step, c->state_operand, &acc[f][4 * n]);
     for (int f = 0; f < s->families; f++) {
-        scale_fragment(c, acc[f], rows, c->state_scale);
+        chain_scale_fragment(c, acc[f], rows, c->state_scale);
         chain_scale_rows(c, f, acc[f]);
         chain_set(c, s->family[f].read, acc[f]);
     }
@@ -168,7 +172,7 @@ void chain_read_state(Chain *c)
 static void prepare_x(Chain *c)
 {
     Cg *cg = c->cg;
-    to_operand(c, chain_x(c), chain_fragment(c), c->x_operand, c->x_scale);
+    chain_operand(c, chain_x(c), chain_fragment(c), c->x_operand, c->x_scale);
     Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
     for (int h = 0; scale && h < 2; h++)
         c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);
@@ -188,13 +192,9 @@ void chain_mix(Chain *c)
         for (int i = 0; i < chain_fragment(c); i++)
             acc[i] = cg_float(cg, 0);
         for (int n = 0; n < s->rows / 8; n += 2) /* lower triangle: k-steps up to the rows' block */
-            for (int step = 0; step <= n / 2; step++) {
-                Val b[4];
-                fragment_rows(c, s->family[f].ws_m, s->rows, n, step, b);
-                nv_mma(cg, s->operand, &acc[4 * n], &c->x_operand[4 * step], b);
-                nv_mma(cg, s->operand, &acc[4 * n + 4], &c->x_operand[4 * step], b + 2);
-            }
-        scale_fragment(c, acc, chain_fragment(c), c->x_scale);
+            for (int step = 0; step <= n / 2; step++)
+                chain_multiply(c, chain_m(c, f), n, step, c->x_operand, &acc[4 * n]);
+        chain_scale_fragment(c, acc, chain_fragment(c), c->x_scale);
         chain_scale_rows(c, f, acc);
         chain_set(c, s->family[f].mixed, acc);
     }
@@ -218,6 +218,21 @@ void chain_decay(Chain *c, int n, Val d[2])
     d[1] = cg_extract(cg, two, 1);
 }
 
+void chain_advance_state(Chain *c, int n, const Val acc[8])
+{
+    Cg *cg = c->cg;
+    for (int i = 0; i < 8; i += 4) {
+        Val d[2];
+        chain_decay(c, n + i / 4, d);
+        for (int j = 0; j < 4; j++) {
+            Var v = c->state[n + i / 4][j];
+            Val old = cg_get(cg, v);
+            old = d[0] ? cg_fmul(cg, old, d[j % 2]) : old;
+            cg_set(cg, v, cg_fadd(cg, old, acc[i + j]));
+        }
+    }
+}
+
 void chain_advance(Chain *c)
 {
     if (c->wgmma) {
@@ -227,24 +242,12 @@ void chain_advance(Chain *c)
     Cg *cg = c->cg;
     const System *s = c->s;
     for (int n = 0; n < s->kp / 8; n += 2) {
-        Val acc[8], b[4];
+        Val acc[8];
         for (int i = 0; i < 8; i++)
             acc[i] = cg_float(cg, 0);
-        for (int step = 0; step < s->rows / 16; step++) {
-            fragment_columns(c, s->ws_p, s->kp, n, step, b);
-            nv_mma(cg, s->operand, acc, &c->x_operand[4 * step], b);
-            nv_mma(cg, s->operand, acc + 4, &c->x_operand[4 * step], b + 2);
-        }
-        scale_fragment(c, acc, 8, c->x_scale);
-        for (int i = 0; i < 8; i += 4) {
-            Val d[2];
-            chain_decay(c, n + i / 4, d);
-            for (int j = 0; j < 4; j++) {
-                Var v = c->state[n + i / 4][j];
-                Val old = cg_get(cg, v);
-                old = d[0] ? cg_fmul(cg, old, d[j % 2]) : old;
-                cg_set(cg, v, cg_fadd(cg, old, acc[i + j]));
-            }
-        }
+        for (int step = 0; step < s->rows / 16; step++)
+            chain_multiply(c, chain_p(c), n, step, c->x_operand, acc);
+        chain_scale_fragment(c, acc, 8, c->x_scale);
+        chain_advance_state(c, n, acc);
     }
 }

@@ -68,9 +68,14 @@ static bool plan_value(Chain *c, int v, const char **why)
 bool chain_plan_values(Chain *c, const char **why)
 {
     c->planned = NEW_ARRAY(c->cg->arena, bool, c->k->inst.count);
+    for (int f = c->s->erase; f < c->s->families && c->back; f++)
+        if (!plan_value(c, c->gradient->family[f].left, why))
+            return false;
+    if (c->back)
+        return true;
     if (!plan_value(c, c->s->X, why))
         return false;
-    for (int v = 0; v < c->k->inst.count; v++)
+    for (int v = 0; v < c->k->inst.count && !c->gradient; v++)
         if (inst_at(c->k, v)->op == OP_out && !plan_value(c, inst_at(c->k, v)->arg[0], why))
             return false;
     return true;

@@ -10,7 +10,7 @@
  * A lane loads 8 consecutive channels of two rows as they lie in memory and uses them directly as
  * matrix fragments: within a k-step the order of channels is free as long as both operands agree.
  */
-#include "codegen/nvptx/factor.h"
+#include "codegen/nvptx/gradient.h"
 
 #include <stdio.h>
 
@@ -204,10 +204,31 @@ static bool build_body(Factor *f, const char **why)
     return true;
 }
 
+static bool find_system(Cg *cg, System *s, const char **why)
+{
+    if (!kernel_is_gradient(cg->k))
+        return nv_system(cg->arena, cg->k, s, why);
+    Gradient g;
+    if (!nv_gradient(cg->arena, cg->k, &g, why))
+        return false;
+    *s = g.s;
+    return true;
+}
+
+/* This block's chunk slot; a gradient's blocks are those of a segment. */
+static Val block_slot(Factor *f, Val heads)
+{
+    Cg *cg = f->cg;
+    Val slot = cg_zext64(cg, cg_udiv(cg, nv_block(cg), heads));
+    if (f->s->gradient)
+        slot = cg_add(cg, slot, cg_frame_field(cg, frame_gradient(f->k, GRAD_SLOT)));
+    return slot;
+}
+
 bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
 {
     System s;
-    if (!nv_system(cg->arena, cg->k, &s, why))
+    if (!find_system(cg, &s, why))
         return false;
     Factor *f = NEW(cg->arena, Factor);
     f->cg = cg;
@@ -230,8 +251,8 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     f->warp = nv_shuffle_from(cg, cg_shr(cg, tid, 5), cg_int(cg, 0));
     f->g = cg_shr(cg, f->lane, 2);
     f->t = cg_and(cg, f->lane, cg_int(cg, 3));
-    Val slot = cg_udiv(cg, nv_block(cg), heads), head = cg_urem(cg, nv_block(cg), heads), chunk;
-    Seq seq = seq_of_slot(cg, cg_zext64(cg, slot), s.chunk, &chunk);
+    Val head = cg_urem(cg, nv_block(cg), heads), chunk;
+    Seq seq = seq_of_slot(cg, block_slot(f, heads), s.chunk, &chunk);
     Val start = cg_mul(cg, chunk, cg_int64(cg, s.chunk));
     Val record = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, s.ws_bytes));
     f->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);

@@ -7,12 +7,12 @@
  *
  * LLVM IR for people to read is one module with all entries.
  */
-#include "codegen/nvptx/nvptx.h"
+#include "codegen/nvptx/gradient.h"
 
 #include <pthread.h>
 #include <string.h>
 
-enum { PARTS_MAX = 3, NARROW_TILE = 64, STACK_BYTES = 8 << 20 };
+enum { PARTS_MAX = 5, NARROW_TILE = 64, STACK_BYTES = 8 << 20 };
 
 /* One LLVM module on its way to text. */
 typedef struct Part {
@@ -72,17 +72,24 @@ static bool add(Work *w, bool (*build)(Cg *, CgModule *, const char **), int v_t
 
 /* Without a wish there are two tiles on Hopper, the widest and one warpgroup's, for the launcher to
  * choose between: blocks that share a record, or enough blocks for the GPU. */
+static bool add_tiles(Work *w, bool (*build)(Cg *, CgModule *, const char **), const char **why) {
+    const CgOptions *opt = w->opt;
+    if (!add(w, build, opt->v_tile, why))
+        return false;
+    int widest = w->out->entry.at[w->out->entry.count - 1].v_tile;
+    bool two = opt->v_tile <= 0 && target_find(opt->target)->wgmma && !opt->no_wgmma;
+    return !two || widest <= NARROW_TILE || add(w, build, NARROW_TILE, why);
+}
+
 static bool build_all(Work *w, const char **why) {
     const CgOptions *opt = w->opt;
     bool recurrent = w->k->level == LEVEL_recurrence;
     w->out->chunk = recurrent ? 1 : w->k->axis.at[AXIS_C].size;
     if (recurrent)
         return add(w, nv_build_recurrent, opt->v_tile, why);
-    if (!add(w, nv_build_factor, 0, why) || !add(w, nv_build_chain, opt->v_tile, why))
-        return false;
-    int widest = w->out->entry.at[w->out->entry.count - 1].v_tile;
-    bool two = opt->v_tile <= 0 && target_find(opt->target)->wgmma && !opt->no_wgmma;
-    return !two || widest <= NARROW_TILE || add(w, nv_build_chain, NARROW_TILE, why);
+    bool gradient = kernel_is_gradient(w->k);
+    return add(w, nv_build_factor, 0, why) && add_tiles(w, nv_build_chain, why) &&
+           (!gradient || add_tiles(w, nv_build_reverse, why));
 }
 
 /* LLVM's work ---------------------------------------------------------------------------------- */
