@@ -109,7 +109,7 @@ class Recall:
 
     measure, unit = "accuracy", "of the answers right"
     scale = 1.0
-    KEYS = VALUES = 512
+    KEYS = VALUES = 256
     vocabulary = 1 + KEYS + VALUES  # 0 is the filler
 
     def __init__(self, args, device):

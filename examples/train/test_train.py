@@ -117,7 +117,7 @@ def main():
     common = ("--steps", "30", "--every", "10", "--batch", "8", "--lr", "1e-2")
     learns("text", *common, "--tokens", "64", "--text", os.path.join(gdr.ROOT, "docs"),
            "--text", os.path.join(gdr.ROOT, "README.md"))
-    learns("recall", *common, "--tokens", "24")
+    learns("recall", *common, "--tokens", "24", "--dtype", "bf16")
     return bool(failed)
 
 

@@ -6,8 +6,8 @@
 
 Every few steps it prints what it measured since: the loss in training, loss or accuracy on data
 held out, tokens a second of training. At the end it writes all of that, with the machine, commit
-and command, as JSON; plot.py draws it. On a GPU the mixers' inputs are bf16 and weights f32, on a
-CPU everything is f32.
+and command, as JSON; plot.py draws it. Weights and their sums are f32; products and the mixers'
+inputs are bf16 on a GPU, f32 on a CPU, unless --dtype says otherwise.
 """
 import argparse
 import json
@@ -30,9 +30,10 @@ from tasks import TASKS, loss_of
 DEFAULTS = {
     "text": {"steps": 1000, "batch": 32, "tokens": 1024, "width": 256, "layers": 6, "heads": 2,
              "head_dim": 128, "lr": 2e-3},
-    "recall": {"steps": 4000, "batch": 128, "tokens": 384, "width": 128, "layers": 2, "heads": 2,
-               "head_dim": 64, "lr": 2e-3},
+    "recall": {"steps": 3000, "batch": 64, "tokens": 384, "width": 128, "layers": 2, "heads": 2,
+               "head_dim": 64, "lr": 3e-3},
 }
+DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
 DECAY, CLIP, WARMUP = 0.1, 1.0, 0.05
 
 
@@ -54,7 +55,7 @@ class Trainer:
         torch.manual_seed(args.seed)
         spec = os.path.join(gdr.ROOT, "specs", MIXERS[mixer][0] + ".gdr")
         recurrence = Recurrence(context, spec, {"K": args.head_dim, "V": args.head_dim},
-                                torch.bfloat16 if self.on_gpu else torch.float32, self.device)
+                                DTYPE[args.dtype], self.device)
         self.task = TASKS[args.task](args, self.device)
         self.model = Model(mixer, recurrence, self.task.vocabulary, args.width, args.layers,
                            args.heads, args.head_dim).to(self.device)
@@ -63,7 +64,7 @@ class Trainer:
         self.step = 0
 
     def logits(self, tokens):
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.dtype == "bf16"):
             return self.model(tokens)
 
     def one_step(self):
@@ -159,6 +160,7 @@ def arguments():
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--device", choices=("cpu", "cuda"),
                         default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPE, help="of products and of the mixers' inputs")
     parser.add_argument("--mixers", default=",".join(MIXERS), help="of " + ", ".join(MIXERS))
     parser.add_argument("--text", action="append", metavar="PATH",
                         help="files or folders of text; by default this repository and the "
@@ -174,6 +176,7 @@ def arguments():
     for name, value in DEFAULTS[args.task].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    args.dtype = args.dtype or ("bf16" if args.device == "cuda" else "f32")
     args.mixers = args.mixers.split(",")
     unknown = [m for m in args.mixers if m not in MIXERS]
     if unknown:
