@@ -192,3 +192,10 @@ bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const
                         .scratch_bytes = g->scratch_bytes}));
     return true;
 }
+
+bool nv_build_grad(Cg *cg, CgModule *out, const char **why) {
+    const GradPhase phase[] = {{grad_pull_plan, grad_pull},
+                               {grad_read_plan, grad_read},
+                               {grad_token_plan, grad_tokens}};
+    return grad_build(cg, out, phase, 3, why);
+}

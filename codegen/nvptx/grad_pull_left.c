@@ -55,11 +55,12 @@ void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]) {
 
 /* units ------------------------------------------------------------------------------------------ */
 
+/* Columns that do not exist have unit 0: they are no one's largest. */
 static void load_units(Pull *p, Val v, Val out[UNITS]) {
     Cg *cg = p->cg;
     const System *s = p->s;
     int64_t base[] = {s->ws_unit_s, s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx};
-    Val there = p->vq > s->vp ? cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->vp)) : NULL, x[4];
+    Val there = p->vq > s->V ? cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->V)) : NULL, x[4];
     Val at = there ? cg_select(cg, there, v, cg_int(cg, 0)) : v;
     for (int i = 0; i < 4; i++) {
         Val byte = cg_add(cg, cg_shl(cg, at, 2), cg_int(cg, (int)base[i]));
