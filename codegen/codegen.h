@@ -83,7 +83,8 @@ int frame_costate(const Kernel *k);
 enum {
     GRAD_SLOT,        /* the segment's first slot */
     GRAD_SLOTS,       /* and its number of slots */
-    GRAD_STATE_IN,    /* f32 [H,K,V]: state of the sequence that comes in from the segment before */
+    GRAD_STATE_IN,    /* f32 [H,K,V], and behind it [H,V] that belong to it (the scales by which a kernel
+                         keeps it): state of the sequence that comes in from the segment before */
     GRAD_STATE_OUT,   /* where that of the sequence that goes on goes, or 0 */
     GRAD_COSTATE_IN,  /* likewise backwards: of the sequence that goes on behind the segment */
     GRAD_COSTATE_OUT, /* of the one that came in */
@@ -162,8 +163,8 @@ typedef struct CgOptions {
     int v_tile;            /* GPU chain, recurrent: V columns a block owns; 0 = the target's choice */
     int opt_level;         /* 0..3 */
     int save_every;        /* GPU chain of a forward pass: the state at the start of every chunk whose slot
-                              is a multiple of it, and not its sequence's first, goes to FRAME_SAVED, f32
-                              [slot / save_every - 1][H][K][V]; 0: never */
+                              is a multiple of it, and not its sequence's first, goes to FRAME_SAVED, as number
+                              slot / save_every - 1 of what GRAD_STATE_IN points to one of; 0: never */
     bool no_wgmma;         /* the schedule of older GPUs: what the other is compared with */
     bool want_llvm;        /* fill text with LLVM IR instead of PTX */
     const char *prefix;    /* symbol prefix */

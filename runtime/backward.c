@@ -117,22 +117,22 @@ static gdr_status queue_entry(const Queue *q, EntryKind kind) {
 
 /* GPU: a piece --------------------------------------------------------------------------------- */
 
-static int64_t state_bytes(const Queue *q) {
-    const Axis *axis = q->kernel->rec.shell->axis.at;
-    return 4 * q->b->H * axis[AXIS_K].size * axis[AXIS_V].size;
+/* Of what crosses a border: all heads of one sequence. */
+static int64_t all_heads(const Queue *q) {
+    return q->b->H * border_bytes(&q->kernel->rec);
 }
 
 /* Where the state at the end of piece i of its group is, or goes. */
 static int64_t border_state(const Queue *q, int64_t i) {
     const BoundLaunch *b = q->b;
     if (!b->seg.use_saved)
-        return b->frame[FRAME_WS] + (int64_t)b->states + i * state_bytes(q);
+        return b->frame[FRAME_WS] + (int64_t)b->states + i * all_heads(q);
     int64_t slot = (i + 1) * b->seg.piece;
-    return b->frame[FRAME_SAVED] + (slot / b->save_every - 1) * state_bytes(q);
+    return b->frame[FRAME_SAVED] + (slot / b->save_every - 1) * all_heads(q);
 }
 
 static int64_t border_costate(const Queue *q, int64_t i) {
-    return q->b->frame[FRAME_WS] + (int64_t)q->b->costates + i % 2 * state_bytes(q);
+    return q->b->frame[FRAME_WS] + (int64_t)q->b->costates + i % 2 * all_heads(q);
 }
 
 /* Parts of a piece's rows lie where the first of them is row 0. */
@@ -220,7 +220,8 @@ static gdr_status queue_empty(const Queue *q) {
     const BoundLaunch *b = q->b;
     const Kernel *k = q->kernel->rec.shell;
     int64_t dS = b->frame[frame_costate(k)], dS0 = b->frame[frame_costate(k) + 1];
-    int64_t bytes = b->N * state_bytes(q);
+    const Axis *axis = k->axis.at;
+    int64_t bytes = 4 * b->N * b->H * axis[AXIS_K].size * axis[AXIS_V].size;
     gdr_status status = GDR_OK;
     CudaError e;
     for (int i = 0; !status && i < k->out.count; i++) {

@@ -141,8 +141,7 @@ void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out) 
 /* The layout with pieces of at most `most` slots. */
 static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
     Layout l = {.align = GPU_ALIGN};
-    const Axis *axis = r->shell->axis.at;
-    int64_t state = 4 * (int64_t)axis[AXIS_K].size * axis[AXIS_V].size, tasks;
+    int64_t state = border_bytes(r), tasks;
     cut(r, b, most);
     place(&l, b->seg.piece, b->H, r->module.ws_bytes_per_slot_head);
     b->grad_blocks = 0;
@@ -226,15 +225,19 @@ int save_every(int64_t K, int64_t V, int64_t chunk) {
     return (int)divide_up(16 * K * V, (K + V) * chunk);
 }
 
+/* Of a head: what is kept of a state in the midst of a sequence, GRAD_STATE_IN. */
+int64_t border_bytes(const Record *r) {
+    const Axis *axis = r->shell->axis.at;
+    return 4 * ((int64_t)axis[AXIS_K].size + 1) * axis[AXIS_V].size;
+}
+
 static bool size_saved(const Record *r, BoundLaunch *b) {
     int64_t bytes, states = 0;
     b->save_every = record_save_every(r);
     if (b->save_every && b->slots > 0)
         states = (b->slots - 1) / b->save_every;
-    const Axis *axis = r->shell->axis.at;
     bool over = __builtin_mul_overflow(states, b->H, &bytes) ||
-                __builtin_mul_overflow(bytes, 4 * (int64_t)axis[AXIS_K].size * axis[AXIS_V].size,
-                                       &bytes);
+                __builtin_mul_overflow(bytes, border_bytes(r), &bytes);
     b->saved_bytes = (size_t)bytes;
     return !over;
 }

@@ -114,8 +114,8 @@ static void place_block(Chain *c)
     }
 }
 
-/* For every element of this lane that exists of the state at `state`. */
-static void each_element(Chain *c, Val state, void (*visit)(Chain *, Val p, int n, int j))
+void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
+                        void (*visit)(Chain *, Val p, int n, int j))
 {
     Cg *cg = c->cg;
     const System *s = c->s;
@@ -130,7 +130,7 @@ static void each_element(Chain *c, Val state, void (*visit)(Chain *, Val p, int 
             If exists = {0};
             if (live)
                 exists = cg_if(cg, live);
-            visit(c, cg_gep8(cg, state, pool_element(cg, k, c->v[j / 2])), n, j);
+            visit(c, cg_gep8(cg, state, place(cg, k, c->v[j / 2])), n, j);
             if (live)
                 cg_end_if(cg, &exists);
         }
@@ -157,26 +157,26 @@ static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, int, in
     Val zero = cg_int64(cg, 0), number = field == FRAME_S0 ? c->pool.first : c->pool.last;
     Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), zero);
     If there = cg_if(cg, cg_and(cg, wanted, cg_cmp(cg, LLVMIntSGE, number, zero)));
-    each_element(c, pool_state(cg, field, number, c->head), visit);
+    chain_each_element(c, pool_state(cg, field, number, c->head), pool_element, visit);
     cg_end_if(cg, &there);
 }
 
-/* Gradients: the sequence's state at frame field `own`, or where it crosses the segment's border the one
- * passed on at `passed`; a field may be -1, for no state. */
-static void visit_border(Chain *c, Val crosses, int passed, int own,
-                         void (*visit)(Chain *, Val, int, int))
+/* Gradients: the sequence's state at frame field `own` (-1: none), or where it crosses the segment's border
+ * the one passed on at `passed`. */
+static void visit_border(Chain *c, Val crosses, int passed, int own, bool load)
 {
     Cg *cg = c->cg;
-    Val zero = cg_int64(cg, 0), index = cg_zext64(cg, c->seq.index);
-    Val at = cg_select(cg, crosses, cg_frame_field(cg, frame_gradient(c->k, passed)),
-                       own < 0 ? zero : cg_frame_field(cg, own));
-    Val row = cg_mul(cg, cg_select(cg, crosses, zero, index), cg_zext64(cg, c->heads));
-    row = cg_add(cg, row, cg_zext64(cg, c->head));
-    If wanted = cg_if(cg, cg_cmp(cg, LLVMIntNE, at, zero));
-    Val first = LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, "");
-    int64_t bytes = (int64_t)c->s->K * c->s->V * 4;
-    each_element(c, cg_gep8(cg, first, cg_mul(cg, row, cg_int64(cg, bytes))), visit);
-    cg_end_if(cg, &wanted);
+    Val zero = cg_int64(cg, 0), at = cg_frame_field(cg, frame_gradient(c->k, passed));
+    If there = cg_if(cg, cg_and(cg, crosses, cg_cmp(cg, LLVMIntNE, at, zero)));
+    (load ? chain_take_over : chain_pass_on)(c, LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, ""));
+    cg_end_if(cg, &there);
+    if (own < 0)
+        return;
+    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, own), zero);
+    there = cg_if(cg, cg_and(cg, LLVMBuildNot(cg->b, crosses, ""), wanted));
+    Val state = pool_state(cg, own, cg_zext64(cg, c->seq.index), c->head);
+    chain_each_element(c, state, pool_element, load ? load_element : store_element);
+    cg_end_if(cg, &there);
 }
 
 static void load_state(Chain *c)
@@ -190,10 +190,10 @@ static void load_state(Chain *c)
         visit_state(c, FRAME_S0, load_element);
     } else if (!c->back) {
         Val before = cg_cmp(cg, LLVMIntSGT, c->first, zero);
-        visit_border(c, before, GRAD_STATE_IN, FRAME_S0, load_element);
+        visit_border(c, before, GRAD_STATE_IN, FRAME_S0, true);
     } else {
         Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
-        visit_border(c, behind, GRAD_COSTATE_IN, frame_costate(c->k), load_element);
+        visit_border(c, behind, GRAD_COSTATE_IN, frame_costate(c->k), true);
     }
 }
 
@@ -204,10 +204,10 @@ static void store_state(Chain *c)
         visit_state(c, FRAME_S, store_element);
     } else if (!c->back) {
         Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
-        visit_border(c, behind, GRAD_STATE_OUT, -1, store_element);
+        visit_border(c, behind, GRAD_STATE_OUT, -1, false);
     } else {
         Val before = cg_cmp(cg, LLVMIntSGT, c->first, cg_int64(cg, 0));
-        visit_border(c, before, GRAD_COSTATE_OUT, frame_costate(c->k) + 1, store_element);
+        visit_border(c, before, GRAD_COSTATE_OUT, frame_costate(c->k) + 1, false);
     }
 }
 
@@ -389,6 +389,8 @@ static void walk_chunks(Chain *c)
     cg_end_if(cg, &any);
     Loop chunk = cg_for(cg, zero, c->count, 1, false);
     Val here = cg_and(cg, cg_trunc32(cg, chunk.i), cg_int(cg, 1));
+    if (cg->opt->save_every > 0 && !c->gradient)
+        chain_save_start(c, chunk_number(c, chunk.i));
     wait_for_copies(c, chunk.i, here);
     c->stage = stage_offset(c, here);
     c->start = chunk_start(c, chunk.i);

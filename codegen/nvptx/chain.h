@@ -98,6 +98,16 @@ static inline Matrix chain_p(const Chain *c) {
 /* chain.c: a kernel that walks; c has k, cg, s, gradient, back and copied. */
 bool chain_build(Chain *c, CgModule *out, const char **why);
 
+/* For every element of this lane that exists of the state at `state`, element k, v of which is `place`
+ * bytes (i64) behind it. */
+void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
+                        void (*visit)(Chain *, Val p, int n, int j));
+
+/* chain_border.c: states in the midst of a sequence, in memory from `all` on: codegen.h at GRAD_STATE_IN */
+void chain_take_over(Chain *c, Val all);
+void chain_pass_on(Chain *c, Val all);
+void chain_save_start(Chain *c, Val number);          /* forward: the state before this chunk (i64), where due */
+
 /* chain_value.c */
 bool chain_plan_values(Chain *c, const char **why);   /* staged, row_value */
 void chain_rows(Chain *c, Val start, Val stage);      /* evaluate row values of a chunk into a stage */

@@ -4,7 +4,7 @@
 #include "tests/unit/cuda_stub.h"
 
 enum { K = 64, V = 96, CHUNK = 64, RECORD = 6400, SCRATCH = 2048, PER_SM = 2, SMS = 132 };
-enum { STATE = K * V * 4 };
+enum { STATE = K * V * 4, BORDER = (K + 1) * V * 4 };
 
 static const char spec[] = "variant s { dim K = 64, V = 96; in q[K], k[K], v[V]; in g <= 0\n"
                            "param A\nstate S[K, V]\nS = exp(A * g) * S\n"
@@ -174,7 +174,7 @@ static void check_memory(Check *x, const StubLaunch *l) {
     const gdr_kernel *k = x->k;
     const Kernel *shell = k->rec.shell;
     const Call *c = x->c;
-    int64_t slots = field(k, l, GRAD_SLOTS), lo, hi, state = c->H * STATE;
+    int64_t slots = field(k, l, GRAD_SLOTS), lo, hi, state = c->H * BORDER;
     rows_of(x, field(k, l, GRAD_SLOT), slots, &lo, &hi);
     x->regions = 0;
     add_region(x, "records", l->frame[FRAME_WS], slots * c->H * RECORD);
@@ -278,7 +278,7 @@ static Summary check_queue(const gdr_kernel *k, const Call *c, int64_t ws, int64
             int64_t saved = (int64_t)(uintptr_t)c->saved.data;
             int64_t every = save_every(K, V, CHUNK);
             assert_true(c->launch.saved
-                            ? first % every == 0 && in == saved + (first / every - 1) * c->H * STATE
+                            ? first % every == 0 && in == saved + (first / every - 1) * c->H * BORDER
                             : in == state_before[first]);
             assert_true(in != 0);
         }
@@ -441,7 +441,7 @@ static void states_at_borders_are_made_only_where_needed(void **state) {
         c->launch.saved = &c->saved;
         assert_int_equal(gdr_saved_size(k, &c->launch, &saved), GDR_OK);
         int64_t slots = frame_slots(c->T, c->N, c->packed, CHUNK);
-        assert_int_equal(saved, (slots - 1) / save_every(K, V, CHUNK) * 4 * STATE);
+        assert_int_equal(saved, (slots - 1) / save_every(K, V, CHUNK) * 4 * BORDER);
         assert_int_equal(gdr_workspace_least(k, &c->launch, &least), GDR_OK);
         assert_true(least <= c->launch.workspace_bytes);
         c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, CHUNK};

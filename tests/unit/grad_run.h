@@ -206,7 +206,7 @@ static inline void grad_states(GradRun *r) {
     r->ds = grad_memory(r, 4 * states, false);
     r->ds0 = grad_memory(r, 4 * states, true);
     for (int i = 0; i < 4; i++)
-        r->hand[i] = grad_memory(r, 4 * states / c->N, true);
+        r->hand[i] = grad_memory(r, 4 * (states / c->N + (int64_t)c->H * c->V), true);
     for (int64_t j = 0; j < states; j++) {
         ((float *)r->s0)[j] = c->start ? (float)(2 * random_unit(&r->seed) - 1) : 0;
         ((float *)r->ds)[j] = c->final ? (float)(2 * random_unit(&r->seed) - 1) : 0;

@@ -274,7 +274,7 @@ static void run_all(Walk *w) {
     grad_tensors(r);
     make_plain(w);
     int64_t segments = (r->slots + r->segment - 1) / r->segment;
-    int64_t bytes = (int64_t)r->c->H * r->c->K * r->c->V * 4;
+    int64_t bytes = (int64_t)r->c->H * (r->c->K + 1) * r->c->V * 4; /* and units */
     assert_true(segments <= SEGMENTS_MAX);
     for (int64_t i = 0; i <= segments; i++) {
         w->state[i] = grad_memory(r, bytes, true);
