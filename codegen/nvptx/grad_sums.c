@@ -21,19 +21,20 @@ typedef struct Sums {
     Val first_row, rows;     /* i64: the segment's tokens */
 } Sums;
 
-/* The first token row of chunk slot `slot` (i64) and of all behind it. */
+/* The first token row of chunk slot `slot` (i64) and of all behind it; rows of no sequence, in front and
+ * behind, are none of theirs. */
 static Val row_of_slot(Sums *s, Val slot) {
     Cg *cg = s->cg;
     int chunk = s->k->axis.at[AXIS_C].size;
-    Val slots = cg_frame_field(cg, FRAME_SLOTS), T = cg_frame_field(cg, FRAME_T), number;
+    Val slots = cg_frame_field(cg, FRAME_SLOTS), zero = cg_int64(cg, 0), number;
     Val inside = cg_cmp(cg, LLVMIntSLT, slot, slots);
     Val last = cg_sub(cg, slots, cg_int64(cg, 1));
     Seq seq = seq_of_slot(cg, cg_select(cg, inside, slot, last), chunk, &number);
     Val token = cg_mul(cg, number, cg_int64(cg, chunk));
+    Val early = cg_cmp(cg, LLVMIntSLT, number, zero);
+    token = cg_select(cg, early, zero, token);
     token = cg_select(cg, cg_cmp(cg, LLVMIntSLT, token, seq.length), token, seq.length);
-    Val packed = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_CU), cg_int64(cg, 0));
-    Val all = cg_select(cg, packed, T, cg_mul(cg, T, cg_frame_field(cg, FRAME_N)));
-    return cg_select(cg, inside, cg_add(cg, seq.begin, token), all);
+    return cg_add(cg, seq.begin, cg_select(cg, inside, token, seq.length));
 }
 
 static Val pointer(Cg *cg, int field, Val byte) {

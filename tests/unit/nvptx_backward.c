@@ -26,7 +26,7 @@ static void factor_and_chain(GradRun *r, const int64_t *frame) {
  * from one to the one before it. */
 static void run_segments(GradRun *r) {
     int count = (int)((r->slots + r->segment - 1) / r->segment);
-    int64_t bytes = (int64_t)4 * r->c->H * r->c->K * r->c->V;
+    int64_t bytes = (int64_t)4 * r->c->H * (r->c->K + 1) * r->c->V; /* and units */
     void **state = NEW_ARRAY(&r->arena, void *, count + 1);
     for (int i = 0; i <= count; i++)
         state[i] = grad_memory(r, bytes, true);
