@@ -101,6 +101,11 @@ int frame_sum_heads(const Kernel *k, int output); /* and its heads, those of the
  * and no host ever reads it. Slots in all: N*ceil(T/C), or T/C + N. */
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
 
+/* Values made ahead (codegen/nvptx/scan.h) take workspace behind the records: from the next multiple of
+ * 256 bytes on tokens*H*scan_token_bytes, with all tokens of the batch, and from the next one on
+ * stretches*H*scan_carry_bytes, stretches = frame_slots(T, N, packed, SCAN_TOKENS). */
+enum { SCAN_TOKENS = 32 };
+
 /* What a sequence and head remembers besides the state: the last token's values under prev, and
  * running sums. f32, one after the other; [N,H,past_size] as FRAME_PAST has them. Floats before value
  * v's, -1 where it is not remembered. Recurrence-level kernels. */
@@ -113,6 +118,8 @@ bool frame_factor_reads(const Kernel *tile, int input);
 /* what a compilation produces ------------------------------------------------------------------ */
 
 typedef enum {
+    ENTRY_scan,  /* values made ahead of the factor, see codegen/nvptx/scan.h */
+    ENTRY_carry,
     ENTRY_factor,
     ENTRY_chain,
     ENTRY_reverse, /* gradient kernels: these three too, see codegen/nvptx/gradient.h */
@@ -123,7 +130,8 @@ typedef enum {
 } EntryKind;
 
 /* One callable symbol and how to call it.
- * GPU: a 1-D grid. factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
+ * GPU: a 1-D grid, entries in the order of the list. scan: stretches*H blocks; carry: N*H blocks (values
+ *      made ahead, see SCAN_TOKENS). factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
  *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
  *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
  *      frame by value. reverse: as chain, a choice of its own. grad, sums: any number of blocks, which
@@ -146,6 +154,8 @@ typedef struct CgModule {
     VEC(CgEntry) entry;
     int64_t ws_bytes_per_slot_head;   /* GPU chunk: workspace bytes for one slot and factor head;
                                          host: of a gradient kernel, for one slot and head of H */
+    int64_t scan_token_bytes;         /* GPU chunk: further workspace, for values made ahead: for a */
+    int64_t scan_carry_bytes;         /*   token and head, for a stretch of SCAN_TOKENS and head */
     int chunk;                        /* tokens per chunk */
     int past;                         /* past_size of a recurrent kernel */
 } CgModule;

@@ -1,7 +1,7 @@
 /* Forward passes: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
- *     GPU, chunk          factor <<<slots*HF>>>  then  one chain <<<N*H*vtiles>>>, one stream
+ *     GPU, chunk          what makes values ahead; factor <<<slots*HF>>>; one chain <<<N*H*vtiles>>>
  *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
  *
  * A GPU launch only queues: the workspace is the caller's or stream-ordered memory that is given
@@ -28,9 +28,10 @@ int64_t entry_tiles(const gdr_kernel *kernel, const CgEntry *e) {
 
 /* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
 static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b) {
-    int64_t blocks;
-    bool over = e->kind == ENTRY_factor
-                    ? __builtin_mul_overflow(b->slots, b->HF, &blocks)
+    int64_t blocks, stretches = frame_slots(b->T, b->N, b->packed, SCAN_TOKENS);
+    bool over = e->kind == ENTRY_factor ? __builtin_mul_overflow(b->slots, b->HF, &blocks)
+                : e->kind == ENTRY_scan
+                    ? __builtin_mul_overflow(stretches, b->H, &blocks)
                     : __builtin_mul_overflow(b->N, b->H, &blocks) ||
                           __builtin_mul_overflow(blocks, entry_tiles(kernel, e), &blocks);
     return over || blocks > GRID_MAX ? -1 : blocks;

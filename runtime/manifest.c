@@ -92,6 +92,8 @@ int record_frame_fields(const Record *r) {
 
 static const char *entry_name(EntryKind kind) {
     switch (kind) {
+    case ENTRY_scan: return "scan";
+    case ENTRY_carry: return "carry";
     case ENTRY_factor: return "factor";
     case ENTRY_chain: return "chain";
     case ENTRY_reverse: return "reverse";
@@ -115,9 +117,32 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
     buf_printf(out, ", \"threads\": %d, \"dynamic_shared_bytes\": %d, ", e->threads, e->smem_bytes);
     if (e->kind == ENTRY_factor)
         buf_puts(out, "\"blocks\": \"slots*HF\"}");
+    else if (e->kind == ENTRY_scan)
+        buf_puts(out, "\"blocks\": \"stretches*H\"}");
+    else if (e->kind == ENTRY_carry)
+        buf_puts(out, "\"blocks\": \"N*H\"}");
     else
         buf_printf(out, "\"v_tile\": %d, \"blocks\": \"N*H*%d\"}", e->v_tile,
                    e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1);
+}
+
+/* Workspace behind the records, each part from the next multiple of 256 bytes on. */
+static void put_scan(const CgModule *m, Buf *out) {
+    if (m->scan_token_bytes + m->scan_carry_bytes == 0)
+        return;
+    buf_printf(out,
+               ",\n    \"bytes_per_token_and_head\": %lld, \"bytes_per_stretch_and_head\": %lld, "
+               "\"stretches_dense\": \"N*ceil(T/%d)\", \"stretches_packed\": \"floor(T/%d)+N\", "
+               "\"align\": 256",
+               (long long)m->scan_token_bytes, (long long)m->scan_carry_bytes, SCAN_TOKENS,
+               SCAN_TOKENS);
+}
+
+int record_entries(const Record *r, EntryKind kind) {
+    int n = 0;
+    for (int i = 0; i < r->module.entry.count; i++)
+        n += r->module.entry.at[i].kind == kind;
+    return n;
 }
 
 static void put_facts(const Kernel *k, Buf *out) {
@@ -149,9 +174,11 @@ void manifest_print(const Record *r, Buf *out) {
     put_frame(r, out);
     buf_printf(out,
                "  \"workspace\": {\"bytes_per_slot_and_%s\": %lld, "
-               "\"slots_dense\": \"N*ceil(T/chunk)\", \"slots_packed\": \"floor(T/chunk)+N\"},\n",
+               "\"slots_dense\": \"N*ceil(T/chunk)\", \"slots_packed\": \"floor(T/chunk)+N\"",
                r->pass == GDR_PASS_BACKWARD ? "head" : "factor_head",
                (long long)r->module.ws_bytes_per_slot_head);
+    put_scan(&r->module, out);
+    buf_puts(out, "},\n");
     buf_puts(out, "  \"factor_inputs\": [");
     bool any = false;
     for (int i = 0; i < k->in.count; i++) {
@@ -167,7 +194,7 @@ void manifest_print(const Record *r, Buf *out) {
         put_entry(r, &r->module.entry.at[i], out);
     }
     buf_puts(out, "\n  ],\n");
-    if (r->module.entry.count > 2)
+    if (record_entries(r, ENTRY_chain) > 1)
         buf_puts(out, "  \"choose\": \"one chain entry: the first with a block for every "
                       "multiprocessor, else the last\",\n");
     buf_puts(out, "  \"warnings\": [");

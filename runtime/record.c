@@ -156,7 +156,7 @@ static void tape_module(Tape *t, CgModule *m) {
     for (int i = 0; i < m->entry.count && !t->bad; i++) {
         CgEntry *e = &m->entry.at[i];
         int kind = e->kind;
-        tape_int(t, &kind, ENTRY_factor, ENTRY_host);
+        tape_int(t, &kind, ENTRY_scan, ENTRY_host);
         e->kind = (EntryKind)kind;
         tape_name(t, &e->symbol);
         tape_int(t, &e->threads, 0, 1024);
@@ -168,9 +168,11 @@ static void tape_module(Tape *t, CgModule *m) {
             t->bad = true;
     }
     tape_i64(t, &m->ws_bytes_per_slot_head);
+    tape_i64(t, &m->scan_token_bytes);
+    tape_i64(t, &m->scan_carry_bytes);
     tape_int(t, &m->chunk, 0, SIZE_MAX_AXIS);
     tape_int(t, &m->past, 0, SIZE_MAX_AXIS);
-    if (m->ws_bytes_per_slot_head < 0)
+    if (m->ws_bytes_per_slot_head < 0 || m->scan_token_bytes < 0 || m->scan_carry_bytes < 0)
         t->bad = true;
 }
 

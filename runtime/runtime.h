@@ -285,6 +285,7 @@ void record_write(const Record *r, Buf *out);
 bool record_read(Arena *arena, const void *bytes, size_t len, Record *r);
 /* The record as one JSON object. */
 void manifest_print(const Record *r, Buf *out);
+int record_entries(const Record *r, EntryKind kind); /* how many of a kind */
 /* Fields of its frame: frame_fields, although the shell has no instructions. */
 int record_frame_fields(const Record *r);
 

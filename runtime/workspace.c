@@ -2,7 +2,7 @@
  * segments so that it needs no more than that.
  *
  *     CPU, backward   states of all chunks | a token of zeros | gradients of single heads
- *     GPU, forward    records of all chunks
+ *     GPU, forward    records of all chunks | values made ahead: of all tokens, of all stretches
  *     GPU, backward   records of a segment | scratch of the grad kernel's blocks | states at the
  *                     borders of segments, a costate for either direction of the swing | a token of
  *                     zeros | parts of sums: inputs' for a segment's tokens, params' for all chunks
@@ -242,6 +242,17 @@ static bool size_saved(const Record *r, BoundLaunch *b) {
     return !over;
 }
 
+/* Values made ahead: codegen.h at SCAN_TOKENS. */
+static bool place_scan(const Record *r, const BoundLaunch *b, Layout *l) {
+    int64_t tokens, most;
+    if (__builtin_mul_overflow(b->B, b->T, &tokens) ||
+        __builtin_mul_overflow(b->N, divide_up(b->T, SCAN_TOKENS) + 1, &most))
+        return false;
+    place(l, tokens, b->H, r->module.scan_token_bytes);
+    place(l, frame_slots(b->T, b->N, b->packed, SCAN_TOKENS), b->H, r->module.scan_carry_bytes);
+    return true;
+}
+
 /* all of it ------------------------------------------------------------------------------------ */
 
 bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what) {
@@ -263,7 +274,7 @@ bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFo
     Layout lay = {.align = gpu ? GPU_ALIGN : HOST_ALIGN};
     place(&lay, b->slots, backward ? b->H : b->HF, r->module.ws_bytes_per_slot_head);
     if (!backward)
-        return finish(&lay, b);
+        return place_scan(r, b, &lay) && finish(&lay, b);
     b->zeros_bytes = (size_t)zeros_bytes(r, b);
     b->zeros = place(&lay, 1, 1, (int64_t)b->zeros_bytes);
     int64_t rows;

@@ -29,7 +29,7 @@ static int64_t plan_stage(Chain *c)
             continue;
         at = round_up(at, 128);
         c->staged[i].offset = (int)at;
-        at += (int64_t)c->s->chunk * c->v_tile * c->staged[i].elem_bytes;
+        at += chain_staged_bytes(c, &c->staged[i]);
     }
     at = round_up(at, 16);
     c->row_value_offset = (int)at;
@@ -112,6 +112,7 @@ static void place_block(Chain *c)
                                .n_k = 1, .n_v = 1};
         value_begin(&c->at_v[h]);
     }
+    chain_sum_params(c);
 }
 
 void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
@@ -395,7 +396,7 @@ static void walk_chunks(Chain *c)
     c->stage = stage_offset(c, here);
     c->start = chunk_start(c, chunk.i);
     c->record = c->gradient ? record_of(c, chunk.i) : NULL;
-    memset(c->memo, 0, (size_t)c->k->inst.count * sizeof *c->memo);
+    chain_begin_values(c);
     Val next = cg_add(cg, chunk.i, cg_int64(cg, 1)), other = cg_xor(cg, here, cg_int(cg, 1));
     (c->wgmma ? chunk_by_warpgroups : chunk_by_warps)(c, next, other);
     cg_end_for(cg, &chunk);
@@ -464,7 +465,6 @@ bool chain_build(Chain *c, CgModule *out, const char **why)
     Cg *cg = c->cg;
     if (!chain_plan_values(c, why) || !choose_schedule(c, cg->opt->v_tile, why))
         return false;
-    c->memo = NEW_ARRAY(cg->arena, Val *, cg->k->inst.count);
     char *symbol = arena_alloc(cg->arena, strlen(cg->k->name) + 64);
     snprintf(symbol, strlen(cg->k->name) + 64, "%s%s_%s_v%d", cg->opt->prefix ? cg->opt->prefix : "",
              cg->k->name, c->back ? "reverse" : "chain", c->v_tile);

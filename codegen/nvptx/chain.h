@@ -18,15 +18,23 @@
 
 #include "codegen/nvptx/gradient.h"
 
-enum { MAX_STAGED = 8, MAX_ROW_VALUES = 16, MAX_FRAGMENT = 32 };
+enum { MAX_STAGED = 8, MAX_ROW_VALUES = 16, MAX_FRAGMENT = 32, MAX_EARLIER = 3 };
 
-/* An input with the V axis whose tokens of a chunk come through shared memory. */
+/* A value with the V axis that is read from memory: its tokens of a chunk come through shared memory, and
+ * those before it that prev looks at. */
 typedef struct Staged {
-    int value;        /* the OP_in */
+    int value;
+    Elem elem;
+    int earlier;      /* tokens before the chunk */
     bool copied;      /* false: rows are not 16-byte aligned, read from global memory */
-    int offset;       /* bytes into a stage: [chunk tokens][v_tile] elements, units swizzled */
-    int elem_bytes;
+    int offset;       /* bytes into a stage: [earlier + chunk tokens][v_tile] elements, units swizzled */
 } Staged;
+
+/* A value of single tokens, without the V axis, as rows of a chunk meet it: of their own token, or of one
+ * so many tokens before. */
+typedef struct RowValue {
+    int value, earlier;
+} RowValue;
 
 /* A matrix of the record: its place there, its columns (rows: the lattice's), and whether products sum
  * along its rows, which makes it the transpose of itself. */
@@ -48,8 +56,8 @@ typedef struct Chain {
     int stage_bytes, sh_bytes;     /* two stages; wgmma: and a barrier for each */
     Staged staged[MAX_STAGED];
     int nstaged;
-    bool *planned;                 /* [value] looked at by chain_plan_values */
-    int row_value[MAX_ROW_VALUES]; /* values with a token axis and no other: f32 [rows] in a stage */
+    bool *planned;                 /* [earlier][value] looked at by chain_plan_values */
+    RowValue row_value[MAX_ROW_VALUES]; /* f32 [rows] in a stage */
     int nrow_values, row_value_offset;
     Var row_ahead[MAX_ROW_VALUES]; /* wgmma: of the next chunk, this thread's row */
 
@@ -78,7 +86,8 @@ typedef struct Chain {
     Val product[MAX_FAMILIES][MAX_FRAGMENT]; /* wgmma: products under way */
     Val next[128];                 /* wgmma: the next state under way */
     int total[MAX_FAMILIES];       /* wgmma: the value read + mixed, when nothing else uses the two */
-    Val **memo;                    /* [value] -> fragment of rows / 2 elements */
+    int earlier;                   /* tokens before the rows' own that values are wanted of */
+    Val **memo;                    /* [earlier][value] -> fragment of rows / 2 elements */
 } Chain;
 
 static inline int chain_fragment(const Chain *c) { return c->s->rows / 2; }
@@ -110,6 +119,9 @@ void chain_save_start(Chain *c, Val number);          /* forward: the state befo
 
 /* chain_value.c */
 bool chain_plan_values(Chain *c, const char **why);   /* staged, row_value */
+int64_t chain_staged_bytes(const Chain *c, const Staged *in); /* of a stage */
+void chain_sum_params(Chain *c);                      /* once at_v is there */
+void chain_begin_values(Chain *c);                    /* of the next chunk: nothing is known */
 void chain_rows(Chain *c, Val start, Val stage);      /* evaluate row values of a chunk into a stage */
 /* The same in two halves, one before products are issued and one after; threads >= rows. */
 void chain_rows_ahead(Chain *c, Val start);

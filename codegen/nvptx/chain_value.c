@@ -1,8 +1,12 @@
 /* Elementwise values of the chain, as fragments of the block's V columns and the chunk's rows.
  *
- * Leaves: state reads and products (set by chain_gemm.c); inputs with the V axis, whose rows of a
- * chunk are staged in shared memory and turned by ldmatrix on the way to registers; values of one
- * token (gates, norms), worked out by one thread a row when the chunk is staged; values of V alone.
+ * Leaves: state reads and products (set by chain_gemm.c); values in memory with the V axis (inputs, what
+ * is made ahead), whose rows of a chunk are staged in shared memory and turned by ldmatrix on the way to
+ * registers; values of one token (gates, norms), worked out by one thread a row when the chunk is staged;
+ * values of V alone.
+ *
+ * Under prev a fragment is that of the tokens before the rows' own: c->earlier says how many. A staged
+ * tile then begins that much earlier, and single tokens have a row of values for each distance.
  */
 #include "codegen/nvptx/chain.h"
 
@@ -19,71 +23,105 @@ static bool is_leaf(const Chain *c, int v)
     return false;
 }
 
-static bool plan_input(Chain *c, int v, const char **why)
+static bool in_memory(const Chain *c, int v)
+{
+    return inst_at(c->k, v)->op == OP_in || scan_stored(c->s->scan, v);
+}
+
+static bool plan_staged(Chain *c, int v, int earlier, const char **why)
 {
     for (int i = 0; i < c->nstaged; i++)
-        if (c->staged[i].value == v)
+        if (c->staged[i].value == v) {
+            if (c->staged[i].earlier < earlier)
+                c->staged[i].earlier = earlier;
             return true;
+        }
     if (c->nstaged == MAX_STAGED) {
         *why = "more value-side inputs than the GPU chain kernel stages";
         return false;
     }
-    const Port *p = &c->k->in.at[inst_at(c->k, v)->index];
-    int bytes = elem_size(p->elem);
-    c->staged[c->nstaged++] = (Staged){.value = v, .elem_bytes = bytes,
-                                       .copied = c->s->V * bytes % 16 == 0};
+    const Inst *i = inst_at(c->k, v);
+    Elem e = i->op == OP_in ? c->k->in.at[i->index].elem : ELEM_f32;
+    c->staged[c->nstaged++] = (Staged){.value = v, .elem = e, .earlier = earlier,
+                                       .copied = c->s->V * elem_size(e) % 16 == 0};
     return true;
 }
 
-static bool plan_value(Chain *c, int v, const char **why)
+static int find_row_value(const Chain *c, int v, int earlier)
 {
-    const Inst *i = inst_at(c->k, v);
-    if (c->planned[v] || is_leaf(c, v) || !per_token(i->shape))
+    int i = 0;
+    while (i < c->nrow_values && (c->row_value[i].value != v || c->row_value[i].earlier != earlier))
+        i++;
+    return i;
+}
+
+static bool plan_row_value(Chain *c, int v, int earlier, const char **why)
+{
+    if (find_row_value(c, v, earlier) < c->nrow_values)
         return true;
-    c->planned[v] = true;
-    if (!is_fragment(i->shape)) {
-        for (int j = 0; j < c->nrow_values; j++)
-            if (c->row_value[j] == v)
-                return true;
-        if (c->nrow_values == MAX_ROW_VALUES) {
-            *why = "more per-token scalars than the GPU chain kernel holds";
+    bool *needed = NEW_ARRAY(c->cg->arena, bool, c->k->inst.count);
+    value_mark(c->k, v, needed);
+    for (int u = 0; u < v; u++)
+        if (needed[u] && is_leaf(c, u)) {
+            *why = "a sum over value channels of what is read from the state has no GPU chunk kernel: "
+                   "use the recurrent algorithm";
             return false;
         }
-        c->row_value[c->nrow_values++] = v;
-        return true;
-    }
-    if (i->op == OP_in)
-        return plan_input(c, v, why);
-    if (i->op == OP_prev) {
-        *why = "prev of a value-side input has no GPU chunk kernel: use the recurrent algorithm";
+    if (c->nrow_values == MAX_ROW_VALUES) {
+        *why = "more per-token scalars than the GPU chain kernel holds";
         return false;
     }
-    CHECK(op_info[i->op].class == CLASS_PURE || i->op == OP_weave || i->op == OP_rename);
+    c->row_value[c->nrow_values++] = (RowValue){v, earlier};
+    return true;
+}
+
+static bool plan_value(Chain *c, int v, int earlier, const char **why)
+{
+    const Inst *i = inst_at(c->k, v);
+    bool *planned = &c->planned[earlier * c->k->inst.count + v];
+    if (*planned || is_leaf(c, v) || !per_token(i->shape))
+        return true;
+    *planned = true;
+    if (!is_fragment(i->shape))
+        return plan_row_value(c, v, earlier, why);
+    if (in_memory(c, v))
+        return plan_staged(c, v, earlier, why);
+    if (i->op == OP_turn) {
+        *why = "turn over value channels of what is read from the state has no GPU chunk kernel: "
+               "use the recurrent algorithm";
+        return false;
+    }
+    if (i->op == OP_prev && earlier == MAX_EARLIER) {
+        *why = "the GPU chain kernel looks at most three tokens back";
+        return false;
+    }
+    CHECK(op_info[i->op].class == CLASS_PURE || i->op == OP_weave || i->op == OP_rename ||
+          i->op == OP_prev);
     for (int j = 0; j < i->nargs; j++)
-        if (!plan_value(c, i->arg[j], why))
+        if (!plan_value(c, i->arg[j], earlier + (i->op == OP_prev), why))
             return false;
     return true;
 }
 
 bool chain_plan_values(Chain *c, const char **why)
 {
-    c->planned = NEW_ARRAY(c->cg->arena, bool, c->k->inst.count);
+    c->planned = NEW_ARRAY(c->cg->arena, bool, (MAX_EARLIER + 1) * c->k->inst.count);
     for (int f = c->s->erase; f < c->s->families && c->back; f++)
-        if (!plan_value(c, c->gradient->family[f].left, why))
+        if (!plan_value(c, c->gradient->family[f].left, 0, why))
             return false;
     if (c->back)
         return true;
-    if (!plan_value(c, c->s->X, why))
+    if (!plan_value(c, c->s->X, 0, why))
         return false;
     for (int v = 0; v < c->k->inst.count && !c->gradient; v++)
-        if (inst_at(c->k, v)->op == OP_out && !plan_value(c, inst_at(c->k, v)->arg[0], why))
+        if (inst_at(c->k, v)->op == OP_out && !plan_value(c, inst_at(c->k, v)->arg[0], 0, why))
             return false;
     return true;
 }
 
 /* values of one token -------------------------------------------------------------------------- */
 
-/* Sums are finished by one thread: a loop over the axis, 8 elements at a time. */
+/* A sum of params, finished by one thread: a loop over the axis, 8 elements at a time. */
 static bool sum_by_loop(ValueAt *at, int v, Val *out)
 {
     const Inst *i = inst_at(at->cg->k, v);
@@ -108,6 +146,32 @@ static bool sum_by_loop(ValueAt *at, int v, Val *out)
     return true;
 }
 
+/* Sums of params are the same in every thread and chunk: once, before there are products under way. */
+void chain_sum_params(Chain *c)
+{
+    const Kernel *k = c->k;
+    bool *needed = NEW_ARRAY(c->cg->arena, bool, k->inst.count);
+    value_mark(k, c->s->X, needed);
+    for (int v = 0; v < k->inst.count; v++)
+        if (inst_at(k, v)->op == OP_out)
+            value_mark(k, v, needed);
+    for (int v = 0; v < k->inst.count; v++)
+        for (int h = 0; h < 2; h++)
+            if (needed[v] && inst_at(k, v)->op == OP_sum && value_is_constant(k, v)) {
+                c->at_v[h].lookup = sum_by_loop;
+                value_get(&c->at_v[h], v);
+            }
+}
+
+static bool sum_of_params(ValueAt *at, int v, Val *out)
+{
+    Chain *c = at->user;
+    if (inst_at(c->k, v)->op != OP_sum || per_token(inst_at(c->k, v)->shape))
+        return false;
+    out[0] = value_get(&c->at_v[0], v)[0];
+    return true;
+}
+
 /* The row values of lattice row `row` (i32) in the chunk that begins at `start`. */
 static void evaluate_row(Chain *c, Val start, Val row, Val *x)
 {
@@ -120,11 +184,15 @@ static void evaluate_row(Chain *c, Val start, Val row, Val *x)
     ValueAt at = {.cg = cg, .token = cg_add(cg, c->seq.begin, in_seq), .valid = live,
                   .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .begin = c->seq.begin,
                   .head = c->head, .heads = c->heads, .base_k = cg_int(cg, 0),
-                  .base_v = cg_int(cg, 0), .n_k = 1, .n_v = 1, .lookup = sum_by_loop};
+                  .base_v = cg_int(cg, 0), .n_k = 1, .n_v = 1, .lookup = sum_of_params, .user = c,
+                  .scan = s->scan, .round = SCAN_ALL};
     value_begin(&at);
     for (int i = 0; i < c->nrow_values; i++) {
-        CHECK(inst_at(c->k, c->row_value[i])->op != OP_weave);
-        x[i] = value_get(&at, c->row_value[i])[0];
+        ValueAt *there = &at;
+        CHECK(inst_at(c->k, c->row_value[i].value)->op != OP_weave);
+        for (int n = 0; n < c->row_value[i].earlier; n++)
+            there = value_before(there);
+        x[i] = value_get(there, c->row_value[i].value)[0];
     }
 }
 
@@ -185,13 +253,19 @@ void chain_rows_store(Chain *c, Val stage)
 
 static int tile_units(const Chain *c, const Staged *in)
 {
-    return c->v_tile * in->elem_bytes / 16;
+    return c->v_tile * elem_size(in->elem) / 16;
 }
 
-/* Staged tiles are placed as workspace matrices are, 8 "elements" to a 16-byte unit. */
+int64_t chain_staged_bytes(const Chain *c, const Staged *in)
+{
+    return (int64_t)(in->earlier + c->s->chunk) * c->v_tile * elem_size(in->elem);
+}
+
+/* Staged tiles are placed as workspace matrices are, 8 "elements" to a 16-byte unit. Token 0 is the
+ * tile's first. */
 static Val staged_place(Chain *c, const Staged *in, Val token, Val unit)
 {
-    return nv_place(c->cg, c->s->chunk, 8 * tile_units(c, in), token, unit);
+    return nv_place(c->cg, in->earlier + c->s->chunk, 8 * tile_units(c, in), token, unit);
 }
 
 Val chain_tokens_left(Chain *c, Val start)
@@ -206,76 +280,100 @@ Val chain_keep(Chain *c, Val x)
     return cg_asm(c->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
 }
 
-/* Where a staged input lies: its element (token `start`, V column 0) of this head, and the bytes from
+/* Where a staged value lies: its element (token `start`, V column 0) of this head, and the bytes from
  * token to token. 32-bit tokens times a 32-bit stride on a 64-bit base are one instruction. */
 typedef struct Rows { Val base, stride; } Rows;
 
-static Rows input_rows(Chain *c, const Staged *in, Val start)
+static Val made_rows(Chain *c, int v)
+{
+    const Scan *scan = c->s->scan;
+    return scan_rows(c->cg, scan, &scan->value[scan->of[v]]);
+}
+
+static Rows staged_rows(Chain *c, const Staged *in, Val start)
 {
     Cg *cg = c->cg;
     const Inst *i = inst_at(c->k, in->value);
-    int64_t row_bytes = (int64_t)c->s->V * in->elem_bytes;
-    int64_t port_bytes = shape_elements(c->k, c->k->in.at[i->index].shape) * in->elem_bytes;
-    Val heads = cg_trunc32(cg, cg_frame_field(cg, frame_in_heads(c->k, i->index)));
+    bool input = i->op == OP_in;
+    int64_t row_bytes = (int64_t)c->s->V * elem_size(in->elem), port_bytes = row_bytes;
+    if (input)
+        port_bytes = shape_elements(c->k, c->k->in.at[i->index].shape) * elem_size(in->elem);
+    Val heads = input ? cg_trunc32(cg, cg_frame_field(cg, frame_in_heads(c->k, i->index))) : c->heads;
     Val head = cg_udiv(cg, cg_mul(cg, c->head, heads), c->heads);
     Val stride = chain_keep(c, cg_mul(cg, heads, cg_int(cg, port_bytes)));
     Val byte = cg_mul(cg, cg_add(cg, c->seq.begin, start), cg_zext64(cg, stride));
     byte = cg_add(cg, byte, cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, port_bytes)));
-    if (i->row > 0)
+    if (input && i->row > 0)
         byte = cg_add(cg, byte, cg_int64(cg, i->row * row_bytes));
-    Val base = cg_gep8(cg, nv_global(cg, frame_in_ptr(c->k, i->index)), byte);
-    return (Rows){base, stride};
+    Val all = input ? nv_global(cg, frame_in_ptr(c->k, i->index)) : made_rows(c, in->value);
+    return (Rows){cg_gep8(cg, all, byte), stride};
 }
 
-/* `token` (i32) counts from the rows' start. */
-static Val input_row(Cg *cg, Rows rows, Val token)
+/* `token` (i32) counts from the rows' start; those before it are negative. */
+static Val staged_row(Cg *cg, Rows rows, Val token)
 {
-    Val far = cg_mul(cg, cg_zext64(cg, token), cg_zext64(cg, rows.stride));
+    Val far = cg_mul(cg, LLVMBuildSExt(cg->b, token, cg->i64, ""),
+                     LLVMBuildSExt(cg->b, rows.stride, cg->i64, ""));
     return cg_gep8(cg, rows.base, far);
+}
+
+/* Whether there is token `token` (i32) of the chunk that begins at `start` and has `left`; those before
+ * the chunk count when `earlier` ones are wanted. */
+static Val token_exists(Chain *c, int earlier, Val start, Val left, Val token)
+{
+    Cg *cg = c->cg;
+    Val live = cg_cmp(cg, LLVMIntSLT, token, left);
+    if (earlier == 0)
+        return live;
+    Val in_seq = cg_add(cg, start, LLVMBuildSExt(cg->b, token, cg->i64, ""));
+    live = cg_and(cg, live, cg_cmp(cg, LLVMIntSGE, in_seq, cg_int64(cg, 0)));
+    return cg_and(cg, live, cg_cmp(cg, LLVMIntSLT, start, c->seq.length));
 }
 
 /* 16 bytes: unit `index` (i32) of the tile, tokens one after another; zeros where there is no such
  * token (`left` are left) or column. Without branches, so that products under way are not disturbed. */
-static void copy_unit(Chain *c, const Staged *in, Rows rows, Val left, Val stage, Val index)
+static void copy_unit(Chain *c, const Staged *in, Rows rows, Val start, Val stage, Val index)
 {
     Cg *cg = c->cg;
-    int units = tile_units(c, in), all = c->s->chunk * units;
-    Val token = cg_udiv(cg, index, cg_int(cg, units));
+    int units = tile_units(c, in), all = (in->earlier + c->s->chunk) * units, bytes = elem_size(in->elem);
+    Val place = cg_udiv(cg, index, cg_int(cg, units));
     Val unit = cg_urem(cg, index, cg_int(cg, units));
-    Val live = cg_cmp(cg, LLVMIntSLT, token, left);
-    Val column = cg_mul(cg, unit, cg_int(cg, 16 / in->elem_bytes));
+    Val token = in->earlier ? cg_sub(cg, place, cg_int(cg, in->earlier)) : place;
+    Val live = token_exists(c, in->earlier, start, chain_tokens_left(c, start), token);
+    Val column = cg_mul(cg, unit, cg_int(cg, 16 / bytes));
     column = cg_add(cg, c->v_first, column);
     if (c->v_live[0]) {
         Val inside = cg_cmp(cg, LLVMIntSLT, column, cg_int(cg, c->s->V));
         live = cg_and(cg, live, inside);
         column = cg_select(cg, inside, column, cg_int(cg, 0));
     }
-    Val src = input_row(cg, rows, cg_select(cg, live, token, cg_int(cg, 0)));
-    src = cg_gep8(cg, src, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, in->elem_bytes))));
-    Val place = staged_place(c, in, token, unit);
+    Val src = staged_row(cg, rows, cg_select(cg, live, token, cg_int(cg, 0)));
+    src = cg_gep8(cg, src, cg_zext64(cg, cg_mul(cg, column, cg_int(cg, bytes))));
+    place = staged_place(c, in, place, unit);
     Val dst = cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, stage, cg_shl(cg, place, 4)));
-    Val bytes = cg_select(cg, live, cg_int(cg, 16), cg_int(cg, 0));
+    Val copied = cg_select(cg, live, cg_int(cg, 16), cg_int(cg, 0));
     if (all % c->threads == 0)
-        nv_copy_async(cg, dst, src, bytes);
+        nv_copy_async(cg, dst, src, copied);
     else
-        nv_copy_async_if(cg, cg_cmp(cg, LLVMIntSLT, index, cg_int(cg, all)), dst, src, bytes);
+        nv_copy_async_if(cg, cg_cmp(cg, LLVMIntSLT, index, cg_int(cg, all)), dst, src, copied);
 }
 
 /* A chunk that begins past the sequence's end becomes zeros, and nothing is read from there. */
-static void copy_input(Chain *c, const Staged *in, Val start, Val stage)
+static void copy_staged(Chain *c, const Staged *in, Val start, Val stage)
 {
     Cg *cg = c->cg;
-    Val left = chain_tokens_left(c, start), begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
-    Rows rows = input_rows(c, in, cg_select(cg, begun, start, cg_int64(cg, 0)));
-    for (int first = 0; first < c->s->chunk * tile_units(c, in); first += c->threads)
-        copy_unit(c, in, rows, left, stage, cg_add(cg, c->tid, cg_int(cg, first)));
+    Val begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
+    Rows rows = staged_rows(c, in, cg_select(cg, begun, start, cg_int64(cg, 0)));
+    int all = (in->earlier + c->s->chunk) * tile_units(c, in);
+    for (int first = 0; first < all; first += c->threads)
+        copy_unit(c, in, rows, start, stage, cg_add(cg, c->tid, cg_int(cg, first)));
 }
 
 void chain_copy_inputs(Chain *c, Val start, Val stage)
 {
     for (int i = 0; i < c->nstaged; i++)
         if (c->staged[i].copied)
-            copy_input(c, &c->staged[i], start, stage);
+            copy_staged(c, &c->staged[i], start, stage);
 }
 
 /* Token of a lattice row; rows of no token take the chunk's last. */
@@ -290,9 +388,11 @@ static Val token_of_row(Chain *c, Val row)
     return cg_select(cg, cg_cmp(cg, LLVMIntSLT, token, last), token, last);
 }
 
-static Val staged_unit(Chain *c, const Staged *in, Val token, Val unit)
+/* Of the token that lattice row `row` wants. */
+static Val staged_unit(Chain *c, const Staged *in, Val row, Val unit)
 {
     Cg *cg = c->cg;
+    Val token = cg_add(cg, token_of_row(c, row), cg_int(cg, in->earlier - c->earlier));
     Val place = staged_place(c, in, token, unit);
     return cg_gep8(cg, nv_shared(cg, in->offset), cg_add(cg, c->stage, cg_shl(cg, place, 4)));
 }
@@ -301,16 +401,15 @@ static Val staged_unit(Chain *c, const Staged *in, Val token, Val unit)
 static void load_pairs(Chain *c, const Staged *in, Val *x)
 {
     Cg *cg = c->cg;
-    Elem e = c->k->in.at[inst_at(c->k, in->value)->index].elem;
     Val matrix = cg_shr(cg, c->lane, 3);
     Val unit = cg_add(cg, cg_shl(cg, c->warp, 1), cg_and(cg, matrix, cg_int(cg, 1)));
     for (int n = 0; n < c->s->rows / 8; n += 2) {
         Val row = cg_add(cg, cg_shl(cg, cg_shr(cg, matrix, 1), 3), cg_and(cg, c->lane, cg_int(cg, 7)));
         row = cg_add(cg, row, cg_int(cg, 8 * n));
         Val quad[4];
-        nv_ldmatrix4(cg, staged_unit(c, in, token_of_row(c, row), unit), true, quad);
+        nv_ldmatrix4(cg, staged_unit(c, in, row, unit), true, quad);
         for (int j = 0; j < 4; j++)
-            nv_unpack(cg, e, quad[j], &x[4 * n + 2 * j]);
+            nv_unpack(cg, in->elem, quad[j], &x[4 * n + 2 * j]);
     }
 }
 
@@ -320,7 +419,7 @@ static void load_floats(Chain *c, const Staged *in, Val *x)
     for (int i = 0; i < chain_fragment(c); i++) {
         Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (i / 4) + i % 2));
         Val column = cg_sub(cg, c->v[i / 2 % 2], c->v_first);
-        Val p = staged_unit(c, in, token_of_row(c, row), cg_shr(cg, column, 2));
+        Val p = staged_unit(c, in, row, cg_shr(cg, column, 2));
         p = cg_gep8(cg, p, cg_shl(cg, cg_and(cg, column, cg_int(cg, 3)), 2));
         x[i] = cg_load(cg, cg->f32, p, 4);
     }
@@ -330,31 +429,31 @@ static void load_floats(Chain *c, const Staged *in, Val *x)
 static void load_global(Chain *c, const Staged *in, Val *x)
 {
     Cg *cg = c->cg;
-    Elem e = c->k->in.at[inst_at(c->k, in->value)->index].elem;
+    int bytes = elem_size(in->elem);
     Val left = chain_tokens_left(c, c->start);
-    Rows rows = input_rows(c, in, c->start);
+    Rows rows = staged_rows(c, in, c->start);
     for (int i = 0; i < chain_fragment(c); i++) {
         Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (i / 4) + i % 2));
-        Val token = token_of_row(c, row), v = c->v[i / 2 % 2];
-        Val live = cg_cmp(cg, LLVMIntSLT, token, left);
+        Val token = cg_sub(cg, token_of_row(c, row), cg_int(cg, c->earlier)), v = c->v[i / 2 % 2];
+        Val live = token_exists(c, c->earlier, c->start, left, token);
         if (c->v_live[0]) {
             live = cg_and(cg, live, c->v_live[i / 2 % 2]);
             v = cg_select(cg, live, v, cg_int(cg, 0));
         }
-        Val p = input_row(cg, rows, cg_select(cg, live, token, cg_int(cg, 0)));
-        p = cg_gep8(cg, p, cg_zext64(cg, cg_mul(cg, v, cg_int(cg, in->elem_bytes))));
-        Val loaded = cg_to_f32(cg, cg_load_invariant(cg, cg_elem_type(cg, e), p, in->elem_bytes));
+        Val p = staged_row(cg, rows, cg_select(cg, live, token, cg_int(cg, 0)));
+        p = cg_gep8(cg, p, cg_zext64(cg, cg_mul(cg, v, cg_int(cg, bytes))));
+        Val loaded = cg_to_f32(cg, cg_load_invariant(cg, cg_elem_type(cg, in->elem), p, bytes));
         x[i] = cg_select(cg, live, loaded, cg_float(cg, 0));
     }
 }
 
-static void load_input(Chain *c, int v, Val *x)
+static void load_staged(Chain *c, int v, Val *x)
 {
     for (int i = 0; i < c->nstaged; i++) {
         const Staged *in = &c->staged[i];
         if (in->value != v)
             continue;
-        (!in->copied ? load_global : in->elem_bytes == 2 ? load_pairs : load_floats)(c, in, x);
+        (!in->copied ? load_global : elem_size(in->elem) == 2 ? load_pairs : load_floats)(c, in, x);
         return;
     }
     BUG("value %%%d is not staged", v);
@@ -365,9 +464,7 @@ static void load_input(Chain *c, int v, Val *x)
 static void load_row_value(Chain *c, int v, Val *x)
 {
     Cg *cg = c->cg;
-    int i = 0;
-    while (i < c->nrow_values && c->row_value[i] != v)
-        i++;
+    int i = find_row_value(c, v, c->earlier);
     CHECK(i < c->nrow_values);
     for (int n = 0; n < c->s->rows / 8; n++) {
         int64_t offset = c->row_value_offset + (int64_t)(i * c->s->rows + 8 * n) * 4;
@@ -412,29 +509,59 @@ static void weave(Chain *c, const Inst *w, Val *x)
     }
 }
 
+static Val **remembered(Chain *c, int v)
+{
+    return &c->memo[c->earlier * c->k->inst.count + v];
+}
+
+void chain_begin_values(Chain *c)
+{
+    size_t count = (size_t)(MAX_EARLIER + 1) * (size_t)c->k->inst.count;
+    if (!c->memo)
+        c->memo = NEW_ARRAY(c->cg->arena, Val *, (int)count);
+    memset(c->memo, 0, count * sizeof *c->memo);
+}
+
 void chain_set(Chain *c, int v, const Val *x)
 {
     Val *copy = NEW_ARRAY(c->cg->arena, Val, MAX_FRAGMENT);
     memcpy(copy, x, (size_t)chain_fragment(c) * sizeof *x);
-    c->memo[v] = copy;
+    *remembered(c, v) = copy;
+}
+
+/* Of the tokens before; zero where there is none. */
+static void load_before(Chain *c, const Inst *i, Val *x)
+{
+    Cg *cg = c->cg;
+    int earlier = c->earlier++;
+    memcpy(x, chain_get(c, i->arg[0]), (size_t)chain_fragment(c) * sizeof *x);
+    c->earlier = earlier;
+    for (int j = 0; j < chain_fragment(c); j++) {
+        Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (j / 4) + j % 2));
+        Val token = cg_add(cg, c->start, cg_zext64(cg, token_of_row(c, row)));
+        Val first = cg_cmp(cg, LLVMIntSLE, token, cg_int64(cg, earlier));
+        x[j] = cg_select(cg, first, cg_float(cg, 0), x[j]);
+    }
 }
 
 const Val *chain_get(Chain *c, int v)
 {
-    if (c->memo[v])
-        return c->memo[v];
+    if (*remembered(c, v))
+        return *remembered(c, v);
     const Inst *i = inst_at(c->k, v);
     Val x[MAX_FRAGMENT];
     if (!per_token(i->shape)) {
         load_constant(c, v, x);
     } else if (!is_fragment(i->shape)) {
         load_row_value(c, v, x);
-    } else if (i->op == OP_in) {
-        load_input(c, v, x);
+    } else if (in_memory(c, v)) {
+        load_staged(c, v, x);
+    } else if (i->op == OP_prev) {
+        load_before(c, i, x);
     } else if (i->op == OP_weave) {
         weave(c, i, x);
     } else if (i->op == OP_rename) {
-        return c->memo[v] = (Val *)chain_get(c, i->arg[0]);
+        return *remembered(c, v) = (Val *)chain_get(c, i->arg[0]);
     } else {
         CHECK(op_info[i->op].class == CLASS_PURE);
         const Val *a = chain_get(c, i->arg[0]), *b = i->nargs > 1 ? chain_get(c, i->arg[1]) : NULL;
@@ -442,7 +569,7 @@ const Val *chain_get(Chain *c, int v)
             x[j] = cg_pointwise(c->cg, i->op, a[j], b ? b[j] : NULL);
     }
     chain_set(c, v, x);
-    return c->memo[v];
+    return *remembered(c, v);
 }
 
 static void prefetch(Chain *c, int v, const bool *waits, bool *done)

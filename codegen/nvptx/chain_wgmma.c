@@ -55,7 +55,7 @@ static bool room_ahead(const Chain *c)
 {
     int words = chain_fragment(c);
     for (int i = 0; i < c->nstaged; i++)
-        words += chain_fragment(c) * c->staged[i].elem_bytes / 4;
+        words += chain_fragment(c) * elem_size(c->staged[i].elem) / 4;
     return registers(c) + words <= 224;
 }
 

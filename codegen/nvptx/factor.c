@@ -174,7 +174,8 @@ void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
             .zeros = value_zeros(cg), .begin = seq.begin,
             .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .head = head, .heads = heads,
             .base_k = cg_int(cg, 0), .base_v = cg_int(cg, 0), .n_k = 8, .n_v = 1,
-            .lookup = factor_lookup, .sum = factor_no_sum, .user = f};
+            .lookup = factor_lookup, .sum = factor_no_sum, .user = f, .scan = s->scan,
+            .round = SCAN_ALL};
         if (s->kp > s->K)
             f->at[h].past_k = true;
         value_ports(&f->at[h]);
@@ -183,13 +184,12 @@ void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
     }
 }
 
-static bool build_body(Factor *f, const char **why)
+static void build_body(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     factor_copy_ahead(f, cg_int(cg, 0));
-    if (!factor_reduce(f, why))
-        return false;
+    factor_reduce(f);
     factor_scale_rows(f);
     (s->a_key ? factor_rows_pass : factor_scalar_rows_pass)(f);
     nv_barrier(cg);
@@ -201,7 +201,6 @@ static bool build_body(Factor *f, const char **why)
     if (s->erase)
         factor_solve(f);
     factor_products(f);
-    return true;
 }
 
 static bool find_system(Cg *cg, System *s, const char **why)
@@ -235,6 +234,8 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     f->k = cg->k;
     f->s = &s;
     factor_plan_stage(f);
+    if (!factor_sums_fit(f, why))
+        return false;
     plan_shared(f);
     if (f->sh_bytes > cg->target->smem_limit) {
         *why = "the factor kernel needs more shared memory than this GPU has: use smaller chunks";
@@ -258,7 +259,7 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     f->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, start, seq.length));
     factor_place_rows(f, seq, start, head, heads);
-    bool ok = build_body(f, why);
+    build_body(f);
     cg_end_if(cg, &some);
     nv_kernel_close(cg);
     out->ws_bytes_per_slot_head = s.ws_bytes;
@@ -266,5 +267,5 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     VEC_PUSH(cg->arena, &out->entry,
              ((CgEntry){.kind = ENTRY_factor, .symbol = symbol, .threads = threads,
                         .smem_bytes = f->sh_bytes}));
-    return ok;
+    return true;
 }

@@ -34,7 +34,7 @@
 #ifndef GDR_CODEGEN_NVPTX_FACTOR_H
 #define GDR_CODEGEN_NVPTX_FACTOR_H
 
-#include "codegen/nvptx/nvptx.h"
+#include "codegen/nvptx/scan.h"
 #include <string.h>
 
 enum { MAX_FAMILIES = 8, MAX_WARPS = 4, BLOCK_ROWS = 16, SLAB = 32, ROW_TABLE = 20,
@@ -79,6 +79,7 @@ typedef struct System {
     int K, kp;        /* key channels; padded to a multiple of 32 */
     int V, vp;                /* value channels; padded to a multiple of 16 */
     Elem operand;     /* of matrix products: f16 */
+    const Scan *scan; /* values made ahead */
 } System;
 
 /* Place, in 16-byte units, of unit `unit` (8 elements) of row `row` of a workspace matrix. Columns lie
@@ -189,7 +190,8 @@ void factor_solve(Factor *f);          /* A in place of T; A / scale */
 void factor_products(Factor *f);       /* M_f, P to the workspace */
 
 /* factor_input.c: reading the rows' inputs. */
-bool factor_reduce(Factor *f, const char **why);   /* row sums, finished before the rows pass */
+bool factor_sums_fit(Factor *f, const char **why);
+void factor_reduce(Factor *f);         /* row sums, finished before the rows pass */
 void factor_scale_rows(Factor *f);                 /* scales of rows and keys that need them */
 void factor_plan_stage(Factor *f);                 /* which inputs are parked or copied ahead */
 int factor_stage_bytes(const Factor *f);

@@ -15,23 +15,43 @@ static void set_slab(Factor *f, int h, Val slab)
     value_begin(&f->at[h]);
 }
 
+/* What v needs at its own token, down to what is read from memory. */
+static void mark(Factor *f, int v, bool *needed)
+{
+    scan_mark(f->k, f->s->scan, SCAN_ALL, v, needed);
+}
+
 /* Which values the keys, rows and decays need. */
 static bool *needed_values(Factor *f)
 {
     const System *s = f->s;
     bool *needed = NEW_ARRAY(f->cg->arena, bool, f->k->inst.count);
-    value_mark(f->k, s->p, needed);
+    mark(f, s->p, needed);
     if (s->a >= 0)
-        value_mark(f->k, s->a, needed);
+        mark(f, s->a, needed);
     for (int i = 0; i < s->families; i++)
-        value_mark(f->k, s->family[i].x, needed);
+        mark(f, s->family[i].x, needed);
     return needed;
 }
 
-static bool is_key_input(const Kernel *k, int v)
+static bool in_memory(const Factor *f, int v)
 {
+    return inst_at(f->k, v)->op == OP_in || scan_stored(f->s->scan, v);
+}
+
+/* Read from memory, channels of K. */
+static bool is_key_input(const Factor *f, int v)
+{
+    const Kernel *k = f->k;
     const Inst *i = inst_at(k, v);
-    return i->op == OP_in && shape_has(i->shape, AXIS_K) && !k->in.at[i->index].is_param;
+    bool param = i->op == OP_in && k->in.at[i->index].is_param;
+    return in_memory(f, v) && shape_has(i->shape, AXIS_K) && !param;
+}
+
+/* A sum that is ours to finish. */
+static bool is_row_sum(const Factor *f, int v)
+{
+    return inst_at(f->k, v)->op == OP_sum && !in_memory(f, v);
 }
 
 bool factor_lookup(ValueAt *at, int v, Val *out)
@@ -58,7 +78,7 @@ Val factor_no_sum(ValueAt *at, int v, int axis, Val partial)
 
 /* copies ahead --------------------------------------------------------------------------------- */
 
-static int sum_depth(const Kernel *k, int v);
+static int sum_depth(const Factor *f, int v);
 
 /* Inputs that the first row sums read. */
 static bool *summed_inputs(Factor *f, const bool *needed)
@@ -66,8 +86,8 @@ static bool *summed_inputs(Factor *f, const bool *needed)
     const Kernel *k = f->k;
     bool *used = NEW_ARRAY(f->cg->arena, bool, k->inst.count);
     for (int v = 0; v < k->inst.count; v++)
-        if (needed[v] && inst_at(k, v)->op == OP_sum && sum_depth(k, v) == 1)
-            value_mark(k, v, used);
+        if (needed[v] && is_row_sum(f, v) && sum_depth(f, v) == 1)
+            mark(f, v, used);
     return used;
 }
 
@@ -75,11 +95,11 @@ static bool *summed_inputs(Factor *f, const bool *needed)
  * parked, as long as there are places. */
 void factor_plan_stage(Factor *f)
 {
-    ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1};
+    ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1, .scan = f->s->scan, .round = SCAN_ALL};
     bool *needed = needed_values(f), *summed = summed_inputs(f, needed);
     int places = 1 + f->s->families;
     for (int v = 0; v < f->k->inst.count; v++) {
-        if (!needed[v] || !is_key_input(f->k, v) || value_access_bytes(&at, v) != 16 ||
+        if (!needed[v] || !is_key_input(f, v) || value_access_bytes(&at, v) != 16 ||
             f->s->kp != f->s->K)
             continue;
         if (summed[v] && value_accesses(&at, v) == 1 && f->nparked < places)
@@ -117,7 +137,7 @@ static void take_parked(Factor *f, Val slab)
 
 static int stage_accesses(const Factor *f)
 {
-    ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1};
+    ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1, .scan = f->s->scan, .round = SCAN_ALL};
     int n = 0;
     for (int i = 0; i < f->nstaged; i++)
         n += 2 * value_accesses(&at, f->staged[i]);
@@ -179,16 +199,18 @@ void factor_enter_slab(Factor *f, Val slab)
 
 /* row sums ------------------------------------------------------------------------------------- */
 
-/* 1 + the deepest sum in the operand. */
-static int sum_depth(const Kernel *k, int v)
+/* 1 + the deepest of our sums in the operand. */
+static int sum_depth(const Factor *f, int v)
 {
+    const Kernel *k = f->k;
     int *depth = NEW_ARRAY(k->arena, int, v + 1);
     for (int u = 0; u <= v; u++) {
         const Inst *i = inst_at(k, u);
-        for (int j = 0; j < i->nargs; j++)
+        bool ends = i->op == OP_prev || in_memory(f, u);
+        for (int j = 0; !ends && j < i->nargs; j++)
             if (i->arg[j] >= 0 && depth[i->arg[j]] > depth[u])
                 depth[u] = depth[i->arg[j]];
-        depth[u] += i->op == OP_sum;
+        depth[u] += is_row_sum(f, u);
     }
     return depth[v];
 }
@@ -273,7 +295,7 @@ static void reduce_all_slabs(Factor *f, Reduction *r)
 static void mark_inputs(Factor *f, const bool *used, bool *input)
 {
     for (int v = 0; v < f->k->inst.count; v++)
-        input[v] = used[v] && is_key_input(f->k, v) && value_accesses(&f->at[0], v) <= 2;
+        input[v] = used[v] && is_key_input(f, v) && value_accesses(&f->at[0], v) <= 2;
 }
 
 static void reduce_depth(Factor *f, const bool *needed, int depth)
@@ -288,10 +310,10 @@ static void reduce_depth(Factor *f, const bool *needed, int depth)
     r.part[0] = NEW_ARRAY(cg->arena, Var, count);
     r.part[1] = NEW_ARRAY(cg->arena, Var, count);
     for (int v = 0; v < count; v++) {
-        r.wanted[v] = needed[v] && inst_at(k, v)->op == OP_sum && sum_depth(k, v) == depth;
+        r.wanted[v] = needed[v] && is_row_sum(f, v) && sum_depth(f, v) == depth;
         if (!r.wanted[v])
             continue;
-        value_mark(k, v, used);
+        mark(f, v, used);
         for (int h = 0; h < 2; h++)
             r.part[h][v] = cg_var(cg, cg->f32, cg_float(cg, 0));
     }
@@ -308,25 +330,32 @@ static void reduce_depth(Factor *f, const bool *needed, int depth)
         }
 }
 
-bool factor_reduce(Factor *f, const char **why)
+/* Sums over V are made ahead, but for a gradient's factors. */
+bool factor_sums_fit(Factor *f, const char **why)
+{
+    bool *needed = needed_values(f);
+    for (int v = 0; v < f->k->inst.count; v++)
+        if (needed[v] && is_row_sum(f, v) && inst_at(f->k, v)->axis != AXIS_K) {
+            *why = "a key-side value depends on a sum over V, which has no GPU gradient";
+            return false;
+        }
+    return true;
+}
+
+void factor_reduce(Factor *f)
 {
     const Kernel *k = f->k;
     bool *needed = needed_values(f);
     int deepest = 0;
     for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (!needed[v] || i->op != OP_sum)
+        if (!needed[v] || !is_row_sum(f, v))
             continue;
-        if (i->axis != AXIS_K) {
-            *why = "a key-side value depends on a sum over V: use the recurrent algorithm";
-            return false;
-        }
-        int d = sum_depth(k, v);
+        CHECK(inst_at(k, v)->axis == AXIS_K);
+        int d = sum_depth(f, v);
         deepest = d > deepest ? d : deepest;
     }
     for (int depth = 1; depth <= deepest; depth++)
         reduce_depth(f, needed, depth);
-    return true;
 }
 
 /* row scales ----------------------------------------------------------------------------------- */
@@ -387,12 +416,12 @@ void factor_scale_rows(Factor *f)
     for (int i = 0; i < s->families; i++) {
         any = any || s->family[i].unbounded;
         if (s->family[i].unbounded)
-            value_mark(f->k, s->family[i].x, used);
+            mark(f, s->family[i].x, used);
     }
     if (!any)
         return;
     if (s->p_scaled)
-        value_mark(f->k, s->p, used);
+        mark(f, s->p, used);
     Reduction r = {.input = NEW_ARRAY(cg->arena, bool, f->k->inst.count), .add = see_rows};
     mark_inputs(f, used, r.input);
     for (int i = 0; i <= MAX_FAMILIES; i++)
@@ -466,7 +495,7 @@ void factor_end_correction(Factor *f)
             dot[i] = cg_fadd(cg, dot[i], nv_shuffle_xor(cg, dot[i], 2));
         }
         Val ratio = cg_fdiv(cg, dot[0], dot[1]), off = nv_magnitude(cg, cg_fsub(cg, ratio, one));
-        Val close = LLVMBuildFCmp(cg->b, LLVMRealOLT, off, cg_float(cg, 0x1p-8), "");
+        Val close = LLVMBuildFCmp(cg->b, LLVMRealOLT, off, cg_float(cg, 0x1p-10), "");
         ratio = cg_select(cg, close, ratio, one);
         Val scale = f->row_scale[0][h];
         f->row_scale[0][h] = scale ? cg_fmul(cg, scale, ratio) : ratio;

@@ -7,6 +7,7 @@
  *   sequence.c   which sequence and which tokens a block works on (dense, packed)
  *   pool.c       which states it starts from and leaves
  *   value.c      evaluation on demand of elementwise values at one token and a run of channels
+ *   scan*.c      values made ahead: running sums, and others that need more than a chunk or a thread has
  *   factor*.c    everything of a chunk that does not need the state
  *   chain*.c     the serial walk over chunks, state in registers
  *   recurrent.c  token by token: the step kernel, and every spec without a chunk form
@@ -144,6 +145,7 @@ void pool_put(Cg *cg, Val x, Val p);
  * per axis that this thread holds. Values with axis C (or none) and K or V only. What is evaluated
  * is remembered until value_begin, so code built after must be dominated by code built before. */
 typedef struct ValueAt ValueAt;
+typedef struct Scan Scan; /* scan.h */
 typedef struct ValuePort { Val base, stride; } ValuePort;
 struct ValueAt {
     Cg *cg;
@@ -165,15 +167,20 @@ struct ValueAt {
     /* How OP_sum over `axis` completes across threads: partial is this thread's sum over its run. */
     Val (*sum)(ValueAt *at, int v, int axis, Val partial);
     void *user;
+    const Scan *scan;     /* values made ahead: those of rounds before `round` are read from memory */
+    int round;
     /* Filled by value.c. */
     Val **memo;           /* [value] -> its elements, filled on demand; value_begin clears it */
     ValueAt *before;      /* the same place one token earlier */
-    ValuePort *port;      /* [input] from value_ports: this head's address at token 0, bytes a token */
+    ValuePort *port;      /* [input], then by number of what is made ahead, from value_ports: this head's
+                             address at token 0, bytes a token */
 };
 /* Compute the addresses that depend on the head alone; optional, once, where it dominates all use. */
 void value_ports(ValueAt *at);
 void value_begin(ValueAt *at);
-/* Global memory full of zeros, as long as the longest row of an input. */
+/* The place one token earlier (at->first: the same token). */
+ValueAt *value_before(ValueAt *at);
+/* Global memory full of zeros, as long as the longest row of an input or value. */
 Val value_zeros(Cg *cg);
 /* Number of elements this thread holds of a value: 1, n_k or n_v. */
 int value_count(const ValueAt *at, int v);
@@ -184,8 +191,10 @@ const Val *value_get(ValueAt *at, int v);
 void value_get_padded(ValueAt *at, int v, Val *out);
 /* i1: element `base + j` exists; NULL when it always does. */
 Val value_exists(ValueAt *at, int axis, int j);
-/* The two halves of reading an input (v is OP_in), for kernels that load ahead of use: value_load
- * issues value_accesses(v) loads, value_unpack makes their results elements. */
+/* Whether v is read from memory: an input, or made ahead. */
+bool value_in_memory(const ValueAt *at, int v);
+/* The two halves of reading such a value, for kernels that load ahead of use: value_load issues
+ * value_accesses(v) loads, value_unpack makes their results elements. */
 int value_accesses(const ValueAt *at, int v);
 void value_load(ValueAt *at, int v, Val *loaded);
 /* Where the accesses go, their size in bytes, and the same loads from copies of what is there. */
@@ -195,8 +204,6 @@ void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded);
 void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out);
 /* What v becomes when every per-token input is 0, or NaN where that is not plain to see. */
 double value_at_rest(const Kernel *k, int v);
-/* NULL, or why the factor and chain kernels cannot evaluate a value of this kernel. */
-const char *value_unsupported(const Kernel *k);
 
 /* factor.c, chain.c, recurrent.c --------------------------------------------------------------- */
 

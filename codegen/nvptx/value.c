@@ -7,7 +7,7 @@
  * multiple of s*w bytes, a run at a multiple of n*w in it, so accesses of the largest power of two
  * up to 16 bytes that divides both are aligned, and lie wholly inside or outside the row.
  */
-#include "codegen/nvptx/nvptx.h"
+#include "codegen/nvptx/scan.h"
 
 #include <math.h>
 #include <string.h>
@@ -63,47 +63,85 @@ Val value_exists(ValueAt *at, int axis, int j)
 
 /* addresses ------------------------------------------------------------------------------------ */
 
+/* The value made ahead that is read for v at this place, or NULL. */
+static const ScanValue *made_ahead(const ValueAt *at, int v)
+{
+    if (!at->scan || at->scan->of[v] < 0)
+        return NULL;
+    const ScanValue *made = &at->scan->value[at->scan->of[v]];
+    return made->stored && made->round < at->round ? made : NULL;
+}
+
+bool value_in_memory(const ValueAt *at, int v)
+{
+    return inst_at(at->cg->k, v)->op == OP_in || made_ahead(at, v);
+}
+
 static int port_width(const Port *p)
 {
     return p->is_param ? 4 : elem_size(p->elem);
 }
 
-/* Head h of H heads reads the port's head h * heads / H. Params have no tokens. */
+/* Rows of `bytes` at `base`, for `heads` (i64) heads a token: head h of H reads head h * heads / H. */
+static ValuePort head_rows(ValueAt *at, Val base, Val heads, int64_t bytes)
+{
+    Cg *cg = at->cg;
+    Val head = cg_udiv(cg, cg_mul(cg, at->head, cg_trunc32(cg, heads)), at->heads);
+    Val offset = cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, bytes));
+    return (ValuePort){cg_gep8(cg, base, offset), cg_mul(cg, heads, cg_int64(cg, bytes))};
+}
+
+/* Params have no tokens. */
 static ValuePort port_address(ValueAt *at, int input)
 {
     Cg *cg = at->cg;
     const Port *p = &cg->k->in.at[input];
-    int64_t bytes = shape_elements(cg->k, p->shape) * port_width(p);
     Val heads = cg_frame_field(cg, frame_in_heads(cg->k, input));
-    Val head = cg_udiv(cg, cg_mul(cg, at->head, cg_trunc32(cg, heads)), at->heads);
-    Val offset = cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, bytes));
-    ValuePort r = {cg_gep8(cg, nv_global(cg, frame_in_ptr(cg->k, input)), offset), NULL};
-    if (!p->is_param)
-        r.stride = cg_mul(cg, heads, cg_int64(cg, bytes));
+    ValuePort r = head_rows(at, nv_global(cg, frame_in_ptr(cg->k, input)), heads,
+                            shape_elements(cg->k, p->shape) * port_width(p));
+    if (p->is_param)
+        r.stride = NULL;
     return r;
+}
+
+/* Number of v's port: inputs come first. */
+static int port_number(const ValueAt *at, int v)
+{
+    const Kernel *k = at->cg->k;
+    return made_ahead(at, v) ? k->in.count + at->scan->of[v] : inst_at(k, v)->index;
+}
+
+static ValuePort rows_of(ValueAt *at, int v)
+{
+    Cg *cg = at->cg;
+    const ScanValue *made = made_ahead(at, v);
+    if (!made)
+        return port_address(at, inst_at(cg->k, v)->index);
+    int64_t elements = made->axis < 0 ? 1 : cg->k->axis.at[made->axis].size;
+    return head_rows(at, scan_rows(cg, at->scan, made), cg_frame_field(cg, FRAME_H), 4 * elements);
 }
 
 void value_ports(ValueAt *at)
 {
     const Kernel *k = at->cg->k;
-    at->port = NEW_ARRAY(at->cg->arena, ValuePort, k->in.count);
+    at->port = NEW_ARRAY(at->cg->arena, ValuePort, k->in.count + (at->scan ? at->scan->count : 0));
     for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (i->op == OP_in && !at->port[i->index].base)
-            at->port[i->index] = port_address(at, i->index);
+        if (value_in_memory(at, v) && !at->port[port_number(at, v)].base)
+            at->port[port_number(at, v)] = rows_of(at, v);
     }
 }
 
-/* The row of this token and head that instruction `i` reads. */
-static Val row_address(ValueAt *at, const Inst *i, int64_t row_bytes)
+/* The row of this token and head that value v is read from. */
+static Val row_address(ValueAt *at, int v, int64_t row_bytes)
 {
     Cg *cg = at->cg;
-    ValuePort a = at->port && at->port[i->index].base ? at->port[i->index]
-                                                     : port_address(at, i->index);
+    const Inst *i = inst_at(cg->k, v);
+    int port = port_number(at, v);
+    ValuePort a = at->port && at->port[port].base ? at->port[port] : rows_of(at, v);
     Val p = a.base;
     if (a.stride)
         p = cg_gep8(cg, p, cg_mul(cg, at->token, a.stride));
-    if (i->row > 0)
+    if (i->op == OP_in && i->row > 0)
         p = cg_gep8(cg, p, cg_int64(cg, i->row * row_bytes));
     if (a.stride && at->valid && at->zeros)
         p = cg_select(cg, at->valid, p, at->zeros);
@@ -116,7 +154,8 @@ Val value_zeros(Cg *cg)
     Val g = LLVMGetNamedGlobal(cg->mod, name);
     if (g)
         return g;
-    int64_t longest = 0;
+    int64_t longest = 4 * (int64_t)cg->k->axis.at[AXIS_K].size, values = cg->k->axis.at[AXIS_V].size;
+    longest = 4 * values > longest ? 4 * values : longest;
     for (int i = 0; i < cg->k->in.count; i++) {
         int64_t bytes = shape_elements(cg->k, cg->k->in.at[i].shape) * 4;
         longest = bytes > longest ? bytes : longest;
@@ -140,13 +179,20 @@ static int64_t min_int64(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* How a thread's run of an input is read: n elements in accesses of `group`. */
+/* How a thread's run of a value in memory is read: n elements in accesses of `group`. */
 typedef struct Access { Elem e; int axis, n, group; int64_t size; } Access;
 
-static Access access_of(const ValueAt *at, const Inst *i)
+static bool is_param(const ValueAt *at, int v)
 {
-    const Port *p = &at->cg->k->in.at[i->index];
-    Access a = {.e = p->is_param ? ELEM_f32 : p->elem, .axis = run_axis(i->shape)};
+    const Inst *i = inst_at(at->cg->k, v);
+    return i->op == OP_in && at->cg->k->in.at[i->index].is_param;
+}
+
+static Access access_of(const ValueAt *at, int v)
+{
+    const Inst *i = inst_at(at->cg->k, v);
+    bool f32 = made_ahead(at, v) || is_param(at, v);
+    Access a = {.e = f32 ? ELEM_f32 : at->cg->k->in.at[i->index].elem, .axis = run_axis(i->shape)};
     a.n = run_length(at, a.axis);
     a.size = a.axis < 0 ? 1 : at->cg->k->axis.at[a.axis].size;
     int64_t width = elem_size(a.e);
@@ -185,13 +231,13 @@ static void unpack_access(Cg *cg, Access a, Val x, Val *out)
 
 int value_accesses(const ValueAt *at, int v)
 {
-    Access a = access_of(at, inst_at(at->cg->k, v));
+    Access a = access_of(at, v);
     return a.n / a.group;
 }
 
 int value_access_bytes(const ValueAt *at, int v)
 {
-    Access a = access_of(at, inst_at(at->cg->k, v));
+    Access a = access_of(at, v);
     return a.group * elem_size(a.e);
 }
 
@@ -199,10 +245,9 @@ int value_access_bytes(const ValueAt *at, int v)
 void value_addresses(ValueAt *at, int v, Val *address)
 {
     Cg *cg = at->cg;
-    const Inst *i = inst_at(cg->k, v);
-    Access a = access_of(at, i);
+    Access a = access_of(at, v);
     int width = elem_size(a.e);
-    Val row = row_address(at, i, a.size * width), zero = cg_int(cg, 0);
+    Val row = row_address(at, v, a.size * width), zero = cg_int(cg, 0);
     Val start = a.axis < 0 ? zero : run_base(at, a.axis);
     for (int j = 0; j < a.n; j += a.group) {
         Val exists = a.axis < 0 ? NULL : value_exists(at, a.axis, j);
@@ -216,7 +261,7 @@ void value_addresses(ValueAt *at, int v, Val *address)
 
 void value_load(ValueAt *at, int v, Val *loaded)
 {
-    Access a = access_of(at, inst_at(at->cg->k, v));
+    Access a = access_of(at, v);
     value_addresses(at, v, loaded);
     for (int j = 0; j < a.n / a.group; j++)
         loaded[j] = cg_load_invariant(at->cg, access_type(at->cg, a), loaded[j],
@@ -225,7 +270,7 @@ void value_load(ValueAt *at, int v, Val *loaded)
 
 void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded)
 {
-    Access a = access_of(at, inst_at(at->cg->k, v));
+    Access a = access_of(at, v);
     for (int j = 0; j < a.n / a.group; j++)
         loaded[j] = cg_load(at->cg, access_type(at->cg, a), copy[j], a.group * elem_size(a.e));
 }
@@ -233,9 +278,8 @@ void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded)
 void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out)
 {
     Cg *cg = at->cg;
-    const Inst *i = inst_at(cg->k, v);
-    Access a = access_of(at, i);
-    Val valid = cg->k->in.at[i->index].is_param || at->zeros ? NULL : at->valid;
+    Access a = access_of(at, v);
+    Val valid = is_param(at, v) || at->zeros ? NULL : at->valid;
     Val zero = cg_float(cg, 0);
     for (int j = 0; j < a.n; j += a.group) {
         Val exists = a.axis < 0 ? NULL : value_exists(at, a.axis, j);
@@ -307,7 +351,7 @@ static void eval_turn(ValueAt *at, const Inst *i, int n, Val *out)
 
 /* The place one token earlier. The first token stands in for the one before it, so that addresses
  * stay inside the sequence. */
-static ValueAt *place_before(ValueAt *at)
+ValueAt *value_before(ValueAt *at)
 {
     if (at->before)
         return at->before;
@@ -327,7 +371,7 @@ static ValueAt *place_before(ValueAt *at)
 static void eval_prev(ValueAt *at, const Inst *i, int n, Val *out)
 {
     CHECK(at->first != NULL);
-    const Val *x = value_get(place_before(at), i->arg[0]);
+    const Val *x = value_get(value_before(at), i->arg[0]);
     for (int j = 0; j < n; j++)
         out[j] = cg_select(at->cg, at->first, cg_float(at->cg, 0), x[j]);
 }
@@ -337,7 +381,7 @@ static void eval(ValueAt *at, int v, int n, Val *out)
     const Inst *i = inst_at(at->cg->k, v);
     if (i->op == OP_const)
         out[0] = cg_float(at->cg, i->num);
-    else if (i->op == OP_in)
+    else if (value_in_memory(at, v))
         load_run(at, v, out);
     else if (i->op == OP_prev)
         eval_prev(at, i, n, out);
@@ -371,20 +415,6 @@ void value_get_padded(ValueAt *at, int v, Val *out)
         Val exists = axis < 0 ? NULL : value_exists(at, axis, j);
         out[j] = exists ? cg_select(at->cg, exists, x[j], cg_float(at->cg, 0)) : x[j];
     }
-}
-
-/* A running sum crosses chunks, and the factor kernel has all chunks at once. Both kernels hold the
- * columns of V one by one, so a pair of them is in no thread. */
-const char *value_unsupported(const Kernel *k)
-{
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (i->op == OP_cumsum)
-            return "cumsum needs the tokens in order: use the recurrent algorithm";
-        if (i->op == OP_turn && i->axis == AXIS_V)
-            return "turn over the value channels has no GPU chunk kernel: use the recurrent algorithm";
-    }
-    return NULL;
 }
 
 static double rest_of(const Kernel *k, const Inst *i, double a, double b)

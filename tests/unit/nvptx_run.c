@@ -7,7 +7,7 @@
  *   GDR_SPEC=NAME  this spec alone
  *   GDR_VERBOSE=1  the errors of everything that ran
  */
-#include "codegen/nvptx/nvptx.h"
+#include "codegen/nvptx/factor.h"
 #include "passes/passes.h"
 #include "tests/simt/number.h"
 #include "tests/simt/simt.h"
@@ -15,7 +15,7 @@
 
 #include <dirent.h>
 
-enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 3 };
+enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 2 + 3 * SCAN_ROUNDS_MAX };
 
 /* What is compiled, and what is run. */
 typedef struct Build {
@@ -51,7 +51,7 @@ typedef struct World {
     Arena arena;
     void *in[MAX_PORTS], *out[MAX_PORTS], *s0, *s, *cu, *ws;
     int heads[MAX_PORTS], factor_heads;
-    int64_t tokens, slots;
+    int64_t tokens, slots, stretches;
     double worst;
 } World;
 
@@ -96,19 +96,34 @@ static Kernel *lower(World *w) {
     return k;
 }
 
-/* One entry in an LLVM module of its own, optimised as it would be before it is translated. */
+/* One entry in a module of its own, optimised: by `build`, or the scan's entry number `which`. */
 static const char *add_entry(World *w, const CgOptions *opt,
-                             bool (*build)(Cg *, CgModule *, const char **)) {
+                             bool (*build)(Cg *, CgModule *, const char **), const Scan *scan,
+                             int which) {
     const char *why = NULL;
     Cg *cg = cg_open(&w->spec->arena, w->code, opt, &why);
     if (!cg)
         return why;
     int n = w->module.entry.count;
     w->cg[n] = cg;
-    if (!build(cg, &w->module, &why) || !cg_optimize(cg, &why))
+    if (!build)
+        scan_build(cg, scan, which, &w->module);
+    if ((build && !build(cg, &w->module, &why)) || !cg_optimize(cg, &why))
         return why;
     w->simt[n] = simt_open(&w->spec->arena, cg->mod, w->module.entry.at[n].symbol, &why);
     return w->simt[n] ? NULL : why;
+}
+
+static const char *add_chunk_entries(World *w, const CgOptions *opt) {
+    System s;
+    const char *why = NULL;
+    if (!nv_system(&w->spec->arena, w->code, &s, &why))
+        return why;
+    for (int i = 0; i < scan_entries(w->code, s.scan) && !why; i++)
+        why = add_entry(w, opt, NULL, s.scan, i);
+    if (!why)
+        why = add_entry(w, opt, nv_build_factor, NULL, 0);
+    return why ? why : add_entry(w, opt, nv_build_chain, NULL, 0);
 }
 
 static void close_code(World *w) {
@@ -136,7 +151,7 @@ static bool compile(World *w) {
     if (b->algo == ALGO_recurrent) {
         w->code = normal;
         w->module.chunk = 1;
-        why = add_entry(w, kept, nv_build_recurrent);
+        why = add_entry(w, kept, nv_build_recurrent, NULL, 0);
     }
     for (int i = 0; b->algo == ALGO_chunk && i < 3; i++) {
         close_code(w);
@@ -144,9 +159,7 @@ static bool compile(World *w) {
         kernel_set_chunk(w->code, choice[i]);
         passes_run_after(w->code, "normal", NULL, NULL);
         w->module.chunk = choice[i];
-        why = add_entry(w, kept, nv_build_factor);
-        if (!why)
-            why = add_entry(w, kept, nv_build_chain);
+        why = add_chunk_entries(w, kept);
         if (!why)
             break;
     }
@@ -251,8 +264,13 @@ static void make_tensors(World *w) {
             ((int64_t *)w->cu)[n] = first_of(l, n);
         else
             ((int32_t *)w->cu)[n] = (int32_t)first_of(l, n);
-    w->slots = frame_slots(l->cu_width ? w->tokens : l->T, l->N, l->cu_width > 0, w->module.chunk);
-    w->ws = tensor(w, w->slots * w->factor_heads * w->module.ws_bytes_per_slot_head, true);
+    int64_t T = l->cu_width ? w->tokens : l->T;
+    w->slots = frame_slots(T, l->N, l->cu_width > 0, w->module.chunk);
+    w->stretches = frame_slots(T, l->N, l->cu_width > 0, SCAN_TOKENS);
+    int64_t records = w->slots * w->factor_heads * w->module.ws_bytes_per_slot_head + 255;
+    int64_t rows = w->tokens * l->H * w->module.scan_token_bytes + 255;
+    int64_t carry = w->stretches * l->H * w->module.scan_carry_bytes;
+    w->ws = tensor(w, records / 256 * 256 + rows / 256 * 256 + carry, true);
 }
 
 /* running -------------------------------------------------------------------------------------- */
@@ -306,9 +324,10 @@ static void launch(World *w) {
     fill_frame(w, frame);
     for (int i = 0; i < w->module.entry.count; i++) {
         const CgEntry *e = &w->module.entry.at[i];
-        int64_t tiles = (w->b->V + e->v_tile - 1) / (e->v_tile ? e->v_tile : 1);
-        int64_t blocks =
-            e->kind == ENTRY_factor ? w->slots * w->factor_heads : w->l->N * w->l->H * tiles;
+        int64_t tiles = e->v_tile ? (w->b->V + e->v_tile - 1) / e->v_tile : 1;
+        int64_t blocks = e->kind == ENTRY_factor ? w->slots * w->factor_heads
+                         : e->kind == ENTRY_scan ? w->stretches * w->l->H
+                                                 : w->l->N * w->l->H * tiles;
         const char *why = NULL;
         if (!simt_launch(w->simt[i], frame, frame_fields(w->token), blocks, e->threads,
                          e->smem_bytes, &why))

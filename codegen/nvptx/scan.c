@@ -1,0 +1,516 @@
+/* The kernels that make values ahead (scan.h): a warp walks a stretch of tokens, a lane holds a run of
+ * every vector, so sums over channels are shuffles and running sums registers.
+ *
+ * Three ways to sum over time were weighed. A block that walks a whole sequence is one launch, but slow
+ * where sequences are few and long: what a block can read in flight is a hundredth of the memory's rate.
+ * Chunks that wait for those before them (look-back) are one launch too, but need blocks to start in
+ * order and counters that somebody clears. Sums, their sums, then the values again from the inputs read
+ * the summed inputs twice, and no kernel waits for a neighbour: it runs at the memory's rate for every
+ * shape of batch, a value of any later token can be read like an input, and what only feeds another
+ * value (a normaliser's running sum) never goes to memory.
+ *
+ * Every sum is taken in an order that the place in the sequence alone decides, and takes nothing that
+ * comes later: results are the same bit for bit whatever stands behind or beside.
+ */
+#include "codegen/nvptx/scan.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    AHEAD = 8,             /* tokens read before the first is used */
+    WALKS_PER_SM = 16,
+    CARRY_WARPS = 16,      /* of a block */
+    CARRY_EACH = 8,        /* stretches a warp sums at a time */
+    REGION_ALIGN = 256
+};
+enum { PART_sums, PART_carry, PART_rows, PARTS };
+
+/* places --------------------------------------------------------------------------------------- */
+
+static Val align(Cg *cg, Val x)
+{
+    return cg_and(cg, cg_add(cg, x, cg_int64(cg, REGION_ALIGN - 1)), cg_int64(cg, -REGION_ALIGN));
+}
+
+static Val region(Cg *cg, const Scan *scan)
+{
+    Val records = cg_mul(cg, cg_frame_field(cg, FRAME_SLOTS), cg_frame_field(cg, FRAME_HF));
+    Val bytes = align(cg, cg_mul(cg, records, cg_int64(cg, scan->record_bytes)));
+    return cg_gep8(cg, nv_global(cg, FRAME_WS), bytes);
+}
+
+/* Tokens of all sequences times heads. */
+static Val token_heads(Cg *cg)
+{
+    Val T = cg_frame_field(cg, FRAME_T);
+    Val packed = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_CU), cg_int64(cg, 0));
+    Val tokens = cg_select(cg, packed, T, cg_mul(cg, T, cg_frame_field(cg, FRAME_N)));
+    return cg_mul(cg, tokens, cg_frame_field(cg, FRAME_H));
+}
+
+Val scan_rows(Cg *cg, const Scan *scan, const ScanValue *value)
+{
+    Val before = cg_mul(cg, token_heads(cg), cg_int64(cg, value->rows_at));
+    return cg_gep8(cg, region(cg, scan), before);
+}
+
+/* The carry row of a stretch (i64) and head (i32). */
+static Val carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
+{
+    Val rows = align(cg, cg_mul(cg, token_heads(cg), cg_int64(cg, scan->token_bytes)));
+    Val at = cg_add(cg, cg_mul(cg, stretch, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, head));
+    Val bytes = cg_mul(cg, at, cg_int64(cg, 4 * (int64_t)scan->carry_floats));
+    return cg_gep8(cg, region(cg, scan), cg_add(cg, rows, bytes));
+}
+
+/* A lane's n elements ------------------------------------------------------------------------- */
+
+static int access_of(int n) { return n < 4 ? n : 4; }
+
+static void load_lane(Cg *cg, Val p, int n, Val *out)
+{
+    int each = access_of(n);
+    Ty t = each > 1 ? LLVMVectorType(cg->f32, (unsigned)each) : cg->f32;
+    for (int j = 0; j < n; j += each) {
+        Val x = cg_load(cg, t, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4 * each);
+        for (int e = 0; e < each; e++)
+            out[j + e] = each > 1 ? cg_extract(cg, x, e) : x;
+    }
+}
+
+static void store_group(Cg *cg, Val p, int n, const Val *x)
+{
+    Val all = n > 1 ? LLVMGetPoison(LLVMVectorType(cg->f32, (unsigned)n)) : x[0];
+    for (int e = 0; n > 1 && e < n; e++)
+        all = cg_insert(cg, all, x[e], e);
+    cg_store(cg, all, p, 4 * n);
+}
+
+static void store_lane(Cg *cg, Val p, int n, const Val *x)
+{
+    int each = access_of(n);
+    for (int j = 0; j < n; j += each)
+        store_group(cg, cg_gep8(cg, p, cg_int64(cg, 4 * j)), each, x + j);
+}
+
+/* a + b for running sums; of angles whole turns do not count. */
+static Val add(Cg *cg, bool angle, Val a, Val b)
+{
+    Val sum = cg_fadd(cg, a, b);
+    return angle ? cg_within_turn(cg, sum) : sum;
+}
+
+/* walking a stretch ---------------------------------------------------------------------------- */
+
+typedef struct Walk {
+    Cg *cg;
+    const Kernel *k;
+    const Scan *scan;
+    int round, part;
+    Val lane, stretch;
+    Seq seq;
+    Val start, count;     /* i64 first token in the sequence; i32 tokens */
+    Val live;             /* i1: the token at hand exists */
+    ValueAt at;
+    bool *read;           /* by value: from memory, ahead of use */
+    Val *loaded[AHEAD];   /* by token and value: accesses, count * MAX_ACCESSES */
+    Val **here;           /* by value: those of the token at hand, or NULL */
+    Var **running;        /* by value: a running sum's elements, NULL where it is none of ours */
+} Walk;
+
+enum { MAX_ACCESSES = 8 };
+
+static bool ours(const Walk *w, const ScanValue *m, bool sums)
+{
+    bool is_sum = inst_at(w->k, m->value)->op == OP_cumsum;
+    return m->round == w->round && (sums ? is_sum : m->stored);
+}
+
+static int operand(const Walk *w, int v) { return inst_at(w->k, v)->arg[0]; }
+
+static bool look_up(ValueAt *at, int v, Val *out)
+{
+    Walk *w = at->user;
+    if (w->here[v]) {
+        value_unpack(at, v, w->here[v], out);
+        return true;
+    }
+    if (!w->running[v])
+        return false;
+    const Val *now = value_get(at, operand(w, v));
+    for (int j = 0; j < value_count(at, v); j++)
+        out[j] = add(w->cg, value_is_angle(w->k, v), cg_get(w->cg, w->running[v][j]), now[j]);
+    return true;
+}
+
+static Val add_lanes(ValueAt *at, int v, int axis, Val partial)
+{
+    (void)v;
+    (void)axis;
+    for (int mask = 1; mask < SCAN_LANES; mask *= 2)
+        partial = cg_fadd(at->cg, partial, nv_shuffle_xor(at->cg, partial, mask));
+    return partial;
+}
+
+/* What the round reads of every token, and the running sums that it needs. */
+static void plan_walk(Walk *w)
+{
+    const Kernel *k = w->k;
+    int count = k->inst.count;
+    bool *needed = NEW_ARRAY(w->cg->arena, bool, count), sums = w->part == PART_sums;
+    w->read = NEW_ARRAY(w->cg->arena, bool, count);
+    w->running = NEW_ARRAY(w->cg->arena, Var *, count);
+    for (int i = 0; i < w->scan->count; i++) {
+        const ScanValue *m = &w->scan->value[i];
+        if (ours(w, m, sums))
+            scan_mark(k, w->scan, w->round, sums ? operand(w, m->value) : m->value, needed);
+    }
+    for (int v = 0; v < count; v++) {
+        const Inst *i = inst_at(k, v);
+        bool param = i->op == OP_in && k->in.at[i->index].is_param;
+        w->read[v] = needed[v] && !param && value_in_memory(&w->at, v);
+        if (needed[v] && i->op == OP_cumsum && !value_in_memory(&w->at, v))
+            w->running[v] = NEW_ARRAY(w->cg->arena, Var, value_count(&w->at, v));
+    }
+    for (int t = 0; t < AHEAD; t++)
+        w->loaded[t] = NEW_ARRAY(w->cg->arena, Val, count * MAX_ACCESSES);
+    w->here = NEW_ARRAY(w->cg->arena, Val *, count);
+}
+
+static void place_walk(Walk *w)
+{
+    Cg *cg = w->cg;
+    const Kernel *k = w->k;
+    Val heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), block = nv_block(cg), number;
+    int size_k = k->axis.at[AXIS_K].size, size_v = k->axis.at[AXIS_V].size;
+    int n_k = scan_lane_elements(k, AXIS_K), n_v = scan_lane_elements(k, AXIS_V);
+    w->lane = nv_tid(cg);
+    w->stretch = cg_zext64(cg, cg_udiv(cg, block, heads));
+    w->seq = seq_of_slot(cg, w->stretch, SCAN_TOKENS, &number);
+    w->start = cg_mul(cg, number, cg_int64(cg, SCAN_TOKENS));
+    w->at = (ValueAt){
+        .cg = cg, .begin = w->seq.begin, .head = cg_urem(cg, block, heads), .heads = heads,
+        .base_k = cg_mul(cg, w->lane, cg_int(cg, n_k)),
+        .base_v = cg_mul(cg, w->lane, cg_int(cg, n_v)), .n_k = n_k, .n_v = n_v,
+        .past_k = SCAN_LANES * n_k > size_k, .past_v = SCAN_LANES * n_v > size_v,
+        .lookup = look_up, .sum = add_lanes, .user = w, .scan = w->scan, .round = w->round};
+}
+
+/* Token `t` (i32) of the stretch; those past the sequence's end become its last. */
+static void go_to(Walk *w, Val t)
+{
+    Cg *cg = w->cg;
+    Val in_seq = cg_add(cg, w->start, cg_zext64(cg, t));
+    Val last = cg_sub(cg, w->seq.length, cg_int64(cg, 1));
+    w->live = cg_cmp(cg, LLVMIntSLT, t, w->count);
+    in_seq = cg_select(cg, w->live, in_seq, last);
+    w->at.token = cg_add(cg, w->seq.begin, in_seq);
+    w->at.first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0));
+    value_begin(&w->at);
+}
+
+static void read_token(Walk *w, Val t, Val *loaded)
+{
+    go_to(w, t);
+    for (int v = 0; v < w->k->inst.count; v++)
+        if (w->read[v])
+            value_load(&w->at, v, loaded + v * MAX_ACCESSES);
+}
+
+static void enter_token(Walk *w, Val t, Val *loaded)
+{
+    go_to(w, t);
+    for (int v = 0; v < w->k->inst.count; v++)
+        w->here[v] = w->read[v] ? loaded + v * MAX_ACCESSES : NULL;
+}
+
+static void each_token(Walk *w, void (*visit)(Walk *w))
+{
+    Cg *cg = w->cg;
+    Loop group = cg_for(cg, cg_int(cg, 0), w->count, AHEAD, false);
+    for (int t = 0; t < AHEAD; t++)
+        read_token(w, cg_add(cg, group.i, cg_int(cg, t)), w->loaded[t]);
+    for (int t = 0; t < AHEAD; t++) {
+        enter_token(w, cg_add(cg, group.i, cg_int(cg, t)), w->loaded[t]);
+        visit(w);
+    }
+    cg_end_for(cg, &group);
+}
+
+/* sums ----------------------------------------------------------------------------------------- */
+
+static Val lane_of(Walk *w, const ScanValue *m, Val row)
+{
+    Cg *cg = w->cg;
+    Val bytes = cg_mul(cg, w->lane, cg_int(cg, 4 * m->n));
+    return cg_gep8(cg, cg_gep8(cg, row, cg_int64(cg, 4 * (int64_t)m->carry_at)),
+                   cg_zext64(cg, bytes));
+}
+
+static void add_token(Walk *w)
+{
+    Cg *cg = w->cg;
+    for (int i = 0; i < w->scan->count; i++) {
+        const ScanValue *m = &w->scan->value[i];
+        if (!ours(w, m, true))
+            continue;
+        const Val *x = value_get(&w->at, operand(w, m->value));
+        for (int j = 0; j < m->n; j++) {
+            Var sum = w->running[m->value][j];
+            Val now = cg_select(cg, w->live, x[j], cg_float(cg, 0));
+            cg_set(cg, sum, add(cg, value_is_angle(w->k, m->value), cg_get(cg, sum), now));
+        }
+    }
+}
+
+static void make_sums(Walk *w)
+{
+    Cg *cg = w->cg;
+    for (int i = 0; i < w->scan->count; i++) {
+        const ScanValue *m = &w->scan->value[i];
+        if (!ours(w, m, true))
+            continue;
+        w->running[m->value] = NEW_ARRAY(cg->arena, Var, m->n);
+        for (int j = 0; j < m->n; j++)
+            w->running[m->value][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    }
+    each_token(w, add_token);
+    Val row = carry_row(cg, w->scan, w->stretch, w->at.head);
+    for (int i = 0; i < w->scan->count; i++) {
+        const ScanValue *m = &w->scan->value[i];
+        Val *x = NEW_ARRAY(cg->arena, Val, m->n);
+        for (int j = 0; ours(w, m, true) && j < m->n; j++)
+            x[j] = cg_get(cg, w->running[m->value][j]);
+        if (ours(w, m, true))
+            store_lane(cg, lane_of(w, m, row), m->n, x);
+    }
+}
+
+/* rows ----------------------------------------------------------------------------------------- */
+
+static void open_running(Walk *w)
+{
+    Cg *cg = w->cg;
+    Val row = carry_row(cg, w->scan, w->stretch, w->at.head);
+    for (int i = 0; i < w->scan->count; i++) {
+        const ScanValue *m = &w->scan->value[i];
+        if (!w->running[m->value])
+            continue;
+        Val *x = NEW_ARRAY(cg->arena, Val, m->n);
+        load_lane(cg, lane_of(w, m, row), m->n, x);
+        for (int j = 0; j < m->n; j++)
+            w->running[m->value][j] = cg_var(cg, cg->f32, x[j]);
+    }
+}
+
+/* A scalar is the same in every lane. */
+static void store_value(Walk *w, const ScanValue *m)
+{
+    Cg *cg = w->cg;
+    int64_t size = m->axis < 0 ? 1 : w->k->axis.at[m->axis].size;
+    int group = size % 4 == 0 && m->n % 4 == 0 ? 4 : size % 2 == 0 && m->n % 2 == 0 ? 2 : 1;
+    const Val *x = value_get(&w->at, m->value);
+    Val row = cg_mul(cg, w->at.token, cg_frame_field(cg, FRAME_H));
+    row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, w->at.head)), cg_int64(cg, 4 * size));
+    Val p = cg_gep8(cg, scan_rows(cg, w->scan, m), row);
+    if (m->axis >= 0)
+        p = cg_gep8(cg, p, cg_zext64(cg, cg_mul(cg, w->lane, cg_int(cg, 4 * m->n))));
+    for (int j = 0; j < m->n; j += group) {
+        Val exists = m->axis < 0 ? cg_cmp(cg, LLVMIntEQ, w->lane, cg_int(cg, 0))
+                                 : value_exists(&w->at, m->axis, j);
+        If stored = cg_if(cg, exists ? cg_and(cg, w->live, exists) : w->live);
+        store_group(cg, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, x + j);
+        cg_end_if(cg, &stored);
+    }
+}
+
+/* Everything is made before a sum moves on, so that one which looks at another sees this token's. */
+static void make_token(Walk *w)
+{
+    Cg *cg = w->cg;
+    for (int v = 0; v < w->k->inst.count; v++)
+        if (w->running[v])
+            value_get(&w->at, v);
+    for (int i = 0; i < w->scan->count; i++)
+        if (ours(w, &w->scan->value[i], false))
+            store_value(w, &w->scan->value[i]);
+    for (int v = 0; v < w->k->inst.count; v++)
+        for (int j = 0; w->running[v] && j < value_count(&w->at, v); j++)
+            cg_set(cg, w->running[v][j], value_get(&w->at, v)[j]);
+}
+
+static void build_walk(Walk *w)
+{
+    Cg *cg = w->cg;
+    place_walk(w);
+    plan_walk(w);
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, w->start, w->seq.length));
+    Val left = cg_sub(cg, w->seq.length, w->start), most = cg_int64(cg, SCAN_TOKENS);
+    w->count = cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, most), left, most));
+    value_ports(&w->at);
+    if (w->part == PART_sums) {
+        make_sums(w);
+    } else {
+        open_running(w);
+        each_token(w, make_token);
+    }
+    cg_end_if(cg, &some);
+}
+
+/* carry ---------------------------------------------------------------------------------------- */
+
+/* One running sum of a block's sequence and head. A warp takes CARRY_EACH stretches of as many as the
+ * block takes at a time; what the warps before it have comes through shared memory. */
+typedef struct Carry {
+    Cg *cg;
+    const Scan *scan;
+    const ScanValue *m;
+    bool angle;
+    Val lane, warp, head, stretches; /* i32; i64 of the sequence */
+    Seq seq;
+    Var *total;                      /* of everything before */
+} Carry;
+
+static Val shared_part(Carry *c, Val warp)
+{
+    Cg *cg = c->cg;
+    Val at = cg_add(cg, cg_mul(cg, warp, cg_int(cg, SCAN_LANES)), c->lane);
+    return cg_gep8(cg, nv_shared(cg, 0), cg_mul(cg, at, cg_int(cg, 4 * c->m->n)));
+}
+
+/* Where this lane's elements of a stretch (i64) of the sequence stand. */
+static Val carry_place(Carry *c, Val stretch)
+{
+    Cg *cg = c->cg;
+    Val row = carry_row(cg, c->scan, cg_add(cg, c->seq.slot, stretch), c->head);
+    Val at = cg_add(cg, cg_mul(cg, c->lane, cg_int(cg, c->m->n)), cg_int(cg, c->m->carry_at));
+    return cg_gep8(cg, row, cg_zext64(cg, cg_shl(cg, at, 2)));
+}
+
+/* Adds up the warps' parts: those before ours on top of `total` are `before`. */
+static void add_parts(Carry *c, Val *before)
+{
+    Cg *cg = c->cg;
+    Val all[SCAN_LANES], part[SCAN_LANES];
+    int n = c->m->n;
+    for (int j = 0; j < n; j++)
+        all[j] = before[j] = cg_get(cg, c->total[j]);
+    for (int u = 0; u < CARRY_WARPS; u++) {
+        Val ours = cg_cmp(cg, LLVMIntSLT, cg_int(cg, u), c->warp);
+        load_lane(cg, shared_part(c, cg_int(cg, u)), n, part);
+        for (int j = 0; j < n; j++) {
+            all[j] = add(cg, c->angle, all[j], part[j]);
+            before[j] = cg_select(cg, ours, all[j], before[j]);
+        }
+    }
+    for (int j = 0; j < n; j++)
+        cg_set(cg, c->total[j], all[j]);
+}
+
+static void carry_tile(Carry *c, Val first)
+{
+    Cg *cg = c->cg;
+    int n = c->m->n;
+    Val x[CARRY_EACH][SCAN_LANES], sum[SCAN_LANES], place[CARRY_EACH], live[CARRY_EACH];
+    Val mine = cg_add(cg, first, cg_zext64(cg, cg_mul(cg, c->warp, cg_int(cg, CARRY_EACH))));
+    for (int e = 0; e < CARRY_EACH; e++) {
+        Val stretch = cg_add(cg, mine, cg_int64(cg, e));
+        live[e] = cg_cmp(cg, LLVMIntSLT, stretch, c->stretches);
+        place[e] = carry_place(c, cg_select(cg, live[e], stretch, first));
+        load_lane(cg, place[e], n, x[e]);
+    }
+    for (int e = 0; e < CARRY_EACH; e++)
+        for (int j = 0; j < n; j++) {
+            x[e][j] = cg_select(cg, live[e], x[e][j], cg_float(cg, 0));
+            sum[j] = e ? add(cg, c->angle, sum[j], x[e][j]) : x[e][j];
+        }
+    store_lane(cg, shared_part(c, c->warp), n, sum);
+    nv_barrier(cg);
+    add_parts(c, sum);
+    nv_barrier(cg);
+    for (int e = 0; e < CARRY_EACH; e++) {
+        If there = cg_if(cg, live[e]);
+        store_lane(cg, place[e], n, sum);
+        cg_end_if(cg, &there);
+        for (int j = 0; j < n; j++)
+            sum[j] = add(cg, c->angle, sum[j], x[e][j]);
+    }
+}
+
+static int build_carry(Cg *cg, const Scan *scan, int round)
+{
+    int widest = 0;
+    Val H = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), tid = nv_tid(cg), block = nv_block(cg);
+    Carry c = {.cg = cg, .scan = scan, .lane = cg_and(cg, tid, cg_int(cg, SCAN_LANES - 1)),
+               .warp = cg_shr(cg, tid, 5), .head = cg_urem(cg, block, H)};
+    c.seq = seq_of_index(cg, cg_udiv(cg, block, H), SCAN_TOKENS);
+    Val up = cg_add(cg, c.seq.length, cg_int64(cg, SCAN_TOKENS - 1));
+    c.stretches = cg_udiv(cg, up, cg_int64(cg, SCAN_TOKENS));
+    for (int i = 0; i < scan->count; i++) {
+        const ScanValue *m = &scan->value[i];
+        if (m->round != round || inst_at(cg->k, m->value)->op != OP_cumsum)
+            continue;
+        c.m = m;
+        c.angle = value_is_angle(cg->k, m->value);
+        c.total = NEW_ARRAY(cg->arena, Var, m->n);
+        for (int j = 0; j < m->n; j++)
+            c.total[j] = cg_var(cg, cg->f32, cg_float(cg, 0));
+        Loop tile = cg_for(cg, cg_int64(cg, 0), c.stretches, CARRY_WARPS * CARRY_EACH, false);
+        carry_tile(&c, tile.i);
+        cg_end_for(cg, &tile);
+        widest = m->n > widest ? m->n : widest;
+    }
+    return CARRY_WARPS * SCAN_LANES * widest * 4;
+}
+
+/* entries -------------------------------------------------------------------------------------- */
+
+static bool has_part(const Kernel *k, const Scan *scan, int round, int part)
+{
+    for (int i = 0; i < scan->count; i++) {
+        const ScanValue *m = &scan->value[i];
+        bool is_sum = inst_at(k, m->value)->op == OP_cumsum;
+        if (m->round == round && (part == PART_rows ? m->stored : is_sum))
+            return true;
+    }
+    return false;
+}
+
+int scan_entries(const Kernel *k, const Scan *scan)
+{
+    int n = 0;
+    for (int i = 0; i < PARTS * scan->rounds; i++)
+        n += has_part(k, scan, i / PARTS, i % PARTS);
+    return n;
+}
+
+void scan_build(Cg *cg, const Scan *scan, int which, CgModule *out)
+{
+    static const char *const name[] = {"sums", "carry", "rows"};
+    int i = 0, size = (int)strlen(cg->k->name) + 64;
+    for (int n = 0;; i++) {
+        CHECK(i < PARTS * scan->rounds);
+        if (has_part(cg->k, scan, i / PARTS, i % PARTS) && n++ == which)
+            break;
+    }
+    int round = i / PARTS, part = i % PARTS;
+    CgEntry e = {.kind = part == PART_carry ? ENTRY_carry : ENTRY_scan,
+                 .threads = part == PART_carry ? CARRY_WARPS * SCAN_LANES : SCAN_LANES};
+    char *symbol = arena_alloc(cg->arena, (size_t)size);
+    snprintf(symbol, (size_t)size, "%s%s_%s%d", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name,
+             name[part], round);
+    e.symbol = symbol;
+    nv_kernel_open(cg, symbol, e.threads, part == PART_carry ? 1 : WALKS_PER_SM);
+    if (part == PART_carry) {
+        e.smem_bytes = build_carry(cg, scan, round);
+    } else {
+        Walk *w = NEW(cg->arena, Walk);
+        *w = (Walk){.cg = cg, .k = cg->k, .scan = scan, .round = round, .part = part};
+        build_walk(w);
+    }
+    nv_kernel_close(cg);
+    VEC_PUSH(cg->arena, &out->entry, e);
+    out->scan_token_bytes = scan->token_bytes;
+    out->scan_carry_bytes = 4 * (int64_t)scan->carry_floats;
+}

@@ -1,0 +1,210 @@
+/* Which values are made ahead, in which round, and where they stand: scan.h.
+ *
+ * A walk from what the factor and the chain kernel evaluate down to the inputs, which knows for whom it
+ * looks at a value: what one kernel makes in passing, another has to read.
+ */
+#include "codegen/nvptx/factor.h"
+#include "codegen/nvptx/scan.h"
+
+/* Who wants a value: the factor or the chain kernel; the sums kernel, for a running sum's operand; the
+ * rows kernel, for any other value. `EARLIER`: of a token before. */
+enum { BY_factor, BY_chain, BY_sums, BY_rows, EARLIER, WANTS = 2 * EARLIER };
+
+typedef struct Plan {
+    const Kernel *k;
+    const System *s;
+    Scan *scan;
+    bool *state;        /* by value: depends on the state */
+    bool *seen[WANTS];  /* by value */
+    bool *made, *stored;
+} Plan;
+
+static bool per_token(const Inst *i)
+{
+    return shape_has(i->shape, AXIS_C) || shape_has(i->shape, AXIS_R);
+}
+
+/* Whether `who` reads value v from memory. */
+static bool reads(const Plan *p, int v, int who)
+{
+    const Inst *i = inst_at(p->k, v);
+    bool earlier = who >= EARLIER;
+    int by = who % EARLIER;
+    if (p->state[v])
+        return false;
+    if (i->op == OP_cumsum)
+        return by != BY_rows || earlier;
+    if (i->op == OP_sum)
+        return by == BY_factor ? earlier || i->axis != AXIS_K
+                                 : by == BY_chain && (earlier || per_token(i));
+    return i->op == OP_turn && i->axis == AXIS_V && by == BY_chain && per_token(i);
+}
+
+static void visit(Plan *p, int v, int who);
+
+static void visit_operands(Plan *p, int v, int who)
+{
+    const Inst *i = inst_at(p->k, v);
+    for (int j = 0; j < i->nargs; j++)
+        if (i->arg[j] >= 0)
+            visit(p, i->arg[j], who);
+}
+
+static void visit(Plan *p, int v, int who)
+{
+    const Inst *i = inst_at(p->k, v);
+    if (p->seen[who][v])
+        return;
+    p->seen[who][v] = true;
+    bool stored = reads(p, v, who);
+    if (stored || (i->op == OP_cumsum && !p->state[v])) {
+        p->made[v] = true;
+        p->stored[v] = p->stored[v] || stored;
+        visit_operands(p, v, i->op == OP_cumsum ? BY_sums : BY_rows);
+        return;
+    }
+    visit_operands(p, v, i->op == OP_prev ? who % EARLIER + EARLIER : who);
+}
+
+static void find_values(Plan *p)
+{
+    const System *s = p->s;
+    visit(p, s->p, BY_factor);
+    if (s->a >= 0)
+        visit(p, s->a, BY_factor);
+    for (int f = 0; f < s->families; f++)
+        visit(p, s->family[f].x, BY_factor);
+    for (int f = 0; f < s->families; f++) { /* where the chain's expressions end */
+        p->seen[BY_chain][s->family[f].read] = true;
+        if (s->family[f].mixed >= 0)
+            p->seen[BY_chain][s->family[f].mixed] = true;
+    }
+    visit(p, s->X, BY_chain);
+    for (int v = 0; v < p->k->inst.count; v++)
+        if (inst_at(p->k, v)->op == OP_out)
+            visit(p, inst_at(p->k, v)->arg[0], BY_chain);
+}
+
+/* rounds --------------------------------------------------------------------------------------- */
+
+static int later(int a, int b) { return a > b ? a : b; }
+
+/* The first round that can evaluate v for `who`, one of the scan's own kernels. */
+static int round_of(const Plan *p, int v, int who, int *memo)
+{
+    const Inst *i = inst_at(p->k, v);
+    int *known = &memo[who * p->k->inst.count + v], first = 0;
+    if (*known)
+        return *known - 1;
+    if (i->op == OP_cumsum) {
+        first = p->scan->value[p->scan->of[v]].round + reads(p, v, who);
+    } else {
+        int below = i->op == OP_prev ? who % EARLIER + EARLIER : who;
+        for (int j = 0; j < i->nargs; j++)
+            first = later(first, round_of(p, i->arg[j], below, memo));
+    }
+    *known = first + 1;
+    return first;
+}
+
+int scan_lane_elements(const Kernel *k, int axis)
+{
+    int n = 2; /* a pair that turns lies in one lane */
+    if (axis < 0)
+        return 1;
+    while (SCAN_LANES * n < k->axis.at[axis].size)
+        n *= 2;
+    return n;
+}
+
+static void list_values(Plan *p)
+{
+    const Kernel *k = p->k;
+    Scan *scan = p->scan;
+    int *memo = NEW_ARRAY(k->arena, int, WANTS * k->inst.count);
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (!p->made[v])
+            continue;
+        ScanValue *value = &scan->value[scan->count];
+        value->value = v;
+        value->axis = shape_has(i->shape, AXIS_K) ? AXIS_K : shape_has(i->shape, AXIS_V) ? AXIS_V : -1;
+        value->n = scan_lane_elements(k, value->axis);
+        value->stored = p->stored[v];
+        value->round = round_of(p, i->arg[0], i->op == OP_cumsum ? BY_sums : BY_rows, memo);
+        scan->rounds = later(scan->rounds, value->round + 1);
+        scan->of[v] = scan->count++;
+    }
+}
+
+/* places --------------------------------------------------------------------------------------- */
+
+static int64_t row_bytes(const Kernel *k, const ScanValue *value)
+{
+    return value->axis < 0 ? 4 : 4 * (int64_t)k->axis.at[value->axis].size;
+}
+
+/* Values of the most even sizes first: then each begins at a multiple of what its rows are read by. */
+static void place_values(const Kernel *k, Scan *scan)
+{
+    enum { MOST = 1 << 10 };
+    for (int unit = MOST; unit >= 4; unit /= 2)
+        for (int i = 0; i < scan->count; i++) {
+            ScanValue *value = &scan->value[i];
+            int64_t bytes = row_bytes(k, value), even = bytes & -bytes;
+            if (!value->stored || (even < MOST ? even : MOST) != unit)
+                continue;
+            value->rows_at = scan->token_bytes;
+            scan->token_bytes += bytes;
+        }
+    for (int i = 0; i < scan->count; i++) {
+        ScanValue *value = &scan->value[i];
+        value->carry_at = scan->carry_floats;
+        if (inst_at(k, value->value)->op == OP_cumsum)
+            scan->carry_floats += SCAN_LANES * value->n;
+    }
+}
+
+const Scan *scan_plan(const Kernel *k, const System *s)
+{
+    int count = k->inst.count;
+    Scan *scan = NEW(k->arena, Scan);
+    Plan p = {.k = k, .s = s, .scan = scan};
+    p.state = NEW_ARRAY(k->arena, bool, count);
+    p.made = NEW_ARRAY(k->arena, bool, count);
+    p.stored = NEW_ARRAY(k->arena, bool, count);
+    for (int who = 0; who < WANTS; who++)
+        p.seen[who] = NEW_ARRAY(k->arena, bool, count);
+    scan->of = NEW_ARRAY(k->arena, int, count);
+    scan->value = NEW_ARRAY(k->arena, ScanValue, count);
+    scan->record_bytes = s->ws_bytes;
+    for (int v = 0; v < count; v++) {
+        const Inst *i = inst_at(k, v);
+        scan->of[v] = -1;
+        p.state[v] = i->op == OP_state;
+        for (int j = 0; j < i->nargs; j++)
+            p.state[v] = p.state[v] || (i->arg[j] >= 0 && p.state[i->arg[j]]);
+    }
+    find_values(&p);
+    list_values(&p);
+    place_values(k, scan);
+    return scan;
+}
+
+bool scan_stored(const Scan *scan, int v)
+{
+    return scan && scan->of[v] >= 0 && scan->value[scan->of[v]].stored;
+}
+
+void scan_mark(const Kernel *k, const Scan *scan, int round, int v, bool *mark)
+{
+    const Inst *i = inst_at(k, v);
+    if (mark[v])
+        return;
+    mark[v] = true;
+    if (i->op == OP_prev || (scan_stored(scan, v) && scan->value[scan->of[v]].round < round))
+        return;
+    for (int j = 0; j < i->nargs; j++)
+        if (i->arg[j] >= 0)
+            scan_mark(k, scan, round, i->arg[j], mark);
+}
