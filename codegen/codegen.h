@@ -215,6 +215,7 @@ typedef struct Cg {
     Ty ptr, ptr_global, ptr_shared; /* address spaces 0, 1, 3 */
     Val fn;                         /* the function being built */
     Val frame;                      /* pointer to its frame */
+    Val tid;                        /* GPU: what stands for the thread's number; NULL: itself */
     char *triple, *cpu, *features;  /* what the target machine was made for; LLVM's strings */
     LLVMMemoryBufferRef text, object; /* what cg_translate made, until cg_take */
     char error[256];                /* the first error LLVM reported through its context */

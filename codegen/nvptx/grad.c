@@ -113,14 +113,16 @@ static int blocks_per_sm(const Cg *cg, int threads, int sh_bytes) {
 
 /* the kernel ----------------------------------------------------------------------------------- */
 
+/* In every task anew, as far as LLVM knows: what is computed from the thread's number stays in the loop
+ * over tasks, where it takes no register all the time. */
 static void place_thread(Grad *g) {
     Cg *cg = g->cg;
     Val tid = nv_tid(cg);
+    tid = cg->tid = cg_asm(cg, cg->i32, "", "=r,0", true, &tid, 1);
     g->lane = cg_and(cg, tid, cg_int(cg, 31));
     g->warp = nv_shuffle_from(cg, cg_shr(cg, tid, 5), cg_int(cg, 0));
     g->lane_g = cg_shr(cg, g->lane, 2);
     g->lane_t = cg_and(cg, g->lane, cg_int(cg, 3));
-    g->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
     Val scratch = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, g->scratch_bytes));
     g->scratch = cg_gep8(cg, nv_global(cg, frame_gradient(g->k, GRAD_SCRATCH)), scratch);
 }
@@ -156,11 +158,12 @@ static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) 
 
 static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
-    place_thread(g);
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
+    g->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
     Val tasks = cg_mul(cg, slots, cg_zext64(cg, g->heads));
     Loop l = cg_for(cg, cg_zext64(cg, nv_block(cg)), tasks, 1, false);
     l.step = cg_zext64(cg, grad_blocks(cg));
+    place_thread(g);
     place_task(g, l.i);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
     for (int i = 0; i < phases; i++) {
@@ -169,6 +172,7 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     }
     cg_end_if(cg, &some);
     cg_end_for(cg, &l);
+    cg->tid = NULL;
 }
 
 bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why) {

@@ -63,7 +63,7 @@ void nv_kernel_close(Cg *cg)
 
 Val nv_tid(Cg *cg)
 {
-    return cg_intrinsic(cg, "llvm.nvvm.read.ptx.sreg.tid.x", NULL, 0, NULL, 0);
+    return cg->tid ? cg->tid : cg_intrinsic(cg, "llvm.nvvm.read.ptx.sreg.tid.x", NULL, 0, NULL, 0);
 }
 
 Val nv_block(Cg *cg)
