@@ -1,6 +1,6 @@
 /* From a kernel to PTX: one entry for the recurrent algorithm; factor and chain for the chunk
- * algorithm, on Hopper with a second chain for narrower tiles; for gradients reverse likewise, grad and
- * sums too.
+ * algorithm, on Hopper with a second chain for narrower tiles, before them what makes values ahead;
+ * for gradients reverse likewise, grad and sums too.
  *
  *     build every entry      serial, quick: LLVM modules of their own, each in its own context
  *     optimise, emit         one thread a module: LLVM alone, nothing of ours is written
@@ -13,7 +13,7 @@
 #include <pthread.h>
 #include <string.h>
 
-enum { PARTS_MAX = 7, NARROW_TILE = 64, STACK_BYTES = 8 << 20 };
+enum { PARTS_MAX = 3 + 3 * SCAN_ROUNDS_MAX, NARROW_TILE = 64, STACK_BYTES = 8 << 20 };
 
 /* One LLVM module on its way to text. */
 typedef struct Part {
@@ -71,6 +71,19 @@ static bool add(Work *w, bool (*build)(Cg *, CgModule *, const char **), int v_t
     return cg && build(cg, w->out, why);
 }
 
+static bool add_scans(Work *w, const char **why) {
+    System s;
+    if (!nv_system(w->arena, w->k, &s, why))
+        return false;
+    for (int i = 0; i < scan_entries(w->k, s.scan); i++) {
+        Cg *cg = next_module(w, w->opt, why);
+        if (!cg)
+            return false;
+        scan_build(cg, s.scan, i, w->out);
+    }
+    return true;
+}
+
 /* Without a wish there are two tiles on Hopper, the widest and one warpgroup's, for the launcher to
  * choose between: blocks that share a record, or enough blocks for the GPU. */
 static bool add_tiles(Work *w, bool (*build)(Cg *, CgModule *, const char **), const char **why) {
@@ -89,7 +102,8 @@ static bool build_all(Work *w, const char **why) {
     if (recurrent)
         return add(w, nv_build_recurrent, opt->v_tile, why);
     bool gradient = kernel_is_gradient(w->k);
-    bool forward = add(w, nv_build_factor, 0, why) && add_tiles(w, nv_build_chain, why);
+    bool forward = (gradient || add_scans(w, why)) && add(w, nv_build_factor, 0, why) &&
+                   add_tiles(w, nv_build_chain, why);
     if (!gradient || !forward)
         return forward;
     return add_tiles(w, nv_build_reverse, why) && add(w, nv_build_grad, 0, why) &&
