@@ -132,11 +132,6 @@ static gdr_status check_options(Job *job, const gdr_compile_options *o) {
         status = check_states(job);
     if (!status)
         status = resolve_target(job);
-    if (!status && job->opt.pass == GDR_PASS_BACKWARD && target_find(job->target)->gpu)
-        return ctx_fail(job->ctx, GDR_EUNSUPPORTED,
-                        "target %s has no backward passes, only the CPU "
-                        "(host) has",
-                        job->target);
     /* GPU code gains nothing measurable from the third level, which costs most of the time. */
     if (!status && !job->opt.opt_level)
         job->opt.opt_level = target_find(job->target)->gpu ? 2 : 3;

@@ -360,8 +360,20 @@ static void options_are_checked(void **state) {
     CompileInput input = {.name = "s", .text = spec, .length = sizeof spec - 1};
     CompileExtra extra = {.no_load = true};
     gdr_compile_options o = {.size = sizeof o, .pass = back, .target = "sm_90a"};
-    assert_int_equal(compile_input(ctx, &input, &o, &extra, &k), GDR_EUNSUPPORTED);
-    assert_non_null(strstr(gdr_last_error(ctx), "sm_90a has no backward passes"));
+    assert_int_equal(compile_input(ctx, &input, &o, &extra, &k), GDR_OK);
+    static const EntryKind kind[] = {ENTRY_factor,  ENTRY_chain, ENTRY_reverse,
+                                     ENTRY_reverse, ENTRY_grad,  ENTRY_sums};
+    const CgModule *m = &k->rec.module;
+    for (int i = 0, at = 0; i < m->entry.count; i++) { /* in this order, some kinds twice */
+        while (at < 6 && m->entry.at[i].kind != kind[at])
+            at++;
+        assert_true(at < 6);
+        assert_true(m->entry.at[i].kind < ENTRY_grad || m->entry.at[i].per_sm > 0);
+    }
+    gdr_kernel_destroy(k);
+    o.save = GDR_SAVE_STATES;
+    assert_int_equal(compile_input(ctx, &input, &o, &extra, &k), GDR_EUSAGE);
+    assert_non_null(strstr(gdr_last_error(ctx), "a backward pass saves nothing"));
     gdr_context_destroy(ctx);
 }
 
