@@ -1,10 +1,12 @@
 /* What gradients keep of a walk: states and rows of V columns, into the record of the present chunk.
  *
  * They lie there as f16 matrices placed by nv_place, so a lane's share must become whole 16-byte units:
- *     operand of a state     a register is (V column g + 8h, k = 8n + 2t, +1): a unit is the four of a quad
+ *     operand of a state     a register is (V column g + 8h, k = 8n + 2t, +1): a unit is a lane's of four n,
+ *                            by the order of channels that gradient.h gives S
  *     operand of rows        (V column g + 8h, row 8n + 2t, +1): turned as an 8x8 tile it is (row 8n + g,
  *                            V column 8h + 2t, +1), and a unit again the four of a quad
- * Four registers of a quad's four lanes then change places, and a lane holds one unit of four. Nothing
+ * Four registers of a quad's four lanes then change places, and a lane holds one unit of four; of a state
+ * it has them already. Nothing
  * waits for the stores, and nothing branches where every warp has columns.
  */
 #include "codegen/nvptx/chain.h"
@@ -87,15 +89,14 @@ void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2
     Cg *cg = c->cg;
     const System *s = c->s;
     Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)), c->g);
-    v = cg_add(cg, v, cg_shl(cg, cg_and(cg, c->t, cg_int(cg, 1)), 3));
-    for (int n = 0; n < s->kp / 8; n += 2) { /* registers (n, h) at 2n + h: lane t gets n + t/2, t%2 */
-        Val in[4], word[4];
-        for (int j = 0; j < 4; j++)
-            in[j] = column_or_zero(c, c->state_operand[2 * n + j], j % 2);
-        turn_quad(c, in, word);
-        Val unit = cg_or(cg, cg_shr(cg, c->t, 1), cg_int(cg, n));
-        save_unit(c, word, offset, s->vp, s->kp, v, unit);
-    }
+    for (int n = 0; n < s->kp / 8; n += 4)
+        for (int h = 0; h < 2; h++) {
+            Val word[4];
+            for (int j = 0; j < 4; j++)
+                word[j] = column_or_zero(c, c->state_operand[2 * (n + j) + h], h);
+            save_unit(c, word, offset, s->vp, s->kp, cg_add(cg, v, cg_int(cg, 8 * h)),
+                      cg_add(cg, c->t, cg_int(cg, n)));
+        }
     save_units(c, units, scale);
 }
 

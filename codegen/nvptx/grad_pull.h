@@ -104,7 +104,7 @@ Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blo
 /* grad_pull_state.c */
 void pull_copy_state(Pull *p, Val slab);
 void pull_state(Pull *p, Tile *dw, Tile *dkt);
-Val pull_dd(Pull *p);                                 /* this warp's part of channel 8t + g */
+Val pull_dd(Pull *p, Val *channel);                   /* this warp's part, of a channel of the slab */
 
 /* grad_pull_key.c, grad_pull_scalar.c */
 int pull_key_bytes(const Pull *p);                    /* of sums */

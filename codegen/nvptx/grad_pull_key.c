@@ -22,10 +22,11 @@ enum { LEVELS = 3 }; /* halves of 8, 4 and 2 rows: bits 2, 1, 0 of a pair's numb
 typedef struct Lane {
     Val slab;
     Val own[2][8];           /* decays */
-    Val other[LEVELS][8];    /* of the neighbouring segment of 2^b pairs */
+    Val other[LEVELS][4];    /* of the neighbouring segment of 2^b pairs, as operand pairs */
     Packed x[MAX_FAMILIES], p;         /* rows and keys as they are */
     Packed pair_x[MAX_FAMILIES], pair_p; /* exclusive, carried to the pair's ends */
     Packed block_x[MAX_FAMILIES], block_p; /* to the block's */
+    Val mask[LEVELS];
     Val F[LEVELS][4];        /* from the pair's ends to the segment's, at a level; [0] is 1 */
     TileVar dx[MAX_FAMILIES], dp;
     Var da[8];               /* of the pair's decays alike */
@@ -123,27 +124,29 @@ static void mul8(Cg *cg, Val out[8], const Val a[8], const Val b[8]) {
 }
 
 /* The decays around the pair: before it in the block, after it, and of the block. */
-static void walk(Pull *p, Lane *l, Val prefix[8], Val suffix[8], Val total[8]) {
+static void walk(Pull *p, Lane *l, Val prefix[4], Val suffix[4], Val total[8]) {
     Cg *cg = p->cg;
-    Val one = cg_float(cg, 1), F[8];
+    Elem e16 = p->s->operand;
+    Val one = nv_pack(cg, e16, cg_float(cg, 1), cg_float(cg, 1)), other[8];
     mul8(cg, total, l->own[0], l->own[1]);
-    for (int b = 0; b < LEVELS; b++)
-        for (int e = 0; e < 8; e++) {
-            l->other[b][e] = nv_shuffle_xor(cg, total[e], 4 << b);
-            total[e] = cg_fmul(cg, total[e], l->other[b][e]);
-            Val before = cg_select(cg, bit(p, b), l->other[b][e], one);
-            Val after = cg_select(cg, bit(p, b), one, l->other[b][e]);
-            prefix[e] = b ? cg_fmul(cg, prefix[e], before) : before;
-            suffix[e] = b ? cg_fmul(cg, suffix[e], after) : after;
+    for (int b = 0; b < LEVELS; b++) {
+        for (int e = 0; e < 8; e++)
+            other[e] = nv_shuffle_xor(cg, total[e], 4 << b);
+        mul8(cg, total, total, other);
+        factor_pack(cg, e16, l->other[b], other);
+        for (int j = 0; j < 4; j++) {
+            Val before = cg_select(cg, bit(p, b), l->other[b][j], one);
+            Val after = cg_select(cg, bit(p, b), one, l->other[b][j]);
+            prefix[j] = b ? nv_mul_pair(cg, e16, prefix[j], before) : before;
+            suffix[j] = b ? nv_mul_pair(cg, e16, suffix[j], after) : after;
         }
-    for (int e = 0; e < 8; e++)
-        F[e] = cg_select(cg, same_bit(p, 1, 0), l->other[0][e], one);
-    factor_pack(cg, p->s->operand, l->F[1], F);
-    for (int e = 0; e < 8; e++) {
-        Val near = cg_select(cg, same_bit(p, 2, 0), l->other[0][e], one);
-        F[e] = cg_fmul(cg, near, cg_select(cg, same_bit(p, 2, 1), l->other[1][e], one));
     }
-    factor_pack(cg, p->s->operand, l->F[2], F);
+    for (int j = 0; j < 4; j++) {
+        l->F[1][j] = cg_select(cg, same_bit(p, 1, 0), l->other[0][j], one);
+        Val near = cg_select(cg, same_bit(p, 2, 0), l->other[0][j], one);
+        Val far = cg_select(cg, same_bit(p, 2, 1), l->other[1][j], one);
+        l->F[2][j] = nv_mul_pair(cg, e16, near, far);
+    }
 }
 
 static void load_rows(Pull *p, Lane *l) {
@@ -173,14 +176,12 @@ static void load_rows(Pull *p, Lane *l) {
 /* Rows and keys carried to the block's ends, for the other warps, and the block's decays. */
 static void exchange(Pull *p, Lane *l) {
     Cg *cg = p->cg;
-    Val prefix[8], suffix[8], total[8], factor[4];
+    Val prefix[4], suffix[4], total[8];
     walk(p, l, prefix, suffix, total);
-    factor_pack(cg, p->s->operand, factor, suffix);
-    times(p, &l->block_p, &l->pair_p, factor);
+    times(p, &l->block_p, &l->pair_p, suffix);
     pull_put_operand(p, 0, &l->block_p);
-    factor_pack(cg, p->s->operand, factor, prefix);
     for (int f = 0; f < p->s->families; f++) {
-        times(p, &l->block_x[f], &l->pair_x[f], factor);
+        times(p, &l->block_x[f], &l->pair_x[f], prefix);
         pull_put_operand(p, 1 + f, &l->block_x[f]);
     }
     If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, p->f.g, cg_int(cg, 0)));
@@ -323,26 +324,48 @@ static void gather(Pull *p, Lane *l, Val whole) {
 
 /* levels ----------------------------------------------------------------------------------------- */
 
-/* Before segments of 2^(b+1) pairs are cut: dx and dp are carried to the halves already. */
-static void add_halves(Pull *p, Lane *l, int b, const Packed *x, const Packed *key, const Tile *dx,
-                       const Tile *dp) {
+/* sum += packed x times y, of a lane's rows; y is carried over `factor` first. */
+static void carry_and_add(Pull *p, const TileVar *y, const Val factor[8], const Packed *x, Val sum[8]) {
+    Tile t;
+    pull_get(p, &t, y);
+    carry(p, &t, factor);
+    pull_set(p, y, &t);
+    if (p->decays)
+        add_products(p, sum, x, &t);
+}
+
+/* Segments of 2^(b+1) pairs are cut: dx goes on over the lower half into the upper, dp the other way, and
+ * each half's decays get the sum of the other's. */
+static void cut(Pull *p, Lane *l, int b, const Packed *x, const Packed *key) {
     Cg *cg = p->cg;
-    Val rows[8], keys[8];
-    zero8(cg, rows);
-    zero8(cg, keys);
+    Val factor[8], sum[8];
+    Var half[8];
+    for (int j = 0; j < 4; j++)
+        nv_unpack(cg, p->s->operand, l->other[b][j], factor + 2 * j);
+    for (int e = 0; e < 8; e++)
+        half[e] = cg_var(cg, cg->f32, NULL);
+    zero8(cg, sum);
+    If upper = cg_if(cg, bit(p, b));
     for (int f = 0; f < p->s->families; f++)
-        add_products(p, rows, &x[f], &dx[f]);
-    add_products(p, keys, key, dp);
-    for (int e = 0; e < 8; e++) {
-        Val sum = cg_select(cg, bit(p, b), rows[e], keys[e]);
+        carry_and_add(p, &l->dx[f], factor, &x[f], sum);
+    for (int e = 0; e < 8; e++)
+        cg_set(cg, half[e], sum[e]);
+    cg_else(cg, &upper);
+    zero8(cg, sum);
+    carry_and_add(p, &l->dp, factor, key, sum);
+    for (int e = 0; e < 8; e++)
+        cg_set(cg, half[e], sum[e]);
+    cg_end_if(cg, &upper);
+    for (int e = 0; e < 8 && p->decays; e++) {
+        Val all = cg_get(cg, half[e]);
         for (int i = 0; i < b; i++)
-            sum = cg_fadd(cg, sum, nv_shuffle_xor(cg, sum, 4 << i));
-        cg_set(cg, l->da[e], cg_fadd(cg, cg_get(cg, l->da[e]), nv_shuffle_xor(cg, sum, 4 << b)));
+            all = cg_fadd(cg, all, nv_shuffle_xor(cg, all, 4 << i));
+        cg_set(cg, l->da[e], cg_fadd(cg, cg_get(cg, l->da[e]), nv_shuffle_xor(cg, all, 4 << b)));
     }
 }
 
-/* The part of dG between pairs whose numbers differ in bit b first. */
-static void of_level(Pull *p, int b, const Val a[4], Val out[4]) {
+/* Elements of dG between pairs whose numbers differ in bit b first. */
+static Val level_mask(Pull *p, int b) {
     Cg *cg = p->cg;
     Val mask = cg_int(cg, 0);
     for (int c = 0; c < 2; c++) {
@@ -352,43 +375,50 @@ static void of_level(Pull *p, int b, const Val a[4], Val out[4]) {
         Val half = cg_int(cg, c ? 0xffff0000 : 0xffff);
         mask = cg_or(cg, mask, cg_select(cg, its, half, cg_int(cg, 0)));
     }
-    for (int i = 0; i < 4; i++)
-        out[i] = cg_and(cg, a[i], mask);
+    return mask;
 }
 
-static void pull_level(Pull *p, Lane *l, int b, Tile *dx, Tile *dp) {
-    Cg *cg = p->cg;
+static void of_level(Pull *p, Val mask, const Val a[4], Val out[4]) {
+    for (int i = 0; i < 4; i++)
+        out[i] = cg_and(p->cg, a[i], mask);
+}
+
+/* x, as far as LLVM knows another one in every slab: what is made of it stays in the loop, where it takes
+ * no register before it is used. */
+static Val another(Pull *p, Val x) {
+    return cg_asm(p->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
+}
+
+static void pull_level(Pull *p, Lane *l, int b) {
     int families = p->s->families;
-    Val before[8], after[8], one = cg_float(cg, 1), turned[4][2], a[4];
+    Val turned[4][2], a[4], mask;
     Packed x[MAX_FAMILIES], key;
-    for (int e = 0; e < 8; e++) {
-        before[e] = cg_select(cg, bit(p, b), l->other[b][e], one);
-        after[e] = cg_select(cg, bit(p, b), one, l->other[b][e]);
-    }
-    carry(p, dp, after);
-    for (int f = 0; f < families; f++) {
-        carry(p, &dx[f], before);
+    Tile t;
+    for (int f = 0; f < families; f++)
         if (b > 0)
             times(p, &x[f], &l->pair_x[f], l->F[b]);
         else
             x[f] = l->pair_x[f];
-    }
     if (b > 0)
         times(p, &key, &l->pair_p, l->F[b]);
     else
         key = l->pair_p;
-    if (p->decays)
-        add_halves(p, l, b, x, &key, dx, dp);
+    cut(p, l, b, x, &key);
     pull_turn(p, &key, turned);
+    mask = another(p, l->mask[b]);
     for (int f = 0; f < families; f++) {
-        of_level(p, b, p->own[f], a);
-        pull_multiply(p, &dx[f], a, turned);
+        of_level(p, mask, p->own[f], a);
+        pull_get(p, &t, &l->dx[f]);
+        pull_multiply(p, &t, a, turned);
+        pull_set(p, &l->dx[f], &t);
     }
+    pull_get(p, &t, &l->dp);
     for (int f = 0; f < families; f++) {
         pull_turn(p, &x[f], turned);
-        of_level(p, b, p->turned[f], a);
-        pull_multiply(p, dp, a, turned);
+        of_level(p, mask, p->turned[f], a);
+        pull_multiply(p, &t, a, turned);
     }
+    pull_set(p, &l->dp, &t);
 }
 
 /* pairs ------------------------------------------------------------------------------------------ */
@@ -456,11 +486,11 @@ static void store_decays(Pull *p, Lane *l, Val da[2][8]) {
 static void finish(Pull *p, Lane *l) {
     Tile dx[MAX_FAMILIES], dp;
     Val da[2][8];
+    for (int b = LEVELS - 1; b >= 0; b--)
+        pull_level(p, l, b);
     for (int f = 0; f < p->s->families; f++)
         pull_get(p, &dx[f], &l->dx[f]);
     pull_get(p, &dp, &l->dp);
-    for (int b = LEVELS - 1; b >= 0; b--)
-        pull_level(p, l, b, dx, &dp);
     if (p->decays) {
         pair_decays(p, l, dx, &dp, da);
         store_decays(p, l, da);
@@ -473,8 +503,10 @@ static void finish(Pull *p, Lane *l) {
 void pull_key_chunk(Pull *p) {
     Cg *cg = p->cg;
     const System *s = p->s;
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Lane *l = NEW(cg->arena, Lane);
+    for (int b = 0; b < LEVELS; b++)
+        l->mask[b] = level_mask(p, b);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Tile dw[MAX_FAMILIES], dkt;
     l->slab = slab.i;
     factor_enter_slab(&p->f, slab.i);
@@ -485,8 +517,10 @@ void pull_key_chunk(Pull *p) {
     for (int f = 0; f < s->families; f++)
         l->dx[f] = pull_var(p, &dw[f]);
     l->dp = pull_var(p, &dkt);
-    if (p->decays && p->g->dd >= 0)
-        cg_store(cg, pull_dd(p), pull_f32(p, dd_base(p), in_slab(p, p->f.warp)), 4);
+    if (p->decays && p->g->dd >= 0) {
+        Val channel, dd = pull_dd(p, &channel);
+        cg_store(cg, dd, pull_f32(p, dd_base(p), cg_add(cg, cg_shl(cg, p->f.warp, 5), channel)), 4);
+    }
     pull_rows(p, l);
     pull_keys(p, l);
     Val whole = carry_channel(p, cg_float(cg, 1), cg_int(cg, 0), cg_int(cg, s->warps));

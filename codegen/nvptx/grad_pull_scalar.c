@@ -148,8 +148,9 @@ static void begin_slab(Pull *p, Scalar *c, const Packed *x, const Packed *key, T
             add_dot(p, c->end[h], key, h, dp->x[h]);
         scale_row(p, dp->x[h], c->tail[h]);
     }
+    Val channel;
     if (p->decays && p->g->dd >= 0)
-        cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), pull_dd(p)));
+        cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), pull_dd(p, &channel)));
 }
 
 static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {

@@ -35,7 +35,7 @@ void pull_copy_state(Pull *p, Val slab) {
     nv_copy_commit(cg);
 }
 
-/* B fragments of a k-step for the four units of the slab: b[i] of columns 8i. */
+/* B fragments of a k-step for the four units of the slab, which are the four tiles: see gradient.h. */
 static void load_state(Pull *p, int which, Val slab, int step, Val b[4][2]) {
     Cg *cg = p->cg;
     Val r = cg_and(cg, p->f.lane, cg_int(cg, 7)), matrix = cg_shr(cg, p->f.lane, 3);
@@ -46,28 +46,6 @@ static void load_state(Pull *p, int which, Val slab, int step, Val b[4][2]) {
         Val four[4], unit = cg_add(cg, cg_shr(cg, matrix, 1), cg_int(cg, i));
         nv_ldmatrix4(cg, state_unit(p, which, v, unit), true, four);
         memcpy(b[i], four, sizeof four);
-    }
-}
-
-/* Exchange a lane's two halves of a pair with the lane `mask` away. */
-static void swap(Pull *p, int mask, Val *low, Val *high) {
-    Cg *cg = p->cg;
-    Val upper = cg_cmp(cg, LLVMIntNE, cg_and(cg, p->f.lane, cg_int(cg, mask)), cg_int(cg, 0));
-    Val got = nv_shuffle_xor(cg, cg_select(cg, upper, *low, *high), mask);
-    *low = cg_select(cg, upper, got, *low);
-    *high = cg_select(cg, upper, *high, got);
-}
-
-/* From accumulators [unit][2h + c] of channels 8 unit + 2t + c to channels 8t + 2n + c: the 4x4 matrices
- * (lane t, unit) of every row and c are transposed. */
-static void to_lane(Pull *p, Val (*acc)[4], Val unit[2], Tile *out) {
-    for (int e = 0; e < 4; e++) {
-        for (int i = 0; i < 4; i += 2)
-            swap(p, 1, &acc[i][e], &acc[i + 1][e]);
-        for (int i = 0; i < 2; i++)
-            swap(p, 2, &acc[i][e], &acc[i + 2][e]);
-        for (int n = 0; n < 4; n++)
-            out->x[e / 2][2 * n + e % 2] = cg_fmul(p->cg, acc[n][e], unit[e / 2]);
     }
 }
 
@@ -106,38 +84,61 @@ void pull_state(Pull *p, Tile *dw, Tile *dkt) {
     multiply_slab(p, &w, slab.i);
     cg_end_for(cg, &slab);
     for (int f = 0; f <= families; f++) {
-        Val acc[4][4], none[2] = {cg_float(cg, 0), cg_float(cg, 0)};
         bool wanted = f < families ? p->g->family[f].dw >= 0 : p->g->dkt >= 0;
-        for (int i = 0; i < 16; i++)
-            acc[i / 4][i % 4] = cg_get(cg, w.acc[f][i / 4][i % 4]);
-        to_lane(p, acc, !wanted ? none : f < families ? p->dw_unit[f] : p->dkt_unit,
-                f < families ? &dw[f] : dkt);
+        const Val *unit = f < families ? p->dw_unit[f] : p->dkt_unit;
+        Tile *out = f < families ? &dw[f] : dkt;
+        for (int h = 0; h < 2; h++)
+            for (int e = 0; e < 8; e++) {
+                Val x = cg_get(cg, w.acc[f][e / 2][2 * h + e % 2]);
+                out->x[h][e] = wanted ? cg_fmul(cg, x, unit[h]) : cg_float(cg, 0);
+            }
     }
 }
 
-/* Lane (g, t): unit t of rows g + 8i; over sigma. */
-Val pull_dd(Pull *p) {
+/* Rows whose products are added up as f16 before they are as f32: a divisor of the lane's number. */
+static int dd_rows(const Pull *p) {
+    int rows = p->vq / (8 * p->s->warps), n = rows < 4 ? rows : 4;
+    while (rows % n != 0)
+        n--;
+    return n;
+}
+
+/* sum[j] += S dS' times its unit, of row v. */
+static void dd_row(Pull *p, Val v, Val sum[4]) {
+    Cg *cg = p->cg;
+    Val a[4], b[4], unit = pull_load(p, p->sh_unit + UNIT_sds * p->vq * 4, v);
+    unit = nv_pack(cg, p->s->operand, unit, unit);
+    factor_load_unit(cg, state_unit(p, 0, v, p->f.t), a);
+    factor_load_unit(cg, state_unit(p, 1, v, p->f.t), b);
+    for (int j = 0; j < 4; j++) {
+        a[j] = nv_mul_pair(cg, p->s->operand, a[j], unit);
+        sum[j] = sum[j] ? nv_fma_pair(cg, p->s->operand, a[j], b[j], sum[j])
+                        : nv_mul_pair(cg, p->s->operand, a[j], b[j]);
+    }
+}
+
+/* Lane (g, t): unit t of rows g + 8i; gets the sum of the unit's element g, over sigma. */
+Val pull_dd(Pull *p, Val *channel) {
     Cg *cg = p->cg;
     Var sum[8];
     Val all[8];
+    int rows = dd_rows(p), step = 8 * p->s->warps;
     for (int e = 0; e < 8; e++)
         sum[e] = cg_var(cg, cg->f32, cg_float(cg, 0));
     Val first = cg_add(cg, cg_shl(cg, p->f.warp, 3), p->f.g);
-    Loop v = cg_for(cg, first, cg_int(cg, p->vq), 8 * p->s->warps, false);
-    Val a[4], b[4], x[2], y[2];
-    Val unit = pull_load(p, p->sh_unit + UNIT_sds * p->vq * 4, v.i);
-    factor_load_unit(cg, state_unit(p, 0, v.i, p->f.t), a);
-    factor_load_unit(cg, state_unit(p, 1, v.i, p->f.t), b);
+    Loop v = cg_for(cg, first, cg_int(cg, p->vq), rows * step, false);
+    Val part[4] = {NULL}, two[2];
+    for (int i = 0; i < rows; i++)
+        dd_row(p, cg_add(cg, v.i, cg_int(cg, i * step)), part);
     for (int j = 0; j < 4; j++) {
-        nv_unpack(cg, p->s->operand, a[j], x);
-        nv_unpack(cg, p->s->operand, b[j], y);
-        for (int c = 0; c < 2; c++) {
-            Val product = cg_fmul(cg, x[c], y[c]);
-            cg_set(cg, sum[2 * j + c], cg_fma(cg, product, unit, cg_get(cg, sum[2 * j + c])));
-        }
+        nv_unpack(cg, p->s->operand, part[j], two);
+        for (int c = 0; c < 2; c++)
+            cg_set(cg, sum[2 * j + c], cg_fadd(cg, cg_get(cg, sum[2 * j + c]), two[c]));
     }
     cg_end_for(cg, &v);
     for (int e = 0; e < 8; e++)
         all[e] = cg_get(cg, sum[e]);
+    Val pair = cg_shl(cg, cg_shr(cg, p->f.g, 1), 3), odd = cg_and(cg, p->f.g, cg_int(cg, 1));
+    *channel = cg_add(cg, cg_add(cg, pair, odd), cg_shl(cg, p->f.t, 1));
     return cg_fmul(cg, pull_rows_sum(p, all), p->dd_unit);
 }

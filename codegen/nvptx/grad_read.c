@@ -62,6 +62,13 @@ static void load_rows(Grad *g, int64_t base, int columns, Val step, int64_t keys
     }
 }
 
+/* Where channel k of S stands: grad_state_channel. */
+static Val state_channel(Cg *cg, Val k) {
+    Val up = cg_shl(cg, cg_and(cg, k, cg_int(cg, 6)), 2);
+    Val down = cg_and(cg, cg_shr(cg, k, 2), cg_int(cg, 6));
+    return cg_or(cg, cg_and(cg, k, cg_int(cg, ~30)), cg_or(cg, up, down));
+}
+
 /* acc[n] += W_f S' for columns v .. v+15: S stands with k along its rows. */
 static void read_state(Grad *g, int f, Val v, Var acc[2][4]) {
     Cg *cg = g->cg;
@@ -71,7 +78,8 @@ static void read_state(Grad *g, int f, Val v, Var acc[2][4]) {
     load_rows(g, s->family[f].ws_w, s->kp, l.i, -1, a);
     for (int n = 0; n < 2; n++) {
         Val row = cg_add(cg, cg_add(cg, v, g->lane_g), cg_int(cg, 8 * n));
-        grad_load(cg, ELEM_f16, element(g, s->ws_s, s->vp, s->kp, row, step_column(g, l.i)), 2, b);
+        Val channel = state_channel(cg, step_column(g, l.i));
+        grad_load(cg, ELEM_f16, element(g, s->ws_s, s->vp, s->kp, row, channel), 2, b);
         for (int j = 0; j < 4; j++)
             c[j] = cg_get(cg, acc[n][j]);
         nv_mma_tf32(cg, c, a, (Val[]){nv_tf32(cg, b[0]), nv_tf32(cg, b[1])});

@@ -24,7 +24,9 @@
  * the chain copies the first ws_copied bytes and reverse the first ws_reversed; then A and the trail:
  *     A     [rows][rows]  f16, divided by scale as M and P are; where keys are scaled row u is A's times key
  *                         scale u. Nothing erased: not there (A = I)
- *     S     [vp][kp]      f16, the state where the chunk starts, transposed, divided by unit_s[v]
+ *     S     [vp][kp]      f16, the state where the chunk starts, transposed, divided by unit_s[v]; channel k
+ *                         stands where grad_state_channel says: so neither who saves accumulators of it
+ *                         nor who multiplies by it has to move channels between lanes
  *     dS    [vp][kp]      f16, the cotangent of the state where the chunk ends, likewise by unit_ds[v]
  *     X     [rows][vp]    f16, divided by unit_x[v]
  *     dX    [rows][vp]    f16, divided by unit_dx[v]
@@ -100,6 +102,9 @@ typedef struct Grad {
     int sh_bytes;             /* shared memory: the larger of the phases' */
     struct Tokens *tokens;    /* grad_token.h: the plan of phase 2 */
 } Grad;
+
+/* Of every 32 channels 8t + 2n + c stands at 8n + 2t + c (and the other way round). */
+static inline int grad_state_channel(int k) { return (k & ~30) | (k & 6) << 2 | (k >> 2 & 6); }
 
 /* grad.c: the kernel around its phases, a block barrier behind each. */
 typedef struct GradPhase {

@@ -411,7 +411,7 @@ static void put_matrix(const World *w, const Chunk *c, unsigned char *r, int64_t
         for (int i = 0; i < padded; i++) {
             double x = i < n && v < s->V ? get(c, i, v) / unit : 0;
             if (turned)
-                put_f16(r, base, s->vp, s->kp, v, i, x);
+                put_f16(r, base, s->vp, s->kp, v, grad_state_channel(i), x);
             else
                 put_f16(r, base, s->rows, s->vp, i, v, x);
         }

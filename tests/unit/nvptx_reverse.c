@@ -164,7 +164,8 @@ static void compare_state(Plain *p, int of, const char *record, int64_t at, int6
     for (int v = 0; v < s->vp; v++) {
         GradError e = {0};
         for (int i = 0; i < s->kp; i++) {
-            double got = matrix_element(record + at, s->vp, s->kp, v, i) * unit_of(record, units, v);
+            double got = matrix_element(record + at, s->vp, s->kp, v, grad_state_channel(i)) *
+                         unit_of(record, units, v);
             if (v >= s->V || i >= s->K)
                 assert_true(got == 0);
             else

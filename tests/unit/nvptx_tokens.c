@@ -64,7 +64,7 @@ static double read_element(const Plain *p, int f, const char *record, int64_t ro
     double state = 0, chunk = 0;
     for (int k = 0; k < s->kp; k++)
         state += matrix_element(record + fam->ws_w, s->rows, s->kp, row, k) *
-                 matrix_element(record + s->ws_s, s->vp, s->kp, v, k);
+                 matrix_element(record + s->ws_s, s->vp, s->kp, v, grad_state_channel(k));
     for (int u = 0; u < s->rows; u++) {
         double key = s->p_scaled && !s->erase ? ((const float *)(record + s->ws_keys))[u] : 1;
         chunk += matrix_element(record + fam->ws_m, s->rows, s->rows, row, u) * key *
