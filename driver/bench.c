@@ -56,11 +56,15 @@ static double problem_bytes(const Problem *p) {
     return bytes + state * ((p->S0.data ? 2 : 1) + (p->grad ? 1 : 0));
 }
 
-static double recurrent_flops(const Kernel *normal) {
-    double KV = (double)normal->axis.at[AXIS_K].size * normal->axis.at[AXIS_V].size, flops = 0;
-    for (int v = 0; v < normal->inst.count; v++) {
-        Op op = inst_at(normal, v)->op;
-        flops += op == OP_read || op == OP_update ? 2 * KV : op == OP_decay ? KV : 0;
+/* Of a kernel at recurrence level; the half of a gradient that is in front of `rewind` runs twice. */
+static double recurrent_flops(const Kernel *k) {
+    double KV = (double)k->axis.at[AXIS_K].size * k->axis.at[AXIS_V].size, flops = 0;
+    for (int v = 0; v < k->inst.count; v++) {
+        Op op = inst_at(k, v)->op;
+        bool product = op == OP_read || op == OP_update || op == OP_reread || op == OP_coread ||
+                       op == OP_coupdate || op == OP_decay_a;
+        flops *= op == OP_rewind ? 2 : 1;
+        flops += product ? 2 * KV : op == OP_decay || op == OP_codecay ? KV : 0;
     }
     return flops;
 }
@@ -70,7 +74,7 @@ static double token_flops(const Problem *p, const gdr_facts *facts) {
     Kernel *k = kernel_clone(p->k);
     passes_run(k, "normal", NULL);
     if (facts->algo == GDR_ALGO_RECURRENT)
-        return recurrent_flops(k);
+        return recurrent_flops(p->grad ? kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0)) : k);
     Cost cost;
     kernel_set_chunk(k, facts->chunk * (facts->updates > 1 ? facts->updates : 1));
     passes_run_after(k, "normal", "collapse", NULL);
@@ -212,8 +216,7 @@ static gdr_status bench_compile(Bench *b) {
         .ndims = d->opt.dim.count,
         .dtype = b->type,
         .target = d->opt.device == DEVICE_cuda ? "cuda" : "host",
-        .algo =
-            d->opt.method == METHOD_recurrent && !d->opt.grad ? GDR_ALGO_RECURRENT : GDR_ALGO_AUTO,
+        .algo = d->opt.method == METHOD_recurrent ? GDR_ALGO_RECURRENT : GDR_ALGO_AUTO,
         .pass = d->opt.grad ? GDR_PASS_BACKWARD : GDR_PASS_FORWARD,
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,

@@ -149,11 +149,6 @@ static void print_limit(const Verify *v, int number, const Case *c, Method m, Ar
     printf("%s %-9s  not done: %s\n", line.text, method_name(m), gdr_last_error(v->d->ctx));
 }
 
-/* There is no recurrent backward pass. */
-static int last_method(const Verify *v) {
-    return v->d->opt.grad ? METHOD_chunk : METHOD_recurrent;
-}
-
 static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena) {
     Problem p;
     Outcome ref, o;
@@ -163,7 +158,7 @@ static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena
     if (!p.k)
         return GDR_ESPEC;
     gdr_status status = engine_run(v->d, &p, &reference, arena, &ref);
-    for (int m = METHOD_chunk; !status && m <= last_method(v); m++) {
+    for (int m = METHOD_chunk; !status && m <= METHOD_recurrent; m++) {
         Engine *e;
         if (m == METHOD_chunk && !chunkable(&p))
             continue;
@@ -214,12 +209,14 @@ static gdr_status verify_properties(Verify *v) {
         case_problem(v->d, &v->d->arena, v->s, v->variant, &c, 1, 0, NULL, &p);
         if (!p.k)
             return GDR_ESPEC;
-        for (int m = METHOD_chunk; m <= last_method(v); m++) {
+        for (int m = METHOD_chunk; m <= METHOD_recurrent; m++) {
             Engine *e;
             const char *broken = NULL;
             if (m == METHOD_chunk && !chunkable(&p))
                 continue;
             gdr_status status = find_engine(v, &c, &p, (Method)m, &e);
+            if (status == GDR_ELIMIT)
+                continue;
             if (!status)
                 status = property_check(v->d, v->s, v->variant, &c, e, &broken);
             if (status)
@@ -262,24 +259,9 @@ static gdr_status verify_all(Verify *v) {
     return status;
 }
 
-/* Gradients are made from the chunk form: 0, or the exit status after a message that there is none.
- */
-static int need_chunk_form(Driver *d, Spec *s, const char *variant) {
-    Kernel *k = spec_kernel(d, s, variant, NULL, 0);
-    if (!k)
-        return EXIT_refused;
-    passes_run(k, "normal", NULL);
-    return k->facts.chunkable
-               ? EXIT_done
-               : fail(EXIT_refused, "%s: %s has no chunk form, hence no gradients: %s", s->path,
-                      variant, k->facts.why_not);
-}
-
 static int verify_variant(Driver *d, Spec *s, const char *variant, Buf *json) {
     Verify v = {.d = d, .s = s, .variant = variant};
     buf_init(&v.json, &d->arena);
-    if (d->opt.grad && need_chunk_form(d, s, variant))
-        return EXIT_refused;
     gdr_status status = verify_all(&v);
     close_engines(&v);
     if (v.json.len) {

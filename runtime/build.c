@@ -3,6 +3,7 @@
  *     parse, check, lower        messages about the spec go to the caller
  *     passes up to `normal`      facts: is there a chunk form?
  *     recurrent: codegen         chunk: choose the chunk, remaining passes, codegen
+ *     backward: the adjoint of the chunk form, or of the recurrence where there is none
  *     GPU, when it is to run here: PTX -> cubins (assemble.c)
  *
  * The chunk's size: as many equations as asked for, else the most that the target takes of 64,
@@ -114,10 +115,8 @@ static gdr_status set_types(Job *job, Kernel *k) {
 static gdr_status no_chunk_form(Job *job, const Kernel *k) {
     int line, column;
     source_locate(job->source, k->facts.where.lo, &line, &column);
-    return ctx_fail(job->ctx, GDR_ELIMIT, "%s:%d:%d: %s has no chunk form%s: %s", job->source->name,
-                    line, column, k->name,
-                    job->opt.pass == GDR_PASS_BACKWARD ? ", hence no gradients" : "",
-                    k->facts.why_not ? k->facts.why_not : "unknown");
+    return ctx_fail(job->ctx, GDR_ELIMIT, "%s:%d:%d: %s has no chunk form: %s", job->source->name,
+                    line, column, k->name, k->facts.why_not ? k->facts.why_not : "unknown");
 }
 
 /* gradients ------------------------------------------------------------------------------------ */
@@ -149,7 +148,7 @@ static gdr_status mark_gradients(Job *job, const Kernel *k) {
                   : mark_ports(job, k, false, o->gradients, o->ngradients, &job->gradients);
 }
 
-/* The gradient kernel of a forward one at chunk level, its ports named as callers know them. */
+/* The gradient kernel of a forward one, its ports named as callers know them. */
 static Kernel *make_gradient(const Job *job, const Kernel *forward, const char ***of) {
     Kernel *k = kernel_adjoint(forward, job->upstream, job->gradients);
     int nin = forward->in.count, nout = forward->out.count, in = nin, out = 0;
@@ -170,6 +169,7 @@ static Kernel *make_gradient(const Job *job, const Kernel *forward, const char *
         k->out.at[out++].name = name[nout + p];
     }
     CHECK(in == k->in.count && out == k->out.count);
+    k->name = forward->name;
     return k;
 }
 
@@ -240,6 +240,8 @@ static gdr_status generate_any_chunk(Job *job, const Kernel *normal, Record *r) 
 
 static gdr_status generate_recurrent(Job *job, Kernel *k, Record *r) {
     const char *why;
+    if (job->opt.pass == GDR_PASS_BACKWARD)
+        k = make_gradient(job, k, &r->of);
     CgModule *m = generate(job, k, ALGO_recurrent, &why);
     if (!m)
         return ctx_fail(job->ctx, GDR_ELIMIT, "%s, target %s: %s", k->name, job->target,
@@ -250,15 +252,14 @@ static gdr_status generate_recurrent(Job *job, Kernel *k, Record *r) {
 }
 
 static gdr_status generate_any(Job *job, Kernel *k, Record *r) {
-    bool backward = job->opt.pass == GDR_PASS_BACKWARD;
     gdr_status status = GDR_OK;
-    if ((job->opt.algo == GDR_ALGO_CHUNK || backward) && !k->facts.chunkable)
+    if (job->opt.algo == GDR_ALGO_CHUNK && !k->facts.chunkable)
         return no_chunk_form(job, k);
     if (k->facts.chunkable && job->opt.algo != GDR_ALGO_RECURRENT) {
         r->algo = ALGO_chunk;
         status = generate_any_chunk(job, k, r);
         /* Otherwise more than the target's chunk kernels hold. */
-        if (status != GDR_ELIMIT || job->opt.algo != GDR_ALGO_AUTO || backward)
+        if (status != GDR_ELIMIT || job->opt.algo != GDR_ALGO_AUTO)
             return status;
     }
     r->algo = ALGO_recurrent;

@@ -85,8 +85,6 @@ static gdr_status check_pass(Job *job) {
         return ctx_fail(job->ctx, GDR_EUSAGE, "unknown pass %d", (int)o->pass);
     if (o->nupstream < 0 || o->ngradients < 0)
         return ctx_fail(job->ctx, GDR_EUSAGE, "a negative count in gdr_compile_options");
-    if (o->pass == GDR_PASS_BACKWARD && o->algo == GDR_ALGO_RECURRENT)
-        return ctx_fail(job->ctx, GDR_EUSAGE, "there is no recurrent backward pass, only chunk");
     if (o->pass == GDR_PASS_FORWARD && (o->upstream || o->gradients))
         return ctx_fail(job->ctx, GDR_EUSAGE, "a forward pass has no gradients");
     if ((unsigned)o->save > GDR_SAVE_STATES)

@@ -165,7 +165,7 @@ void manifest_print(const Record *r, Buf *out) {
                r->algo == ALGO_chunk ? "chunk" : "recurrent");
     buf_json_string(out, gdr_version());
     buf_printf(out, ",\n  \"K\": %d, \"V\": %d, \"chunk\": %d,\n", k->axis.at[AXIS_K].size,
-               k->axis.at[AXIS_V].size, r->algo == ALGO_chunk ? r->module.chunk : 0);
+               k->axis.at[AXIS_V].size, r->module.chunk > 1 ? r->module.chunk : 0);
     put_facts(k, out);
     buf_printf(out, "  \"state\": {\"shape\": [\"N\", \"H\", \"%s\", \"%s\"], \"dtype\": \"%s\"",
                r->state_vk ? "V" : "K", r->state_vk ? "K" : "V", elem_name(r->state));

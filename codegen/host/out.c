@@ -68,13 +68,14 @@ static If if_wanted(Host *h, const Inst *i) {
     return cg_if(h->cg, cg_cmp(h->cg, LLVMIntNE, p, cg_int64(h->cg, 0)));
 }
 
-/* Runs `body` once, or for the columns of a tile without rows. */
+/* Runs `body` once, or for the columns of a tile without rows; token by token, at the token. */
 static void over_columns(Host *h, const Tile *t, bool exact, HostBody *body, void *user) {
-    At none = host_at_row(h, AXIS_none, NULL);
+    bool token = h->k->level == LEVEL_recurrence;
+    At at = host_at_row(h, token ? AXIS_C : AXIS_none, token ? cg_int64(h->cg, 0) : NULL);
     if (t->col >= 0)
-        host_columns(&none, t->col, exact, body, user);
+        host_columns(&at, t->col, exact, body, user);
     else
-        body(&none, user);
+        body(&at, user);
 }
 
 static void add_to_total(At *at, void *user) {

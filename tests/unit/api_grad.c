@@ -133,11 +133,14 @@ static void check_difference(gdr_kernel *forward, const Call *c, float *x, doubl
     assert_true(fabs(want - gradient) <= 2e-3 * (1 + fabs(want)));
 }
 
-static void gradients_are_differences(void **state) {
-    (void)state;
+static void check_gradients(gdr_algo algo) {
     gdr_context *ctx = context(2);
-    gdr_kernel *k = backward(ctx), *forward = compile(ctx, (gdr_compile_options){.chunk_rows = 16});
+    const gdr_compile_options o = {.pass = GDR_PASS_BACKWARD, .chunk_rows = 16, .algo = algo};
+    gdr_facts facts;
+    gdr_kernel *k = compile(ctx, o), *forward = compile(ctx, (gdr_compile_options){.chunk_rows = 16});
     Call *c = call_new();
+    gdr_kernel_facts(k, &facts);
+    assert_int_equal(facts.algo, algo);
     run(k, c);
     static const int at[] = {0, 17, 300, 650};
     for (size_t i = 0; i < sizeof at / sizeof *at; i++) {
@@ -153,6 +156,12 @@ static void gradients_are_differences(void **state) {
     gdr_kernel_destroy(k);
     gdr_kernel_destroy(forward);
     gdr_context_destroy(ctx);
+}
+
+static void gradients_are_differences(void **state) {
+    (void)state;
+    check_gradients(GDR_ALGO_CHUNK);
+    check_gradients(GDR_ALGO_RECURRENT);
 }
 
 /* subsets -------------------------------------------------------------------------------------- */
@@ -347,7 +356,6 @@ static void options_are_checked(void **state) {
         {{.pass = back, .upstream = unknown, .nupstream = 1}, GDR_EUSAGE, "no output called zz"},
         {{.pass = back, .gradients = unknown, .ngradients = 1}, GDR_EUSAGE, "called zz"},
         {{.pass = back, .ngradients = -1}, GDR_EUSAGE, "a negative count"},
-        {{.pass = back, .algo = GDR_ALGO_RECURRENT}, GDR_EUSAGE, "no recurrent backward pass"},
     };
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
         gdr_compile_options o = c[i].o;
@@ -374,6 +382,27 @@ static void options_are_checked(void **state) {
     o.save = GDR_SAVE_STATES;
     assert_int_equal(compile_input(ctx, &input, &o, &extra, &k), GDR_EUSAGE);
     assert_non_null(strstr(gdr_last_error(ctx), "a backward pass saves nothing"));
+    gdr_context_destroy(ctx);
+}
+
+/* A spec without a chunk form gets the gradient of its recurrence, unless chunks are insisted on. */
+static void no_chunk_form(void **state) {
+    (void)state;
+    static const char wide[] = "variant w {\n dim K = 4, V = 8\n in q[K], v[V], g[V] <= 0\n"
+                               " state S[K, V]\n S = S * diag(exp(g)) + q * v'\n"
+                               " out o[V] = S' * q\n}\n";
+    gdr_context *ctx = context(1);
+    gdr_kernel *k;
+    gdr_facts facts;
+    gdr_compile_options o = {.size = sizeof o, .pass = GDR_PASS_BACKWARD};
+    assert_int_equal(gdr_compile_string(ctx, "w", wide, sizeof wide - 1, &o, &k), GDR_OK);
+    gdr_kernel_facts(k, &facts);
+    assert_int_equal(facts.algo, GDR_ALGO_RECURRENT);
+    assert_int_equal(facts.chunk, 0);
+    gdr_kernel_destroy(k);
+    o.algo = GDR_ALGO_CHUNK;
+    assert_int_equal(gdr_compile_string(ctx, "w", wide, sizeof wide - 1, &o, &k), GDR_ELIMIT);
+    assert_non_null(strstr(gdr_last_error(ctx), "w has no chunk form"));
     gdr_context_destroy(ctx);
 }
 
@@ -510,6 +539,7 @@ int main(void) {
         cmocka_unit_test(empty_batches_have_no_gradients),
         cmocka_unit_test(wrong_arguments_are_named),
         cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(no_chunk_form),
         cmocka_unit_test(inspection_tells_gradients),
         cmocka_unit_test(workspace_may_be_the_callers),
         cmocka_unit_test(memory_may_run_out_anywhere),
