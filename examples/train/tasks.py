@@ -27,7 +27,8 @@ def loss_of(logits, targets, reduction="mean"):
 
 def default_text():
     """This repository and the licences that Debian ships."""
-    return [os.path.join(ROOT, folder) for folder in FOLDERS] + ["/usr/share/common-licenses"]
+    licences = "/usr/share/common-licenses"
+    return [os.path.join(ROOT, folder) for folder in FOLDERS] + [licences] * os.path.isdir(licences)
 
 
 def text_files(paths):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The layer over PyTorch, on the CPU: gradients of every mixer's spec against PyTorch's own through
-the recurrence written out, and train.py learning something in a few steps. Exit status 77 without
-PyTorch."""
+"""The layer over PyTorch, on the CPU and on the GPU if there is one: gradients of every mixer's
+spec against PyTorch's own through the recurrence written out, and train.py learning something in a
+few steps. Exit status 77 without PyTorch."""
 import json
 import os
 import subprocess
@@ -20,7 +20,12 @@ from gdr_torch import Recurrence
 from model import MIXERS, Model, parameters_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-B, T, H, K = 2, 70, 2, 16  # more tokens than one chunk
+B, T, H = 2, 70, 2  # more tokens than one chunk
+# Device, type, K and V, relative error allowed.
+CASES = [("cpu", torch.float32, 16, 1e-5), ("cpu", torch.bfloat16, 16, 2e-2)]
+if torch.cuda.is_available():
+    CASES += [("cuda", torch.float32, 64, 1e-2), ("cuda", torch.bfloat16, 64, 2e-2),
+              ("cuda", torch.bfloat16, 128, 2e-2)]
 failed = []
 
 
@@ -32,6 +37,7 @@ def check(name, good, detail=""):
 
 def by_hand(q, k, v, g, A_log, dt_bias, b=None, w=None, beta=None):
     """S = (I - k (erase .* k)') decay S + k (write .* v)';  o = S' q."""
+    K = k.shape[-1]
     q, k = F.normalize(q, dim=-1) * K**-0.5, F.normalize(k, dim=-1)
     rate = -torch.exp(A_log)
     if g.dim() == 4:
@@ -41,7 +47,7 @@ def by_hand(q, k, v, g, A_log, dt_bias, b=None, w=None, beta=None):
     if beta is not None:
         b = w = beta[..., None].expand_as(k)
     erase, v = torch.sigmoid(b) * k, torch.sigmoid(w) * v
-    S, outputs = torch.zeros(B, H, K, K, dtype=q.dtype), []
+    S, outputs = q.new_zeros(B, H, K, K), []
     for t in range(T):
         S = decay[:, t, :, :, None] * S
         change = v[:, t, :, None] - erase[:, t, :, None] @ S
@@ -54,31 +60,34 @@ def error(have, want):
     return ((have.double() - want).norm() / want.norm()).item()
 
 
-def gradients(context, mixer):
+def gradients(context, mixer, device, dtype, K, limit):
     spec, gates = MIXERS[mixer]
+    what = f"{mixer}, {device}, {str(dtype)[6:]}, {K}"
     op = Recurrence(context, os.path.join(gdr.ROOT, "specs", spec + ".gdr"), {"K": K, "V": K},
-                    torch.float32, "cpu")
+                    dtype, device)
     shape = {"A_log": (H,), "dt_bias": (H, K) if gates["g"] else (H,)}
+    params = tuple(shape)
     for name in op.inputs:
         shape.setdefault(name, (B, T, H, K) if gates.get(name, True) else (B, T, H))
     # Not dense, so that what the kernel sees is a copy; v asks for no gradient.
-    x = {name: torch.randn(*s, 2)[..., 0].requires_grad_(name != "v") for name, s in shape.items()}
+    x = {name: torch.randn(*s, 2, device=device, dtype=torch.float32 if name in params else dtype)
+         [..., 0].requires_grad_(name != "v") for name, s in shape.items()}
     exact = {name: t.detach().double().requires_grad_(name != "v") for name, t in x.items()}
     o, want = op(**x), by_hand(**exact)
-    check(f"{mixer}, output", error(o, want) < 1e-5, f"{error(o, want):.1e}")
-    upstream = torch.randn(B, T, H, K)
+    check(f"{what}, output", error(o, want) < limit, f"{error(o, want):.1e}")
+    upstream = torch.randn_like(o)
     o.backward(upstream)
     want.backward(upstream.double())
-    check(f"{mixer}, no gradient of v", x["v"].grad is None)
+    check(f"{what}, no gradient of v", x["v"].grad is None)
     for name, t in x.items():
         if name != "v":
             e = error(t.grad, exact[name].grad)
-            check(f"{mixer}, gradient of {name}", e < 1e-5, f"{e:.1e}")
+            check(f"{what}, gradient of {name}", e < limit, f"{e:.1e}")
     try:
         op(**{**x, "v": x["v"][:1]})
-        check(f"{mixer}, wrong shape", False)
+        check(f"{what}, wrong shape", False)
     except gdr.Error as e:
-        check(f"{mixer}, wrong shape", e.status == "EINPUT", str(e))
+        check(f"{what}, wrong shape", e.status == "EINPUT", str(e))
 
 
 def same_size():
@@ -91,8 +100,8 @@ def learns(task, *options):
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "out.json")
         done = subprocess.run(
-            [sys.executable, os.path.join(HERE, "train.py"), task, "--device", "cpu", "--out", out,
-             "--width", "32", "--layers", "1", "--heads", "1", "--head-dim", "16", *options],
+            [sys.executable, os.path.join(HERE, "train.py"), task, "--out", out, "--width", "32",
+             "--layers", "1", "--heads", "1", "--head-dim", "16", "--device", "cpu", *options],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         print(done.stdout + done.stderr, end="")
         check(f"{task}, runs", done.returncode == 0)
@@ -112,12 +121,15 @@ def main():
     torch.set_num_threads(1)  # models this small
     context = gdr.Context()
     for mixer in MIXERS:
-        gradients(context, mixer)
+        for case in CASES:
+            gradients(context, mixer, *case)
     same_size()
     common = ("--steps", "30", "--every", "10", "--batch", "8", "--lr", "1e-2")
     learns("text", *common, "--tokens", "64", "--text", os.path.join(gdr.ROOT, "docs"),
            "--text", os.path.join(gdr.ROOT, "README.md"))
     learns("recall", *common, "--tokens", "24", "--dtype", "bf16")
+    if torch.cuda.is_available():
+        learns("text", *common, "--tokens", "64", "--device", "cuda")
     return bool(failed)
 
 
