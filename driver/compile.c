@@ -165,6 +165,10 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,
     };
+    if (o.pass == GDR_PASS_FORWARD) {
+        o.state_dtype = (gdr_dtype)d->opt.state_type;
+        o.state_layout = (gdr_layout)d->opt.state_layout;
+    }
     PassWatch keep = {.dump_after = "all", .dump = keep_ir, .user = a};
     CompileExtra extra = {.watch = a->emit.ir ? &keep : driver_watch(d),
                           .diag = print_diag_callback,

@@ -4,8 +4,6 @@
  * from the same host memory, as a backward pass shares the inputs of its forward pass. */
 #include "driver/driver.h"
 
-enum { RESULT_STATE = 2 }; /* among problem_launch's extra tensors */
-
 static gdr_status driver_error(Driver *d, const CudaError *e) {
     return ctx_fail(d->ctx, e->no_memory ? GDR_ENOMEM : GDR_EDRIVER, "%s", e->text);
 }
@@ -43,9 +41,11 @@ static bool take_all(Driver *d, const Problem *p, const DeviceSet *shared, Devic
     for (int i = 0; i < s->launch.nargs; i++)
         if (!take(d, s, shared, &s->arg[i].tensor, i < problem_results(p), e))
             return false;
-    for (int i = 0; i < PROBLEM_EXTRA; i++)
-        if (s->extra[i].data && !take(d, s, shared, &s->extra[i], i == RESULT_STATE, e))
+    for (int i = 0; i < PROBLEM_EXTRA; i++) {
+        bool result = (i == EXTRA_S || i == EXTRA_past) && !p->in_place;
+        if (s->extra[i].data && !take(d, s, shared, &s->extra[i], result, e))
             return false;
+    }
     return true;
 }
 
@@ -125,8 +125,12 @@ static gdr_status bring_back(Driver *d, const Problem *p, const DeviceSet *s, Ou
     for (int i = 0; ok && i < problem_results(p); i++)
         ok = cuda_download(cuda, o->out[i].data, (uint64_t)(uintptr_t)s->arg[i].tensor.data,
                            o->out[i].bytes, &error);
-    ok = ok && cuda_download(cuda, o->S.data, (uint64_t)(uintptr_t)s->extra[RESULT_STATE].data,
-                             o->S.bytes, &error);
+    const Tensor *state[2] = {&o->S, &o->past};
+    for (int i = 0; ok && i < 2; i++)
+        ok = !state[i]->data ||
+             cuda_download(cuda, state[i]->data,
+                           (uint64_t)(uintptr_t)s->extra[i ? EXTRA_past : EXTRA_S].data,
+                           state[i]->bytes, &error);
     return ok ? GDR_OK : driver_error(d, &error);
 }
 

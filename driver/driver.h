@@ -46,7 +46,9 @@ typedef struct Options {
     bool has_dtype;
     gdr_dtype dtype;
     int device, method, format, diag_format, chunk, threads, case_number, input_sets, opt_level;
-    bool has_seed, no_cache, check_ranges, full, in_place, check_only;
+    int state_type, state_layout; /* gdr_dtype, gdr_layout */
+    int pool;
+    bool has_seed, no_cache, check_ranges, full, in_place, check_only, step;
     uint64_t seed;
     bool time_passes, verify_each, list_passes, help, grad;
 } Options;
@@ -133,6 +135,13 @@ typedef struct Problem {
     Tensor S0, cu; /* data NULL: none */
     bool want_cu;
     int64_t B, T, N, H;
+    /* States: their type and layout in memory, and what gdr_launch says of pools; data NULL: none. */
+    gdr_dtype state_type;
+    gdr_layout state_layout;
+    Tensor S0_slots, S0_accepted, S_slots, S_accepted, past0;
+    bool in_place;      /* S is S0, and past past0 */
+    int64_t each;       /* S is [N,each,...]: the states after every token; 0: the last ones */
+    int past;           /* what is remembered beside a state, if that is wanted (facts.past) */
     bool grad;          /* the backward pass: */
     const char **dname; /* of the gradients of outputs, then of inputs (gradient_names) */
     Tensor *dout;       /* per output; data NULL: not given */
@@ -143,7 +152,8 @@ typedef struct Problem {
  * the initial state. */
 typedef struct Outcome {
     Tensor *out; /* f64 from the reference, else the port's type */
-    Tensor S;    /* [N,H,K,V] */
+    Tensor S;    /* [N,H,K,V], in the problem's layout */
+    Tensor past; /* data NULL: none */
 } Outcome;
 int problem_results(const Problem *p);               /* entries of Outcome.out */
 const Port *problem_result(const Problem *p, int i); /* the port it is, or is the gradient of */
@@ -164,7 +174,19 @@ typedef struct Engine {
 } Engine;
 
 /* A launch of the problem's host tensors. args has room for problem_args, results come first. */
-enum { PROBLEM_EXTRA = 4 }; /* cu, S0, S or dS0, dS; data NULL: none */
+enum {
+    EXTRA_cu, /* data NULL: none */
+    EXTRA_S0,
+    EXTRA_S, /* or dS0 */
+    EXTRA_dS,
+    EXTRA_S0_slots,
+    EXTRA_S0_accepted,
+    EXTRA_S_slots,
+    EXTRA_S_accepted,
+    EXTRA_past0,
+    EXTRA_past,
+    PROBLEM_EXTRA
+};
 int problem_args(const Problem *p);
 gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
                           gdr_tensor extra[PROBLEM_EXTRA]);
@@ -179,7 +201,8 @@ void engine_close(Engine *e);
 /* Runs it. Outputs are poisoned first; `out` lives in `arena`. */
 gdr_status engine_run(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *out);
 
-/* Outputs and final state, poisoned; f64 for the reference. */
+/* Outputs and final states, poisoned, or as they start where the problem says in place; f64 for the
+ * reference. */
 Outcome outcome_new(Arena *arena, const Problem *p, bool reference);
 /* The CPU kernel again on an outcome of engine_run; nothing is poisoned. */
 gdr_status engine_relaunch(const Problem *p, const Engine *e, Outcome *out);

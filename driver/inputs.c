@@ -292,12 +292,16 @@ static void fill_input(const Filler *f, Arena *arena, int port) {
 
 static Tensor fill_state(const Filler *f, Arena *arena, const char *name, uint64_t key) {
     Problem *p = f->p;
-    const int64_t shape[4] = {p->N, p->H, p->k->axis.at[AXIS_K].size, p->k->axis.at[AXIS_V].size};
-    Tensor t = tensor_new(arena, name, GDR_F32, 4, shape);
+    int64_t K = p->k->axis.at[AXIS_K].size, V = p->k->axis.at[AXIS_V].size;
+    bool vk = p->state_layout == GDR_LAYOUT_VK;
+    const int64_t shape[4] = {p->N, p->H, vk ? V : K, vk ? K : V};
+    Tensor t = tensor_new(arena, name, p->state_type, 4, shape);
     int64_t n = tensor_count(&t), one = p->N ? n / p->N : 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t label = (i / one + f->rotate) % p->N;
-        scalar_put(GDR_F32, t.data, i,
+    for (int64_t i = 0; i < n; i++) { /* element i of [N,H,K,V] */
+        int64_t label = (i / one + f->rotate) % p->N, at = i;
+        if (vk)
+            at = i / (K * V) * (K * V) + i % V * K + i / V % K;
+        scalar_put(t.dtype, t.data, at,
                    0.5 * normal(mix(f->seed ^ key), (uint64_t)(label * one + i % one)));
     }
     return t;
@@ -391,6 +395,10 @@ static void set_packed(Arena *arena, const Case *c, Problem *p, int rotate) {
 void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const Case *c,
                   uint64_t seed, int rotate, const Change *change, Problem *p) {
     *p = (Problem){.spec = s, .variant = variant};
+    if (!c->grad) {
+        p->state_type = (gdr_dtype)d->opt.state_type;
+        p->state_layout = (gdr_layout)d->opt.state_layout;
+    }
     const Variant *v = spec_variant(s->file, variant, &s->diag);
     bind_state_dims(d, arena, v, c, p);
     p->k = spec_kernel(d, s, variant, p->dims, p->ndims);

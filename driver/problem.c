@@ -40,19 +40,29 @@ gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
     for (int i = 0; p->grad && i < p->k->out.count; i++)
         if (p->dout[i].data)
             args[n++] = (gdr_arg){p->dname[i], describe(&p->dout[i], GDR_CPU, p->dout[i].data)};
-    extra[0] = describe(&p->cu, GDR_CPU, p->cu.data);
-    extra[1] = describe(&p->S0, GDR_CPU, p->S0.data);
-    extra[2] = describe(&o->S, GDR_CPU, o->S.data);
-    extra[3] = describe(&p->dS, GDR_CPU, p->dS.data);
+    const Tensor *tensor[PROBLEM_EXTRA] = {
+        &p->cu,          &p->S0,      &o->S,          &p->dS,    &p->S0_slots,
+        &p->S0_accepted, &p->S_slots, &p->S_accepted, &p->past0, &o->past};
+    const gdr_tensor *at[PROBLEM_EXTRA];
+    for (int i = 0; i < PROBLEM_EXTRA; i++) {
+        extra[i] = describe(tensor[i], GDR_CPU, tensor[i]->data);
+        at[i] = tensor[i]->data ? &extra[i] : NULL;
+    }
     return (gdr_launch){
         .size = sizeof(gdr_launch),
         .args = args,
         .nargs = n,
-        .cu_seqlens = p->cu.data ? &extra[0] : NULL,
-        .S0 = p->S0.data ? &extra[1] : NULL,
-        .S = p->grad ? NULL : &extra[2],
-        .dS = p->grad && p->dS.data ? &extra[3] : NULL,
-        .dS0 = p->grad ? &extra[2] : NULL,
+        .cu_seqlens = at[EXTRA_cu],
+        .S0 = at[p->in_place ? EXTRA_S : EXTRA_S0],
+        .S = p->grad ? NULL : at[EXTRA_S],
+        .dS = p->grad ? at[EXTRA_dS] : NULL,
+        .dS0 = p->grad ? at[EXTRA_S] : NULL,
+        .S0_slots = at[EXTRA_S0_slots],
+        .S0_accepted = at[EXTRA_S0_accepted],
+        .S_slots = at[EXTRA_S_slots],
+        .S_accepted = at[EXTRA_S_accepted],
+        .past0 = at[p->in_place ? EXTRA_past : EXTRA_past0],
+        .past = at[EXTRA_past],
     };
 }
 
@@ -60,6 +70,9 @@ gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
 static void describe_record(Driver *d, const Problem *p, Record *r) {
     Kernel *k = kernel_like(p->k);
     *r = (Record){.shell = k, .target = "host", .algo = ALGO_recurrent, .inputs = k->in.count};
+    r->module.past = p->past;
+    elem_of_dtype(p->state_type, &r->state);
+    r->state_vk = p->state_layout == GDR_LAYOUT_VK;
     r->of = NEW_ARRAY(&d->arena, const char *, problem_args(p));
     r->factor_reads = NEW_ARRAY(&d->arena, bool, problem_args(p));
     if (!p->grad)
@@ -89,10 +102,42 @@ static gdr_status check_problem(Driver *d, const Problem *p, const Outcome *o) {
     gdr_launch l = problem_launch(p, o, args, extra);
     for (int i = 0; i < problem_results(p); i++) /* the reference's are f64: not what is checked */
         args[i].tensor.dtype = dtype_of_elem(problem_result(p, i)->elem);
-    extra[2].dtype = GDR_F32;
+    extra[EXTRA_S].dtype = p->state_type;
     gdr_status status = launch_bind(&shell, &l, BIND_launch, &b);
     launch_free(&b);
     return status;
+}
+
+/* states --------------------------------------------------------------------------------------- */
+
+static void start_as(Arena *a, Tensor *t, const Tensor *from) {
+    Tensor c = tensor_convert(a, from, t->dtype);
+    memcpy(t->data, c.data, t->bytes);
+}
+
+static void outcome_states(Arena *a, const Problem *p, bool reference, Outcome *o) {
+    int64_t K = p->k->axis.at[AXIS_K].size, V = p->k->axis.at[AXIS_V].size;
+    bool vk = p->state_layout == GDR_LAYOUT_VK;
+    int64_t state[5], past[4];
+    int n = 0;
+    state[n++] = past[0] = p->in_place ? p->S0.shape[0] : p->N;
+    if (p->each)
+        state[n++] = past[1] = p->each;
+    past[n] = state[n] = p->H;
+    past[n + 1] = p->past;
+    state[n + 1] = vk ? V : K;
+    state[n + 2] = vk ? K : V;
+    o->S = tensor_new(a, p->grad ? "dS0" : "S", reference ? GDR_F64 : p->state_type, n + 3, state);
+    tensor_poison(&o->S);
+    if (p->in_place)
+        start_as(a, &o->S, &p->S0);
+    if (!p->past)
+        return;
+    o->past = tensor_new(a, "past", GDR_F32, n + 2, past);
+    if (!p->in_place)
+        tensor_poison(&o->past);
+    else if (p->past0.data)
+        start_as(a, &o->past, &p->past0);
 }
 
 /* sizes ---------------------------------------------------------------------------------------- */
@@ -114,9 +159,7 @@ Outcome outcome_new(Arena *a, const Problem *p, bool reference) {
                               reference ? GDR_F64 : dtype_of_elem(port->elem), ndim, shape);
         tensor_poison(&o.out[i]);
     }
-    const int64_t state[4] = {p->N, p->H, k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size};
-    o.S = tensor_new(a, p->grad ? "dS0" : "S", reference ? GDR_F64 : GDR_F32, 4, state);
-    tensor_poison(&o.S);
+    outcome_states(a, p, reference, &o);
     return o;
 }
 
@@ -171,6 +214,8 @@ gdr_compile_options problem_options(Driver *d, const Problem *p, const Engine *e
                                                 : GDR_ALGO_AUTO,
         .chunk_rows = e->chunk,
         .opt_level = d->opt.opt_level,
+        .state_dtype = p->grad ? GDR_F32 : p->state_type,
+        .state_layout = p->grad ? GDR_LAYOUT_KV : p->state_layout,
         .save = e->save && !p->grad ? GDR_SAVE_STATES : GDR_SAVE_NOTHING,
     };
 }

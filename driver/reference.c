@@ -57,9 +57,26 @@ static const double **gather_inputs(const Problem *p, Arena *a, int64_t n, int64
     return in;
 }
 
+/* [rows,columns] to [columns,rows], where states are [V,K] in memory. */
+static double *turned(const Problem *p, Arena *a, double *x, int64_t rows, int64_t columns) {
+    if (p->state_layout == GDR_LAYOUT_KV)
+        return x;
+    double *y = NEW_ARRAY(a, double, rows *columns);
+    for (int64_t i = 0; i < rows * columns; i++)
+        y[i % columns * rows + i / columns] = x[i];
+    return y;
+}
+
 static double *gather_state(const Problem *p, const Tensor *S, Arena *a, int64_t n, int64_t h) {
-    return S->data ? gather(a, S, n, 1, p->H, h, state_elements(p))
-                   : NEW_ARRAY(a, double, state_elements(p));
+    if (!S->data)
+        return NEW_ARRAY(a, double, state_elements(p));
+    double *x = gather(a, S, n, 1, p->H, h, state_elements(p));
+    return turned(p, a, x, p->k->axis.at[AXIS_V].size, p->k->axis.at[AXIS_K].size);
+}
+
+/* Which state sequence n has in a pool; negative: it is skipped. */
+static int64_t slot_of(const Tensor *slots, int64_t n) {
+    return slots->data ? (int64_t)scalar_get(slots->dtype, slots->data, n) : n;
 }
 
 static void gradient_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
@@ -99,13 +116,15 @@ static void gradient_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
 static void reference_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
     const Problem *p = job->p;
     const Kernel *k = p->k;
-    int64_t begin, length;
+    int64_t begin, length, first = slot_of(&p->S0_slots, n), last = slot_of(&p->S_slots, n);
+    if (first < 0 || last < 0)
+        return;
     problem_sequence(p, n, &begin, &length);
     const double **in = gather_inputs(p, a, n, h);
     double **out = NEW_ARRAY(a, double *, k->out.count + 1);
     for (int i = 0; i < k->out.count; i++)
         out[i] = NEW_ARRAY(a, double, length *shape_elements(k, k->out.at[i].shape));
-    double *S = gather_state(p, &p->S0, a, n, h);
+    double *S = gather_state(p, &p->S0, a, first, h);
     EvalArgs args = {.T = length, .in = in, .out = out, .state = S};
     Diag diag;
     diag_init(&diag, a, p->spec->source);
@@ -116,7 +135,8 @@ static void reference_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
     for (int i = 0; i < k->out.count; i++)
         scatter(&job->o->out[i], begin, length, p->H, h, shape_elements(k, k->out.at[i].shape),
                 out[i]);
-    scatter(&job->o->S, n, 1, p->H, h, state_elements(p), S);
+    S = turned(p, a, S, k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+    scatter(&job->o->S, last, 1, p->H, h, state_elements(p), S);
 }
 
 static void *reference_thread(void *user) {
@@ -193,6 +213,10 @@ static void sum_parts(const ReferenceJob *job) {
 
 gdr_status run_reference(Driver *d, const Problem *p, Outcome *o) {
     ReferenceJob job = {.p = p, .o = o};
+    if (p->each || p->S0_accepted.data || p->S_accepted.data || p->past0.data ||
+        p->S0_slots.ndim > 1 || p->S_slots.ndim > 1)
+        return ctx_fail(d->ctx, GDR_EUNSUPPORTED,
+                        "the reference has no states after single tokens and no past");
     make_parts(d, &job);
     SpecDim *dim = NEW_ARRAY(&d->arena, SpecDim, p->ndims + 1);
     for (int i = 0; i < p->ndims; i++)

@@ -26,10 +26,11 @@ enum {
     MAX_SIZE = 256,       /* of K and V */
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
-    BASE_REGISTERS = 96,  /* of a lane, beside the state: a token's vectors, addresses */
+    BASE_REGISTERS = 34,  /* of a lane: addresses, counters, what a token makes of its inputs */
     MAX_REGISTERS = 255,
     QUARTERS = 4,         /* of an SM, each with its own registers: */
-    QUARTER_REGISTERS = 512 /* times the lanes of a warp */
+    QUARTER_REGISTERS = 512, /* times the lanes of a warp */
+    SM_REGISTERS = QUARTERS * QUARTER_REGISTERS
 };
 
 /* plan ----------------------------------------------------------------------------------------- */
@@ -75,8 +76,15 @@ static bool is_token_input(const Recurrent *r, int v)
     return i->op == OP_in && !r->k->in.at[i->index].is_param;
 }
 
+/* n elements of an input read ahead, and those in use; f32 ones can be taken from where they were read,
+ * and LLVM keeps some of them longer. */
+static int input_registers(int n, Elem e)
+{
+    return elem_size(e) == 4 ? 2 * n + n / 2 : n + (n + 1) / 2;
+}
+
 /* Registers that a lane needs: the state; what lives from token to token, which is what is carried,
- * constant vectors (LLVM moves them out of the loop), inputs read ahead; and the rest. */
+ * constant vectors (LLVM moves them out of the loop), inputs read ahead; and a token's inputs. */
 static int lane_registers(const Recurrent *r)
 {
     int sum = BASE_REGISTERS + r->n_k * r->n_v;
@@ -85,29 +93,38 @@ static int lane_registers(const Recurrent *r)
         bool constant = i->shape.rank > 0 && value_is_constant(r->k, v);
         int n = shape_has(i->shape, AXIS_K) ? r->n_k : shape_has(i->shape, AXIS_V) ? r->n_v : 1;
         if (is_token_input(r, v))
-            sum += (n * elem_size(r->k->in.at[i->index].elem) + 3) / 4;
+            sum += input_registers(n, r->k->in.at[i->index].elem);
         else if (i->op == OP_prev || i->op == OP_cumsum || constant)
             sum += n;
     }
     return sum;
 }
 
-/* Columns of a lane: 16 bytes of a row, or where states lie column by column as many as rows.
- * As few row groups as the registers allow, so that rows are read in long pieces; more when V is
- * too short to give every lane a column. */
+/* As few row groups as the registers allow, so that rows are read in long pieces; more when V is
+ * too short to give every lane a column. False: they do not even fit with the most. */
+static bool choose_groups(Recurrent *r, int n_v)
+{
+    bool fits = false;
+    r->n_v = n_v;
+    for (int g = 1; g <= MAX_GROUPS && !fits; g *= 2) {
+        int columns = WARP / g * n_v, warps = r->whole || r->remembers ? round_up(r->V, columns) / columns : 1;
+        int most = warps * MAX_REGISTERS > SM_REGISTERS ? SM_REGISTERS / warps : MAX_REGISTERS;
+        bool idle = g < IDLE_GROUPS && columns > r->V;
+        r->row_groups = g;
+        r->column_groups = WARP / g;
+        r->n_k = lane_rows(r->K, g);
+        fits = r->n_k * n_v <= TILE && lane_registers(r) <= most && !idle;
+    }
+    return fits;
+}
+
+/* Columns of a lane: 16 bytes of a row; where states lie column by column as many as rows, and more
+ * where a block that owns all columns would have too many warps for the registers there are. */
 static void choose_lanes(Recurrent *r)
 {
-    int g = 1;
-    r->n_v = r->cg->opt->state_vk || elem_size(r->cg->opt->state) == 2 ? 8 : 4;
-    for (;; g *= 2) {
-        r->n_k = lane_rows(r->K, g);
-        bool fits = r->n_k * r->n_v <= TILE && lane_registers(r) <= MAX_REGISTERS;
-        bool idle = g < IDLE_GROUPS && WARP / g * r->n_v > r->V;
-        if ((fits && !idle) || g == MAX_GROUPS)
-            break;
-    }
-    r->row_groups = g;
-    r->column_groups = WARP / g;
+    int n_v = r->cg->opt->state_vk || elem_size(r->cg->opt->state) == 2 ? MAX_COLUMNS : 4;
+    if (!choose_groups(r, n_v) && n_v < MAX_COLUMNS && (r->whole || r->remembers))
+        choose_groups(r, MAX_COLUMNS);
 }
 
 /* Blocks an SM shall have room for, which caps the registers of a lane. */
@@ -135,9 +152,9 @@ static bool plan(Recurrent *r, const char **why)
             return false;
         }
     }
-    choose_lanes(r);
     r->whole = needs_all_columns(r);
     r->remembers = past_size(r->k) > 0;
+    choose_lanes(r);
     int warp_columns = r->column_groups * r->n_v;
     int all_warps = round_up(r->V, warp_columns) / warp_columns;
     int wanted = r->cg->opt->v_tile;
