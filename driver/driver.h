@@ -333,6 +333,11 @@ double sgemm_measure(const char **name);
 
 /* The C header of a variant's kernels: one frame struct, then each entry and how to call it. */
 void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out);
+/* A port's name as a member of the frame. */
+const char *header_field(Arena *a, const Port *p);
+/* header_grad.c: what backward passes on a GPU add to the frame, and the functions that plan and run one. */
+void header_gradient_fields(const Kernel *k, Buf *out);
+void header_gradient(const char *name, const gdr_kernel *kernel, Buf *out);
 
 /* cases.c, property.c -------------------------------------------------------------------------- */
 

@@ -17,12 +17,13 @@ static void put_upper(Buf *out, const char *s) {
 }
 
 /* A port's name as a member: with a line behind it where C or the frame uses the name itself. */
-static const char *field_name(Arena *a, const Port *p) {
+const char *header_field(Arena *a, const Port *p) {
     static const char *const taken[] = {
         "T",         "N",      "H",        "HF",        "cu",       "cu_width",  "S0",
         "S",         "dS",     "dS0",      "workspace", "slots",    "S0_stride", "S0_slots",
         "S0_columns", "S0_pool", "S0_accepted", "S_stride", "S_slots", "S_pool", "S_accepted",
-        "S_each", "index_width", "past0", "past", "saved",   "auto",      "break",
+        "S_each", "index_width", "past0", "past", "saved",   "slot",   "slot_count", "state_in",
+        "state_out", "costate_in", "costate_out", "scratch", "auto",      "break",
         "case",      "char",   "const",    "continue",  "default",  "do",        "double",
         "else",      "enum",   "extern",   "float",     "for",      "goto",      "if",
         "inline",    "int",    "long",     "register",  "restrict", "return",    "short",
@@ -48,17 +49,19 @@ static void put_shape_comment(const Kernel *k, const Port *p, const char *lead, 
     buf_puts(out, "] */\n");
 }
 
-static void put_gradients(const Record *r, Buf *out) {
+static void put_gradients(const Record *r, bool gpu, Buf *out) {
     const Kernel *k = r->shell;
     for (int i = 0; i < k->out.count; i++) {
         const Port *p = &k->out.at[i];
-        buf_printf(out, "    int64_t %s; ", field_name(out->arena, p));
+        buf_printf(out, "    int64_t %s; ", header_field(out->arena, p));
         put_shape_comment(k, p, p->is_param ? "[N,H" : "[B,T,H", out);
     }
     buf_printf(
         out,
         "    int64_t dS, dS0;    /* f32 [N,H,%d,%d]; 0: zero, not wanted; may be the same */\n",
         k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size);
+    if (gpu)
+        header_gradient_fields(k, out);
 }
 
 /* Where states lie when they are not [N,H,..] one after the other. */
@@ -85,7 +88,7 @@ static void put_pools(int past, Buf *out) {
     buf_puts(out, "    int64_t saved;       /* 0 */\n");
 }
 
-static void put_frame(const char *name, const Record *r, int past, Buf *out) {
+static void put_frame(const char *name, const Record *r, int past, bool gpu, Buf *out) {
     const Kernel *k = r->shell;
     bool backward = r->pass == GDR_PASS_BACKWARD;
     buf_puts(out,
@@ -95,8 +98,9 @@ static void put_frame(const char *name, const Record *r, int past, Buf *out) {
     if (backward)
         buf_puts(out,
                  "/* Gradients are those of every head of every sequence; 0: not wanted. Whoever\n"
-                 " * launches sums over heads that share an input, and params over sequences. An\n"
-                 " * upstream gradient that is zero: heads 0, and one token's zeros. S is 0. */\n");
+                 " * launches sums over heads that share an input, and params over sequences; on a\n"
+                 " * GPU ..._run does. An upstream gradient that is zero: heads 0, and one token's\n"
+                 " * zeros. S is 0. */\n");
     buf_printf(out, "typedef struct %s_frame {\n", name);
     buf_puts(out, "    int64_t T, N;\n"
                   "    int64_t H;          /* heads of outputs and states: the widest input's */\n"
@@ -110,16 +114,16 @@ static void put_frame(const char *name, const Record *r, int past, Buf *out) {
     put_pools(past, out);
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];
-        const char *field = field_name(out->arena, p);
+        const char *field = header_field(out->arena, p);
         buf_printf(out, "    int64_t %s, %s_heads; ", field, field);
         put_shape_comment(k, p, p->is_param ? "[heads" : "[B,T,heads", out);
     }
     for (int i = 0; i < k->out.count && !backward; i++) {
-        buf_printf(out, "    int64_t %s; ", field_name(out->arena, &k->out.at[i]));
+        buf_printf(out, "    int64_t %s; ", header_field(out->arena, &k->out.at[i]));
         put_shape_comment(k, &k->out.at[i], "[B,T,H", out);
     }
     if (backward)
-        put_gradients(r, out);
+        put_gradients(r, gpu, out);
     buf_printf(out, "} %s_frame;\n\n", name);
 }
 
@@ -184,7 +188,7 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
             buf_printf(out,
                        "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
                        "        f->HF += step;\n",
-                       field_name(out->arena, &r->shell->in.at[i]));
+                       header_field(out->arena, &r->shell->in.at[i]));
     buf_printf(out, "    return f->slots * f->HF * INT64_C(%lld);\n}\n\n",
                (long long)r->module.ws_bytes_per_slot_head);
 }
@@ -192,6 +196,11 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
 static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
     const CgModule *m = &kernel->rec.module;
     const char *target = kernel->rec.target;
+    if (kernel->rec.pass == GDR_PASS_BACKWARD && kernel->rec.algo == ALGO_chunk &&
+        record_on_gpu(&kernel->rec)) {
+        header_gradient(name, kernel, out);
+        return;
+    }
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *e = &m->entry.at[i];
         if (e->kind == ENTRY_host) {
@@ -218,6 +227,14 @@ static int past_of(gdr_kernel *const *kernel, int count) {
     return past;
 }
 
+/* Whether a backward pass on a GPU is among them. */
+static bool any_on_gpu(gdr_kernel *const *kernel, int count) {
+    bool any = false;
+    for (int i = 0; i < count; i++)
+        any |= kernel[i]->rec.pass == GDR_PASS_BACKWARD && record_on_gpu(&kernel[i]->rec);
+    return any;
+}
+
 void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out) {
     const Kernel *k = kernel[0]->rec.shell;
     Buf backward;
@@ -236,7 +253,8 @@ void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *o
                 continue;
             const char *prefix = pass == GDR_PASS_BACKWARD ? backward.text : name;
             if (first)
-                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count), out);
+                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count), any_on_gpu(kernel, count),
+                          out);
             first = false;
             put_kernel(prefix, kernel[i], out);
         }

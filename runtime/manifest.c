@@ -59,6 +59,20 @@ static void put_ports(const Record *r, Buf *out) {
     buf_puts(out, "\n  ],\n");
 }
 
+static void put_segment_fields(const Kernel *k, Buf *out) {
+    static const char *const field[GRAD_FIELDS] = {
+        [GRAD_SLOT] = "slot",
+        [GRAD_SLOTS] = "slot_count",
+        [GRAD_STATE_IN] = "state_in",
+        [GRAD_STATE_OUT] = "state_out",
+        [GRAD_COSTATE_IN] = "costate_in",
+        [GRAD_COSTATE_OUT] = "costate_out",
+        [GRAD_SCRATCH] = "scratch",
+    };
+    for (int i = 0; i < GRAD_FIELDS; i++)
+        buf_printf(out, ", \"%s\": %d", field[i], frame_gradient(k, i));
+}
+
 static void put_frame(const Record *r, Buf *out) {
     static const char *const field[FRAME_PORTS] = {
         [FRAME_T] = "T",         [FRAME_N] = "N",   [FRAME_H] = "H",
@@ -80,6 +94,8 @@ static void put_frame(const Record *r, Buf *out) {
     if (r->pass == GDR_PASS_BACKWARD)
         buf_printf(out, ", \"dS\": %d, \"dS0\": %d", frame_costate(r->shell),
                    frame_costate(r->shell) + 1);
+    if (r->pass == GDR_PASS_BACKWARD && record_on_gpu(r))
+        put_segment_fields(r->shell, out);
     buf_puts(out, "},\n");
 }
 
@@ -115,8 +131,13 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
         return;
     }
     buf_printf(out, ", \"threads\": %d, \"dynamic_shared_bytes\": %d, ", e->threads, e->smem_bytes);
-    if (e->kind == ENTRY_factor)
-        buf_puts(out, "\"blocks\": \"slots*HF\"}");
+    if (e->kind == ENTRY_grad || e->kind == ENTRY_sums)
+        buf_printf(out, "\"blocks\": \"any\", \"blocks_per_multiprocessor\": %d, "
+                        "\"scratch_bytes_per_block\": %lld}",
+                   e->per_sm, (long long)e->scratch_bytes);
+    else if (e->kind == ENTRY_factor)
+        buf_printf(out, "\"blocks\": \"%s\"}",
+                   r->pass == GDR_PASS_BACKWARD ? "slot_count*H" : "slots*HF");
     else if (e->kind == ENTRY_scan)
         buf_puts(out, "\"blocks\": \"stretches*H\"}");
     else if (e->kind == ENTRY_carry)

@@ -1,0 +1,270 @@
+/* The C header of a backward pass on a GPU: what runtime/workspace.c and backward.c do, as C text for
+ * programs that carry only the kernels. The pieces are simpler: equal ones of a size that the caller
+ * chooses, and the caller's own launch function queues the kernels.
+ *
+ * Texts are templates: $L the label of functions, $F the frame's type, and numbers by one letter each. */
+#include "driver/driver.h"
+
+#include <string.h>
+
+typedef struct Writer {
+    Buf *out;
+    const Record *r;
+    const char *name, *label;
+    const CgEntry *grad, *sums;
+} Writer;
+
+static int64_t number_of(const Writer *w, char letter) {
+    const CgModule *m = &w->r->module;
+    switch (letter) {
+    case 'C': return m->chunk;
+    case 'W': return m->ws_bytes_per_slot_head;
+    case 'S': return w->grad->scratch_bytes;
+    case 'B': return border_bytes(w->r);
+    case 'G': return w->grad->per_sm;
+    case 'N': return w->r->shell->out.count > 0 ? w->r->shell->out.count : 1;
+    }
+    BUG("no $%c in the header's templates", letter);
+}
+
+static void put_text(const Writer *w, const char *text) {
+    for (const char *at; *text; text = at + 2) {
+        at = strchr(text, '$');
+        if (!at) {
+            buf_puts(w->out, text);
+            return;
+        }
+        buf_put(w->out, text, (size_t)(at - text));
+        if (at[1] == 'L')
+            buf_puts(w->out, w->label);
+        else if (at[1] == 'F')
+            buf_printf(w->out, "%s_frame", w->name);
+        else
+            buf_printf(w->out, "%lld", (long long)number_of(w, at[1]));
+    }
+}
+
+/* Gradient i of the frame: its member, that of what it is a gradient of, bytes of a row and head. */
+static const char *member(const Writer *w, int i) {
+    return header_field(w->out->arena, &w->r->shell->out.at[i]);
+}
+
+static const char *source_member(const Writer *w, int i) {
+    const Kernel *k = w->r->shell;
+    int of = kernel_find_port(k, w->r->of[k->in.count + i], false);
+    return header_field(w->out->arena, &k->in.at[of]);
+}
+
+static long long row_bytes(const Writer *w, int i) {
+    const Port *p = &w->r->shell->out.at[i];
+    return shape_elements(w->r->shell, p->shape) * elem_size(p->elem);
+}
+
+void header_gradient_fields(const Kernel *k, Buf *out) {
+    buf_puts(out, "    /* GPU, set by ..._run: the chunk slots at work, what crosses their borders, where\n"
+                  "     * sums over heads and chunks go. */\n"
+                  "    int64_t slot, slot_count, state_in, state_out, costate_in, costate_out, scratch;\n");
+    for (int i = 0; i < k->out.count; i++) {
+        const char *field = header_field(out->arena, &k->out.at[i]);
+        buf_printf(out, "    int64_t %s_sum, %s_sum_heads;\n", field, field);
+    }
+}
+
+/* plan ----------------------------------------------------------------------------------------- */
+
+static const char plan_text[] =
+    "/* A backward pass: kernels on one stream. `launch` queues one with a 1-D grid and the frame by\n"
+    " * value as its parameter, `zero` queues so many zero bytes; both return 0 when that worked.\n"
+    " * Gradients go where the frame says, [B,T,heads,..] and params [heads,..], sums done. No tokens:\n"
+    " * nothing is queued, no param has a gradient and dS0 is dS. */\n"
+    "typedef int $L_launch(void *user, const char *symbol, int64_t blocks, int threads, int shared,\n"
+    "                      const $F *f);\n"
+    "typedef int $L_zero(void *user, int64_t address, int64_t bytes);\n"
+    "typedef struct $L_plan {\n"
+    "    int64_t processors, piece, pieces; /* multiprocessors; chunk slots at a time */\n"
+    "    int64_t crossed;                   /* whether a sequence may go on behind a piece */\n"
+    "    int64_t grad_blocks, scratch, states, costates, part[$N];\n"
+    "    int64_t bytes;                     /* of the workspace, aligned to 256 bytes */\n"
+    "} $L_plan;\n\n"
+    "static inline int64_t $L_take($L_plan *p, int64_t bytes)\n{\n"
+    "    int64_t at = p->bytes;\n"
+    "    p->bytes += (bytes + 255) / 256 * 256;\n"
+    "    return at;\n}\n\n"
+    "/* Plans a pass over a frame whose T, N, H, cu, heads and gradients are set, `piece` chunk slots at a\n"
+    " * time (0: all; fewer need less workspace and more time), and fills its slots and HF. */\n"
+    "static inline $L_plan $L_prepare($F *f, int64_t processors, int64_t piece)\n{\n"
+    "    $L_plan p;\n"
+    "    int64_t each = (f->T + $C - 1) / $C, rows = f->cu ? f->T : f->N * f->T, most;\n"
+    "    f->slots = f->cu ? f->T / $C + f->N : f->N * each;\n"
+    "    f->HF = f->H;\n"
+    "    p.processors = processors;\n"
+    "    p.piece = piece > 0 && piece < f->slots ? piece : f->slots;\n"
+    "    p.pieces = f->T && p.piece ? (f->slots + p.piece - 1) / p.piece : 0;\n"
+    "    p.crossed = p.pieces > 1 && (f->cu || p.piece % each != 0);\n"
+    "    most = (p.piece + (f->cu ? f->N : 0)) * $C;\n"
+    "    if (p.pieces > 1 && most < rows)\n"
+    "        rows = most;\n"
+    "    p.grad_blocks = p.piece * f->H < processors * $G ? p.piece * f->H : processors * $G;\n"
+    "    p.bytes = 0;\n"
+    "    $L_take(&p, p.piece * f->H * INT64_C($W));\n"
+    "    p.scratch = $L_take(&p, p.grad_blocks * INT64_C($S));\n"
+    "    p.states = $L_take(&p, p.crossed ? (p.pieces - 1) * f->H * INT64_C($B) : 0);\n"
+    "    p.costates = $L_take(&p, p.crossed ? 2 * f->H * INT64_C($B) : 0);\n";
+
+static void put_plan(const Writer *w) {
+    put_text(w, plan_text);
+    for (int i = 0; i < w->r->shell->out.count; i++) {
+        bool param = w->r->shell->out.at[i].is_param;
+        buf_printf(w->out, "    p.part[%d] = -1;\n    if (f->%s", i, member(w, i));
+        if (!param)
+            buf_printf(w->out, " && f->%s_heads != f->H", source_member(w, i));
+        put_text(w, ")\n");
+        buf_printf(w->out, "        p.part[%d] = %s_take(&p, %s * f->H * INT64_C(%lld));\n", i,
+                   w->label, param ? "f->slots" : "rows", row_bytes(w, i));
+    }
+    put_text(w, "    return p;\n}\n\n");
+}
+
+/* run ------------------------------------------------------------------------------------------ */
+
+static const CgEntry *find(const Record *r, EntryKind kind) {
+    for (int i = 0; i < r->module.entry.count; i++)
+        if (r->module.entry.at[i].kind == kind)
+            return &r->module.entry.at[i];
+    return NULL;
+}
+
+static void put_simple(const Writer *w, const CgEntry *e, const char *blocks) {
+    buf_printf(w->out, "launch(user, \"%s\", %s, %d, %d, f)", e->symbol, blocks, e->threads,
+               e->smem_bytes);
+}
+
+/* The function that launches the best of the entries of a kind. */
+static void put_choice(const Writer *w, EntryKind kind, const char *what) {
+    const CgModule *m = &w->r->module;
+    int V = w->r->shell->axis.at[AXIS_V].size, n = 0;
+    buf_printf(w->out, "static inline int %s_%s(const %s_frame *f, const %s_plan *p, %s_launch *launch,\n"
+                       "                        void *user)\n{\n"
+                       "    static const struct { const char *symbol; int threads, shared, tiles, "
+                       "columns; } e[] = {\n",
+               w->label, what, w->name, w->label, w->label);
+    for (int i = 0; i < m->entry.count; i++) {
+        const CgEntry *e = &m->entry.at[i];
+        if (e->kind != kind)
+            continue;
+        buf_printf(w->out, "        {\"%s\", %d, %d, %d, %d},\n", e->symbol, e->threads,
+                   e->smem_bytes, e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1, e->v_tile);
+        n++;
+    }
+    buf_printf(w->out,
+               "    };\n    int best = 0;\n    int64_t least = INT64_MAX;\n"
+               "    int64_t heads = f->H * (f->N * f->slot_count / f->slots + 1); /* at work */\n"
+               "    for (int i = 0; i < %d; i++) {\n"
+               "        int64_t turns = (heads * e[i].tiles + p->processors - 1) / p->processors;\n"
+               "        if (turns * (64 + e[i].columns) < least) {\n"
+               "            least = turns * (64 + e[i].columns);\n"
+               "            best = i;\n        }\n    }\n"
+               "    return launch(user, e[best].symbol, f->N * f->H * e[best].tiles, "
+               "e[best].threads,\n                  e[best].shared, f);\n}\n\n",
+               n);
+}
+
+static const char place_text[] =
+    "/* The frame at piece i. */\n"
+    "static inline void $L_place($F *f, const $L_plan *p, int64_t i, const int64_t *out)\n{\n"
+    "    int64_t each = (f->T + $C - 1) / $C, state = f->H * INT64_C($B), row;\n"
+    "    f->slot = i * p->piece;\n"
+    "    f->slot_count = f->slots - f->slot < p->piece ? f->slots - f->slot : p->piece;\n"
+    "    f->state_in = p->crossed && i > 0 ? f->workspace + p->states + (i - 1) * state : 0;\n"
+    "    f->state_out = 0;\n"
+    "    f->costate_in = p->crossed && i + 1 < p->pieces\n"
+    "                        ? f->workspace + p->costates + (i + 1) % 2 * state : 0;\n"
+    "    f->costate_out = p->crossed && i > 0 ? f->workspace + p->costates + i % 2 * state : 0;\n"
+    "    row = f->cu ? $C * (f->slot - f->N + 1) : f->slot / each * f->T + f->slot % each * $C;\n"
+    "    row = p->pieces > 1 && row > 0 ? row : 0;\n";
+
+static void put_place(const Writer *w) {
+    put_text(w, place_text);
+    for (int i = 0; i < w->r->shell->out.count; i++) {
+        const char *f = member(w, i);
+        buf_printf(w->out, "    f->%s = p->part[%d] < 0 ? out[%d] : f->workspace + p->part[%d]", f,
+                   i, i, i);
+        if (!w->r->shell->out.at[i].is_param)
+            buf_printf(w->out, " - row * f->H * INT64_C(%lld)", row_bytes(w, i));
+        put_text(w, ";\n");
+    }
+    put_text(w, "    (void)row;\n    (void)out;\n}\n\n");
+}
+
+static void put_sums(const Writer *w) {
+    for (int i = 0; i < w->r->shell->out.count; i++) {
+        const char *f = member(w, i);
+        buf_printf(w->out,
+                   "    f->%s_sum = p->part[%d] < 0 ? 0 : out[%d];\n"
+                   "    f->%s_sum_heads = f->%s_heads;\n"
+                   "    sums |= p->part[%d] >= 0;\n",
+                   f, i, i, f, source_member(w, i), i);
+        if (w->r->shell->out.at[i].is_param)
+            buf_printf(w->out,
+                       "    if (f->cu && p->part[%d] >= 0 &&\n"
+                       "        (status = zero(user, f->workspace + p->part[%d],\n"
+                       "                       f->slots * f->H * INT64_C(%lld))) != 0)\n"
+                       "        return status;\n",
+                       i, i, row_bytes(w, i));
+    }
+}
+
+static void put_run(const Writer *w) {
+    put_text(w, "/* Queues the pass of a frame that was prepared and has its workspace. */\n"
+                "static inline int $L_run(const $F *given, const $L_plan *p, $L_launch *launch,\n"
+                "                         $L_zero *zero, void *user)\n{\n"
+                "    $F copy = *given, *f = &copy;\n"
+                "    int status = 0, sums = 0;\n    const int64_t out[$N] = {");
+    for (int i = 0; i < w->r->shell->out.count; i++)
+        buf_printf(w->out, "%sf->%s", i ? ", " : "", member(w, i));
+    put_text(w, w->r->shell->out.count ? "};\n" : "0};\n");
+    put_text(w, "    if (!p->pieces)\n        return 0;\n"
+                "    f->scratch = f->workspace + p->scratch;\n    (void)zero;\n");
+    put_sums(w);
+    put_text(w, "    for (int64_t i = 0; !status && p->crossed && i + 1 < p->pieces; i++) {\n"
+                "        $L_place(f, p, i, out);\n"
+                "        f->state_out = f->workspace + p->states + i * f->H * INT64_C($B);\n"
+                "        status = ");
+    put_simple(w, find(w->r, ENTRY_factor), "f->slot_count * f->H");
+    put_text(w, ";\n        status = status ? status : $L_chain(f, p, launch, user);\n    }\n"
+                "    for (int64_t i = p->pieces - 1; !status && i >= 0; i--) {\n"
+                "        int64_t tasks;\n"
+                "        $L_place(f, p, i, out);\n"
+                "        tasks = f->slot_count * f->H;\n"
+                "        status = ");
+    put_simple(w, find(w->r, ENTRY_factor), "tasks");
+    put_text(w, ";\n        status = status ? status : $L_chain(f, p, launch, user);\n"
+                "        status = status ? status : $L_reverse(f, p, launch, user);\n"
+                "        status = status ? status : ");
+    put_simple(w, w->grad, "tasks < p->grad_blocks ? tasks : p->grad_blocks");
+    put_text(w, ";\n        if (!status && sums)\n            status = ");
+    Buf blocks;
+    buf_init(&blocks, w->out->arena);
+    buf_printf(&blocks, "p->processors * %d", w->sums->per_sm);
+    put_simple(w, w->sums, blocks.text);
+    put_text(w, ";\n    }\n    return status;\n}\n\n");
+}
+
+void header_gradient(const char *name, const gdr_kernel *kernel, Buf *out) {
+    const Record *r = &kernel->rec;
+    Buf label;
+    buf_init(&label, out->arena);
+    Writer w = {.out = out, .r = r, .name = name};
+    w.grad = find(r, ENTRY_grad);
+    w.sums = find(r, ENTRY_sums);
+    const char *symbol = find(r, ENTRY_factor)->symbol, *end = strstr(symbol, "_factor");
+    CHECK(w.grad && w.sums && end);
+    buf_put(&label, symbol, (size_t)(end - symbol));
+    buf_printf(&label, "_%s", r->target);
+    w.label = label.text;
+    put_plan(&w);
+    put_choice(&w, ENTRY_chain, "chain");
+    put_choice(&w, ENTRY_reverse, "reverse");
+    put_place(&w);
+    put_run(&w);
+}
