@@ -220,7 +220,7 @@ static Val barrier(Chain *c, Val which)
 }
 
 /* The record by all threads, 16 bytes at a time. */
-static void copy_record(Chain *c, Val src, Val stage)
+static void copy_by_threads(Chain *c, Val src, Val stage)
 {
     Cg *cg = c->cg;
     int units = (int)(c->copied / 16);
@@ -277,22 +277,27 @@ static Val record_of(Chain *c, Val i)
     return cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
 }
 
-/* Start copying the chunk that is walked as number i (i64) into stage `which` (i32, 0 or 1). On Hopper
- * there may be no such chunk, and nothing branches. */
-static void copy_chunk(Chain *c, Val i, Val which)
+/* Start copying the record of the chunk that is walked as number i (i64) into stage `which` (i32, 0 or
+ * 1). On Hopper there may be no such chunk, and nothing branches. */
+static void copy_record(Chain *c, Val i, Val which)
 {
     Cg *cg = c->cg;
     Val stage = stage_offset(c, which), src = record_of(c, i);
-    if (c->wgmma) {
-        Val one = cg_and(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)),
-                         cg_cmp(cg, LLVMIntSLT, i, c->count));
-        nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)c->copied,
-                        barrier(c, which));
-    } else {
-        copy_record(c, src, stage);
+    if (!c->wgmma) {
+        copy_by_threads(c, src, stage);
+        return;
     }
-    chain_copy_inputs(c, next_start(c, i), stage);
-    nv_copy_commit(cg);
+    Val one = cg_and(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)),
+                     cg_cmp(cg, LLVMIntSLT, i, c->count));
+    nv_copy_bulk_if(cg, one, cg_gep8(cg, nv_shared(cg, 0), stage), src, (int)c->copied,
+                    barrier(c, which));
+}
+
+/* The inputs of the same chunk. */
+static void copy_inputs(Chain *c, Val i, Val which)
+{
+    chain_copy_inputs(c, next_start(c, i), stage_offset(c, which));
+    nv_copy_commit(c->cg);
 }
 
 static void write_outs(Chain *c)
@@ -355,7 +360,8 @@ static void chunk_by_warps(Chain *c, Val next, Val other)
 {
     Cg *cg = c->cg;
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, c->count));
-    copy_chunk(c, next, other);
+    copy_record(c, next, other);
+    copy_inputs(c, next, other);
     chain_rows(c, chunk_start(c, next), stage_offset(c, other));
     cg_end_if(cg, &more);
     read_state(c);
@@ -366,12 +372,17 @@ static void chunk_by_warps(Chain *c, Val next, Val other)
     advance(c);
 }
 
-/* The next chunk's copies while the first products run. */
+/* The next chunk's copies while the first products run; a gradient, which waits for memory more than for
+ * products, asks for the record before them. */
 static void chunk_by_warpgroups(Chain *c, Val next, Val other)
 {
+    if (c->gradient)
+        copy_record(c, next, other);
     chain_rows_ahead(c, next_start(c, next));
     read_state(c);
-    copy_chunk(c, next, other);
+    if (!c->gradient)
+        copy_record(c, next, other);
+    copy_inputs(c, next, other);
     save_state(c);
     mix(c);
     save_rows(c);
@@ -385,7 +396,8 @@ static void walk_chunks(Chain *c)
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, c->count, zero));
-    copy_chunk(c, zero, cg_int(cg, 0));
+    copy_record(c, zero, cg_int(cg, 0));
+    copy_inputs(c, zero, cg_int(cg, 0));
     chain_rows(c, chunk_start(c, zero), cg_int(cg, 0));
     cg_end_if(cg, &any);
     Loop chunk = cg_for(cg, zero, c->count, 1, false);

@@ -1,19 +1,18 @@
-/* What gradients keep of a walk: states and rows of V columns, into the record of the present chunk.
+/* What gradients keep of a walk: states and rows of V columns, into the record of the present
+ * chunk.
  *
- * They lie there as f16 matrices placed by nv_place, so a lane's share must become whole 16-byte units:
- *     operand of a state     a register is (V column g + 8h, k = 8n + 2t, +1): a unit is a lane's of four n,
- *                            by the order of channels that gradient.h gives S
- *     operand of rows        (V column g + 8h, row 8n + 2t, +1): turned as an 8x8 tile it is (row 8n + g,
- *                            V column 8h + 2t, +1), and a unit again the four of a quad
- * Four registers of a quad's four lanes then change places, and a lane holds one unit of four; of a state
- * it has them already. Nothing
- * waits for the stores, and nothing branches where every warp has columns.
+ * They lie there as f16 matrices placed by nv_place, so a lane's share must become whole 16-byte
+ * units: operand of a state     a register is (V column g + 8h, k = 8n + 2t, +1): a unit is a
+ * lane's of four n, by the order of channels that gradient.h gives S operand of rows        (V
+ * column g + 8h, row 8n + 2t, +1): turned as an 8x8 tile it is (row 8n + g, V column 8h + 2t, +1),
+ * and a unit again the four of a quad Four registers of a quad's four lanes then change places, and
+ * a lane holds one unit of four; of a state it has them already. Nothing waits for the stores, and
+ * nothing branches where every warp has columns.
  */
 #include "codegen/nvptx/chain.h"
 
 /* A lane's registers in[0..3] become register number t of its quad's lanes 0..3. */
-static void turn_quad(Chain *c, const Val in[4], Val out[4])
-{
+static void turn_quad(Chain *c, const Val in[4], Val out[4]) {
     Cg *cg = c->cg;
     Val zero = cg_int(cg, 0), odd = cg_cmp(cg, LLVMIntNE, cg_and(cg, c->t, cg_int(cg, 1)), zero);
     Val high = cg_cmp(cg, LLVMIntNE, cg_and(cg, c->t, cg_int(cg, 2)), zero), pair[4];
@@ -30,16 +29,14 @@ static void turn_quad(Chain *c, const Val in[4], Val out[4])
 }
 
 /* Registers of V columns that do not exist become zeros. */
-static Val column_or_zero(Chain *c, Val x, int h)
-{
+static Val column_or_zero(Chain *c, Val x, int h) {
     if (!c->v_live[h] || c->s->V == c->s->vp)
         return x;
     return cg_select(c->cg, c->v_live[h], x, cg_int(c->cg, 0));
 }
 
 /* i1 that this warp has columns of the record; NULL: all have. */
-static Val warp_live(Chain *c)
-{
+static Val warp_live(Chain *c) {
     Cg *cg = c->cg;
     if (c->s->vp % c->v_tile == 0)
         return NULL;
@@ -47,8 +44,7 @@ static Val warp_live(Chain *c)
     return cg_cmp(cg, LLVMIntSLT, first, cg_int(cg, c->s->vp));
 }
 
-static void save(Chain *c, Val x, int64_t offset, Val byte)
-{
+static void save(Chain *c, Val x, int64_t offset, Val byte) {
     Cg *cg = c->cg;
     Val live = warp_live(c);
     If there = {0};
@@ -63,8 +59,7 @@ static void save(Chain *c, Val x, int64_t offset, Val byte)
 
 /* Unit `unit` of row `row` of a matrix with `rows` rows. */
 static void save_unit(Chain *c, const Val word[4], int64_t offset, int rows, int columns, Val row,
-                      Val unit)
-{
+                      Val unit) {
     Cg *cg = c->cg;
     Val x = LLVMGetPoison(LLVMVectorType(cg->i32, 4));
     for (int j = 0; j < 4; j++)
@@ -73,19 +68,18 @@ static void save_unit(Chain *c, const Val word[4], int64_t offset, int rows, int
 }
 
 /* Lanes t and t + 2 of a quad store the same. */
-static void save_units(Chain *c, int64_t units, const Val scale[2])
-{
+static void save_units(Chain *c, int64_t units, const Val scale[2]) {
     Cg *cg = c->cg;
     Val h = cg_and(cg, c->t, cg_int(cg, 1)), one = cg_float(cg, 1), x[2];
     for (int i = 0; i < 2; i++)
         x[i] = c->v_live[i] ? cg_select(cg, c->v_live[i], scale[i], one) : scale[i];
     Val second = cg_cmp(cg, LLVMIntNE, h, cg_int(cg, 0));
-    Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)), cg_add(cg, c->g, cg_shl(cg, h, 3)));
+    Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)),
+                   cg_add(cg, c->g, cg_shl(cg, h, 3)));
     save(c, cg_select(cg, second, x[1], x[0]), units, cg_shl(cg, v, 2));
 }
 
-void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2])
-{
+void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2]) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)), c->g);
@@ -100,8 +94,7 @@ void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2
     save_units(c, units, scale);
 }
 
-void chain_save_rows(Chain *c, const Val *x, int64_t offset, int64_t units)
-{
+void chain_save_rows(Chain *c, const Val *x, int64_t offset, int64_t units) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val operand[MAX_FRAGMENT / 2], scale[2];

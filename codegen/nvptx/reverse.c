@@ -1,17 +1,16 @@
-/* The reverse kernel of gradients: the chain's walk from a sequence's last chunk to its first, with the
- * cotangent dS' of the state where the chunk ends in place of the state.
+/* The reverse kernel of gradients: the chain's walk from a sequence's last chunk to its first, with
+ * the cotangent dS' of the state where the chunk ends in place of the state.
  *
  *     dX = P dS' + sum_f M_f' dO_f          dS = D dS' + sum_f Qg_f' dO_f - E' dX
  *
- * The walk, the schedules and the products are the chain's (chain.h), with the record's matrices turned.
- * dO_f, an elementwise value of inputs, stands where W_f and M_f keep their rows: on each token's last
- * lattice row. Here is what both schedules share, and the one by warps.
+ * The walk, the schedules and the products are the chain's (chain.h), with the record's matrices
+ * turned. dO_f, an elementwise value of inputs, stands where W_f and M_f keep their rows: on each
+ * token's last lattice row. Here is what both schedules share, and the one by warps.
  */
 #include "codegen/nvptx/chain.h"
 
 /* Rows of dO that are another token's repeated, or of none, become zeros. */
-static void clear_rows(Chain *c, Val *x)
-{
+static void clear_rows(Chain *c, Val *x) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val left = chain_tokens_left(c, c->start);
@@ -20,14 +19,14 @@ static void clear_rows(Chain *c, Val *x)
         Val token = s->slots > 1 ? cg_udiv(cg, row, cg_int(cg, s->slots)) : row;
         Val live = cg_cmp(cg, LLVMIntSLT, token, left);
         if (s->slots > 1)
-            live = cg_and(cg, live, cg_cmp(cg, LLVMIntEQ, cg_urem(cg, row, cg_int(cg, s->slots)),
-                                           cg_int(cg, s->slots - 1)));
+            live = cg_and(cg, live,
+                          cg_cmp(cg, LLVMIntEQ, cg_urem(cg, row, cg_int(cg, s->slots)),
+                                 cg_int(cg, s->slots - 1)));
         x[i] = cg_select(cg, live, x[i], cg_float(cg, 0));
     }
 }
 
-void reverse_left(Chain *c, int f, Val *x)
-{
+void reverse_left(Chain *c, int f, Val *x) {
     const System *s = c->s;
     int left = c->gradient->family[f].left;
     memcpy(x, chain_get(c, left), (size_t)chain_fragment(c) * sizeof *x);
@@ -36,8 +35,7 @@ void reverse_left(Chain *c, int f, Val *x)
     chain_scale_rows(c, f, x);
 }
 
-void reverse_dx(Chain *c, Val *x)
-{
+void reverse_dx(Chain *c, Val *x) {
     Cg *cg = c->cg;
     Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
     for (int i = 0; scale && i < chain_fragment(c); i++)
@@ -48,16 +46,15 @@ void reverse_dx(Chain *c, Val *x)
 
 /* The schedule by warps ------------------------------------------------------------------------ */
 
-static void zero(Chain *c, Val *x, int count)
-{
+static void zero(Chain *c, Val *x, int count) {
     for (int i = 0; i < count; i++)
         x[i] = cg_float(c->cg, 0);
 }
 
-/* acc (tiles n, n + 1) += the operand of rows times m, whose rows from `first` on count, times scale. */
-static void add_product(Chain *c, Matrix m, int n, int first, const Val *operand, const Val scale[2],
-                        Val acc[8])
-{
+/* acc (tiles n, n + 1) += the operand of rows times m, whose rows from `first` on count, times
+ * scale. */
+static void add_product(Chain *c, Matrix m, int n, int first, const Val *operand,
+                        const Val scale[2], Val acc[8]) {
     Val part[8];
     zero(c, part, 8);
     for (int step = first; step < c->s->rows / 16; step++)
@@ -67,8 +64,7 @@ static void add_product(Chain *c, Matrix m, int n, int first, const Val *operand
         acc[i] = cg_fadd(c->cg, acc[i], part[i]);
 }
 
-void reverse_read(Chain *c)
-{
+void reverse_read(Chain *c) {
     if (c->wgmma) {
         reverse_wgmma_read(c);
         return;
@@ -85,13 +81,14 @@ void reverse_read(Chain *c)
     for (int f = s->erase; f < s->families; f++) {
         reverse_left(c, f, left);
         chain_operand(c, left, chain_fragment(c), c->left_operand[f], c->left_scale[f]);
-        for (int n = 0; n < s->rows / 8; n += 2) /* lower triangle: rows from the columns' block on */
-            add_product(c, chain_m(c, f), n, n / 2, c->left_operand[f], c->left_scale[f], &acc[4 * n]);
+        for (int n = 0; n < s->rows / 8;
+             n += 2) /* lower triangle: rows from the columns' block on */
+            add_product(c, chain_m(c, f), n, n / 2, c->left_operand[f], c->left_scale[f],
+                        &acc[4 * n]);
     }
 }
 
-void reverse_mix(Chain *c)
-{
+void reverse_mix(Chain *c) {
     if (c->wgmma) {
         reverse_wgmma_mix(c);
         return;
@@ -107,8 +104,7 @@ void reverse_mix(Chain *c)
     chain_operand(c, x, chain_fragment(c), c->x_operand, c->x_scale);
 }
 
-void reverse_advance(Chain *c)
-{
+void reverse_advance(Chain *c) {
     if (c->wgmma) {
         reverse_wgmma_advance(c);
         return;
@@ -127,8 +123,7 @@ void reverse_advance(Chain *c)
 
 /* ---------------------------------------------------------------------------------------------- */
 
-bool nv_build_reverse(Cg *cg, CgModule *out, const char **why)
-{
+bool nv_build_reverse(Cg *cg, CgModule *out, const char **why) {
     Gradient *g = NEW(cg->arena, Gradient);
     if (!nv_gradient(cg->arena, cg->k, g, why))
         return false;

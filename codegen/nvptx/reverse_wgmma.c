@@ -6,22 +6,20 @@
  *     issue - E' dX on top of the latter; meanwhile dX to the record
  *     wait for dS
  *
- * Everything is divided by the columns' units (chain_unit.c), dO and dX on their way to operands as X is
- * forwards.
+ * Everything is divided by the columns' units (chain_unit.c), dO and dX on their way to operands as
+ * X is forwards.
  */
 #include "codegen/nvptx/chain.h"
 
 /* Registers while the first products are under way: the costate, its operand, the sum, the dO_f. */
-bool reverse_wgmma_fits(const Chain *c)
-{
+bool reverse_wgmma_fits(const Chain *c) {
     const System *s = c->s;
     int outs = s->families - s->erase, rows = chain_fragment(c);
     return s->kp / 2 + s->kp / 4 + rows + outs * rows / 2 <= 224;
 }
 
 /* sign / unit */
-static void unit_factor(Chain *c, double sign, Val factor[2])
-{
+static void unit_factor(Chain *c, double sign, Val factor[2]) {
     Cg *cg = c->cg;
     Val unit[2];
     chain_units(c, unit);
@@ -30,20 +28,17 @@ static void unit_factor(Chain *c, double sign, Val factor[2])
 }
 
 /* Registers that a branch may set anew. */
-static void keep(Chain *c, Var *kept, const Val *x, int count)
-{
+static void keep(Chain *c, Var *kept, const Val *x, int count) {
     for (int i = 0; i < count; i++)
         kept[i] = cg_var(c->cg, c->cg->i32, x[i]);
 }
 
-static void take(Chain *c, const Var *kept, Val *x, int count)
-{
+static void take(Chain *c, const Var *kept, Val *x, int count) {
     for (int i = 0; i < count; i++)
         x[i] = cg_get(c->cg, kept[i]);
 }
 
-static void pack_left(Chain *c, Val (*left)[MAX_FRAGMENT])
-{
+static void pack_left(Chain *c, Val (*left)[MAX_FRAGMENT]) {
     Val factor[2];
     unit_factor(c, 1, factor);
     for (int f = c->s->erase; f < c->s->families; f++)
@@ -51,8 +46,7 @@ static void pack_left(Chain *c, Val (*left)[MAX_FRAGMENT])
 }
 
 /* By element the largest magnitude of the dO_f. */
-static void largest_left(Chain *c, Val (*left)[MAX_FRAGMENT], Val *most)
-{
+static void largest_left(Chain *c, Val (*left)[MAX_FRAGMENT], Val *most) {
     Cg *cg = c->cg;
     for (int i = 0; i < chain_fragment(c); i++) {
         most[i] = nv_magnitude(cg, left[c->s->erase][i]);
@@ -62,8 +56,7 @@ static void largest_left(Chain *c, Val (*left)[MAX_FRAGMENT], Val *most)
 }
 
 /* The operands of dS' and of all dO_f, in one unit. */
-static void operands(Chain *c)
-{
+static void operands(Chain *c) {
     static const Val one[2];
     Cg *cg = c->cg;
     const System *s = c->s;
@@ -97,8 +90,7 @@ static void operands(Chain *c)
         take(c, kept_left[f], c->left_operand[f], half);
 }
 
-void reverse_wgmma_read(Chain *c)
-{
+void reverse_wgmma_read(Chain *c) {
     const System *s = c->s;
     operands(c);
     chain_wgmma_settle(c);
@@ -112,8 +104,7 @@ void reverse_wgmma_read(Chain *c)
 }
 
 /* - dX's operand; nothing is under way. */
-static void x_operand(Chain *c, const Val *x)
-{
+static void x_operand(Chain *c, const Val *x) {
     Cg *cg = c->cg;
     int half = chain_fragment(c) / 2;
     Val factor[2], ratio[2];
@@ -130,8 +121,7 @@ static void x_operand(Chain *c, const Val *x)
     take(c, kept, c->x_operand, half);
 }
 
-void reverse_wgmma_mix(Chain *c)
-{
+void reverse_wgmma_mix(Chain *c) {
     const System *s = c->s;
     int count = chain_fragment(c);
     Val *x = c->product[0], row[MAX_FRAGMENT], unit[2];
@@ -150,8 +140,7 @@ void reverse_wgmma_mix(Chain *c)
     chain_wgmma(c, chain_w(c, 0), c->x_operand, c->next, true);
 }
 
-void reverse_wgmma_advance(Chain *c)
-{
+void reverse_wgmma_advance(Chain *c) {
     nv_wgmma_wait(c->cg, 0, c->next, chain_state_elements(c));
     chain_set_state(c, c->next);
 }
