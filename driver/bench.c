@@ -51,9 +51,10 @@ static double problem_bytes(const Problem *p) {
         bytes += (double)(p->B * p->T * p->H * shape_elements(p->k, port->shape)) *
                  elem_size(port->elem);
     }
-    double state =
-        4.0 * (double)(p->N * p->H) * p->k->axis.at[AXIS_K].size * p->k->axis.at[AXIS_V].size;
-    return bytes + state * ((p->S0.data ? 2 : 1) + (p->grad ? 1 : 0));
+    double state = (double)gdr_dtype_size(p->state_type) * (double)(p->N * p->H) *
+                   p->k->axis.at[AXIS_K].size * p->k->axis.at[AXIS_V].size;
+    double left = p->each ? (double)p->each : 1;
+    return bytes + state * (left + (p->S0.data ? 1 : 0) + (p->grad ? 1 : 0));
 }
 
 /* Of a kernel at recurrence level; the half of a gradient that is in front of `rewind` runs twice. */
@@ -177,13 +178,18 @@ static gdr_status bench_problem(Bench *b, const BenchShape *shape, const Problem
     return status;
 }
 
+/* A decoding step: states come from a pool and go back to it. */
+static bool is_step(const Bench *b, const BenchShape *shape) {
+    return !b->d->opt.grad && (b->d->opt.step || shape->T == 1);
+}
+
 static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
     Arena arena;
     Problem p;
     Kernel *defaults = spec_kernel(b->d, b->s, b->v->name, b->d->opt.dim.at, b->d->opt.dim.count);
     if (!defaults)
         return GDR_ESPEC;
-    bool step = shape->T == 1;
+    bool step = is_step(b, shape);
     Case c = {.type = b->type,
               .K = defaults->axis.at[AXIS_K].size,
               .V = defaults->axis.at[AXIS_V].size,
@@ -192,7 +198,6 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
               .H = shape->H,
               .key_heads = shape->key_heads,
               .repeat = REPEAT_TOKENS,
-              .S0 = step,
               .grad = b->d->opt.grad};
     Method method = (Method)b->d->opt.method;
     if (step && method == METHOD_auto)
@@ -200,6 +205,14 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
     arena_init(&arena, b->d->arena.oom);
     case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
                  NULL, &p);
+    if (p.k && step) {
+        decode_pool(&arena, &p, b->d->opt.pool, method == METHOD_recurrent);
+        if (b->d->opt.keep_all) { /* what follows starts from one of them */
+            p.in_place = false;
+            p.each = shape->T;
+            p.S_slots.data = NULL;
+        }
+    }
     gdr_status status = p.k ? bench_problem(b, shape, &p, method, &arena) : GDR_ESPEC;
     arena_free(&arena);
     return status;
@@ -220,6 +233,8 @@ static gdr_status bench_compile(Bench *b) {
         .pass = d->opt.grad ? GDR_PASS_BACKWARD : GDR_PASS_FORWARD,
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,
+        .state_dtype = d->opt.grad ? GDR_F32 : (gdr_dtype)d->opt.state_type,
+        .state_layout = d->opt.grad ? GDR_LAYOUT_KV : (gdr_layout)d->opt.state_layout,
     };
     b->cached_ms = -1;
     for (int round = 0; round < 3; round++) { /* anew; into the cache; from the cache */
@@ -300,7 +315,12 @@ static void print_row(const Bench *b, const Row *r) {
 }
 
 static void print_table(const Bench *b, const char *machine) {
-    printf("%s, variant %s, %s\n%s\n", b->s->path, b->v->name, gdr_dtype_name(b->type), machine);
+    const Options *o = &b->d->opt;
+    printf("%s, variant %s, %s", b->s->path, b->v->name, gdr_dtype_name(b->type));
+    if (o->state_type != GDR_F32 || o->state_layout)
+        printf(", states %s %s", gdr_dtype_name((gdr_dtype)o->state_type),
+               o->state_layout ? "[V,K]" : "[K,V]");
+    printf("\n%s\n", machine);
     printf("spec text to loaded kernel: %.1f ms", b->first_ms);
     if (b->cached_ms >= 0)
         printf(", from the cache %.2f ms", b->cached_ms);
@@ -319,7 +339,10 @@ static int write_json(const Bench *b, const char *machine) {
     buf_json_string(&out, b->s->path);
     buf_puts(&out, ", \"variant\": ");
     buf_json_string(&out, b->v->name);
-    buf_printf(&out, ", \"dtype\": \"%s\", \"compiler\": ", gdr_dtype_name(b->type));
+    buf_printf(&out, ", \"dtype\": \"%s\", \"state_type\": \"%s\", \"state_layout\": \"%s\"",
+               gdr_dtype_name(b->type), gdr_dtype_name((gdr_dtype)b->d->opt.state_type),
+               b->d->opt.state_layout ? "vk" : "kv");
+    buf_puts(&out, ", \"compiler\": ");
     buf_json_string(&out, gdr_version());
     buf_puts(&out, ",\n  \"machine\": ");
     buf_json_string(&out, machine);

@@ -12,6 +12,7 @@
  *   inputs.c     random inputs for any spec
  *   measure.c    how far results are from the reference
  *   sgemm.c      what one core can do
+ *   decode.c     decoding steps: pools, what must hold
  *   check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the calls
  *
  * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment
@@ -47,7 +48,7 @@ typedef struct Options {
     gdr_dtype dtype;
     int device, method, format, diag_format, chunk, threads, case_number, input_sets, opt_level;
     int state_type, state_layout; /* gdr_dtype, gdr_layout */
-    int pool;
+    int pool, keep_all;
     bool has_seed, no_cache, check_ranges, full, in_place, check_only, step;
     uint64_t seed;
     bool time_passes, verify_each, list_passes, help, grad;
@@ -306,6 +307,15 @@ void case_problem(Driver *d, Arena *arena, Spec *s, const char *variant, const C
 
 /* Whether it is like a key or a value, and not a gate, a decay or a plain number. */
 bool input_is_vector(const Kernel *k, int port);
+
+/* decode.c ------------------------------------------------------------------------------------- */
+
+/* The problem's sequences in slots, all over the place, of a pool of so many states at least, updated
+ * in place. `remembers`: and what is remembered beside them. */
+void decode_pool(Arena *arena, Problem *p, int64_t slots, bool remembers);
+/* As property_check, of decoding steps. */
+gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
+                        const char **broken);
 
 /* measure.c ------------------------------------------------------------------------------------ */
 

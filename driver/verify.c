@@ -191,6 +191,19 @@ static gdr_status verify_case(Verify *v, int number, const Case *c, Arena *arena
 
 /* properties ----------------------------------------------------------------------------------- */
 
+static gdr_status verify_decoding(Verify *v, const Case *c, Method m, Engine *e) {
+    const char *broken;
+    gdr_status status = decode_check(v->d, v->s, v->variant, c, e, &broken);
+    if (status)
+        return status;
+    printf("decoding: slots, tokens, accepted, continued: %s %dx%d %s: %s%s\n",
+           gdr_dtype_name(c->type), c->K, c->V, method_name(m), broken ? "FAILED: " : "hold",
+           broken ? broken : "");
+    v->lines++;
+    v->failures += broken != NULL;
+    return GDR_OK;
+}
+
 static gdr_status verify_properties(Verify *v) {
     /* Sizes that the list of cases has, so that kernels are there. */
     static const Case kind[2][2] = {
@@ -227,6 +240,10 @@ static gdr_status verify_properties(Verify *v) {
                    broken ? "FAILED: " : "hold", broken ? broken : "");
             v->lines++;
             v->failures += broken != NULL;
+            if (!c.grad)
+                status = verify_decoding(v, &c, (Method)m, e);
+            if (status)
+                return status;
         }
     }
     return GDR_OK;
