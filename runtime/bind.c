@@ -153,6 +153,8 @@ static gdr_status check_heads(const Binder *bi) {
         if (b->H && bi->kernel->rec.factor_reads[i])
             b->HF *= h / gcd(b->HF, h); /* all divide H, so this does */
     }
+    if (bi->backward)
+        b->HF = b->H; /* a record for each head: gradients are each head's own */
     return GDR_OK;
 }
 
