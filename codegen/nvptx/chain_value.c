@@ -62,7 +62,7 @@ static bool plan_row_value(Chain *c, int v, int earlier, const char **why)
     bool *needed = NEW_ARRAY(c->cg->arena, bool, c->k->inst.count);
     value_mark(c->k, v, needed);
     for (int u = 0; u < v; u++)
-        if (needed[u] && is_leaf(c, u)) {
+        if (needed[u] && inst_at(c->k, u)->op == OP_contract) {
             *why = "a sum over value channels of what is read from the state has no GPU chunk kernel: "
                    "use the recurrent algorithm";
             return false;
@@ -95,8 +95,13 @@ static bool plan_value(Chain *c, int v, int earlier, const char **why)
         *why = "the GPU chain kernel looks at most three tokens back";
         return false;
     }
-    CHECK(op_info[i->op].class == CLASS_PURE || i->op == OP_weave || i->op == OP_rename ||
-          i->op == OP_prev);
+    bool simple = op_info[i->op].class == CLASS_PURE || i->op == OP_weave || i->op == OP_rename ||
+                  i->op == OP_prev;
+    if (!simple && c->back) {
+        *why = "what an out's reads are multiplied by depends on the state: no GPU chunk gradient";
+        return false;
+    }
+    CHECK(simple);
     for (int j = 0; j < i->nargs; j++)
         if (!plan_value(c, i->arg[j], earlier + (i->op == OP_prev), why))
             return false;

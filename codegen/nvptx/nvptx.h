@@ -10,6 +10,7 @@
  *   scan*.c      values made ahead: running sums, and others that need more than a chunk or a thread has
  *   factor*.c    everything of a chunk that does not need the state
  *   chain*.c     the serial walk over chunks, state in registers
+ *   reverse*.c   the same walk backwards, for gradients: gradient.h
  *   recurrent.c  token by token: the step kernel, and every spec without a chunk form
  */
 #ifndef GDR_CODEGEN_NVPTX_H
