@@ -167,6 +167,7 @@ Val factor_own_score(Factor *f, const Family *fam, int h, Val column, Val x);
 void factor_decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4]);
 Val factor_carried_decay(Factor *f, const Family *fam, int h);
 Val factor_tail_decay(Factor *f, Val row);
+Val factor_chunk_decay(Factor *f);       /* from the start to the end */
 Val factor_own_decay(Factor *f, Val row);
 
 /* Unit `unit` (8 elements) of a row of a tile in shared memory with `units` of them, a multiple of 4. */

@@ -260,15 +260,22 @@ Val factor_tail_decay(Factor *f, Val row)
     return x;
 }
 
+Val factor_chunk_decay(Factor *f)
+{
+    Cg *cg = f->cg;
+    Val x = load_f32(f, total_base(f), cg_int(cg, 0));
+    for (int b = 1; b < f->s->warps; b++)
+        x = cg_fmul(cg, x, load_f32(f, total_base(f), cg_int(cg, b)));
+    return x;
+}
+
 void factor_scalar_tail(Factor *f)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
     if (s->a < 0)
         return;
-    Val all = load_f32(f, total_base(f), cg_int(cg, 0)), scale[2];
-    for (int b = 1; b < s->warps; b++)
-        all = cg_fmul(cg, all, load_f32(f, total_base(f), cg_int(cg, b)));
+    Val all = factor_chunk_decay(f), scale[2];
     for (int h = 0; h < 2; h++)
         scale[h] = factor_tail_decay(f, f->row[h]);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);

@@ -25,12 +25,6 @@ void pull_load8(Pull *p, int base, Val index, Val out[8]) {
     }
 }
 
-Val pull_fragment(Pull *p, int base, int family, Val pair) {
-    Cg *cg = p->cg;
-    Val at = cg_add(cg, cg_shl(cg, cg_add(cg, pair, cg_int(cg, family * p->pairs)), 5), p->f.lane);
-    return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, at, 4));
-}
-
 /* tiles ------------------------------------------------------------------------------------------ */
 
 void pull_pack(Pull *p, Packed *out, const Tile *x) {
@@ -103,28 +97,70 @@ void pull_turn(Pull *p, const Packed *x, Val b[4][2]) {
             b[n][h] = nv_movmatrix(p->cg, x->pair[h][n]);
 }
 
-static Val operand_place(Pull *p, int operand, Val block, int half) {
+/* Pairs stand as 8x8 matrices, 128 bytes each, of which ldmatrix makes fragments either way. */
+static Val matrix(Pull *p, int base, Val first, int number) {
     Cg *cg = p->cg;
-    Val unit = cg_add(cg, cg_shl(cg, block, 1), cg_int(cg, 2 * operand * p->s->warps + half));
-    unit = cg_add(cg, cg_shl(cg, unit, 5), p->f.lane);
-    return cg_gep8(cg, nv_shared(cg, p->sh_exchange), cg_shl(cg, unit, 4));
+    Val at = nv_shared(cg, base + 128 * number);
+    return cg_gep8(cg, at, cg_shl(cg, first, 7));
+}
+
+static void put_pair(Pull *p, int base, Val first, int number, Val pair) {
+    Val at = cg_gep8(p->cg, matrix(p, base, first, number), cg_shl(p->cg, p->f.lane, 2));
+    cg_store(p->cg, pair, at, 4);
+}
+
+/* Four matrices: number order[i] behind `first` as out[i]. `swap`: 0, 2, 1, 3. */
+static void get_pairs(Pull *p, int base, Val first, bool swap, bool turned, Val out[4]) {
+    Cg *cg = p->cg;
+    Val m = cg_shr(cg, p->f.lane, 3), r = cg_and(cg, p->f.lane, cg_int(cg, 7));
+    if (swap)
+        m = cg_or(cg, cg_shr(cg, m, 1), cg_shl(cg, cg_and(cg, m, cg_int(cg, 1)), 1));
+    Val byte = cg_add(cg, cg_shl(cg, m, 7), cg_shl(cg, r, 4));
+    nv_ldmatrix4(cg, cg_gep8(cg, matrix(p, base, first, 0), byte), turned, out);
+}
+
+/* The first matrix of a block's rows. */
+static Val operand_first(Pull *p, int operand, Val block) {
+    return cg_add(p->cg, cg_shl(p->cg, block, 3), cg_int(p->cg, 8 * operand * p->s->warps));
 }
 
 void pull_put_operand(Pull *p, int operand, const Packed *x) {
-    Val b[4][2];
-    pull_turn(p, x, b);
-    for (int half = 0; half < 2; half++) {
-        Val four[4] = {b[2 * half][0], b[2 * half][1], b[2 * half + 1][0], b[2 * half + 1][1]};
-        factor_store_unit(p->cg, operand_place(p, operand, p->f.warp, half), four);
-    }
+    Val first = operand_first(p, operand, p->f.warp);
+    for (int n = 0; n < 4; n++)
+        for (int h = 0; h < 2; h++)
+            put_pair(p, p->sh_exchange, first, 2 * n + h, x->pair[h][n]);
 }
 
 void pull_get_operand(Pull *p, int operand, Val block, Val b[4][2]) {
+    Val first = operand_first(p, operand, block);
     for (int half = 0; half < 2; half++) {
         Val four[4];
-        factor_load_unit(p->cg, operand_place(p, operand, block, half), four);
+        get_pairs(p, p->sh_exchange + 512 * half, first, false, true, four);
         memcpy(b[2 * half], four, sizeof four);
     }
+}
+
+void pull_get_back(Pull *p, int operand, Packed *x) {
+    Val first = operand_first(p, operand, p->f.warp);
+    for (int half = 0; half < 2; half++) {
+        Val four[4];
+        get_pairs(p, p->sh_exchange + 512 * half, first, false, false, four);
+        for (int i = 0; i < 4; i++)
+            x->pair[i % 2][2 * half + i / 2] = four[i];
+    }
+}
+
+static Val block_first(Pull *p, int family, Val pair) {
+    return cg_shl(p->cg, cg_add(p->cg, pair, cg_int(p->cg, family * p->pairs)), 2);
+}
+
+void pull_put_block(Pull *p, int base, int family, Val pair, const Val a[4]) {
+    for (int i = 0; i < 4; i++)
+        put_pair(p, base, block_first(p, family, pair), i, a[i]);
+}
+
+void pull_get_block(Pull *p, int base, int family, Val pair, bool turned, Val a[4]) {
+    get_pairs(p, base, block_first(p, family, pair), turned, turned, a);
 }
 
 void pull_multiply(Pull *p, Tile *acc, const Val a[4], Val b[4][2]) {
@@ -214,8 +250,7 @@ static void plan_shared(Pull *p) {
     p->sh_left = take(&at, (s->families + 1) * 2 * (p->vq / SLAB) * threads * 16);
     p->sh_state = take(&at, 2 * p->vq * SLAB * 2);
     p->sh_dg = take(&at, s->families * p->pairs * fragment);
-    p->sh_turned = take(&at, s->families * p->pairs * fragment);
-    p->sh_raw = take(&at, p->decays && !s->a_key ? s->families * p->pairs * fragment : 0);
+    p->sh_raw = take(&at, p->decays && !s->a_key && !p->g->a_log ? s->families * p->pairs * fragment : 0);
     p->sh_total = take(&at, s->a_key ? s->warps * SLAB * 4 : 0);
     p->sh_sum = take(&at, s->a_key ? pull_key_bytes(p) : pull_scalar_bytes(p));
     p->f.sh_row = take(&at, s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0);

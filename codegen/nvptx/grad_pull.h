@@ -21,9 +21,9 @@
 
 #include "codegen/nvptx/gradient.h"
 
-/* Units of columns of V: of S, of X, X's times dS's, S's times dS's, each array divided by its largest;
- * dX's as they are. */
-enum { UNIT_s, UNIT_x, UNIT_xds, UNIT_sds, UNIT_dx, UNITS };
+/* Units of columns of V: of S, of X, X's times dS's, S's times dS's, each array divided by its largest,
+ * the last one as two factors, sds and rest; dX's as they are. */
+enum { UNIT_s, UNIT_x, UNIT_xds, UNIT_sds, UNIT_dx, UNIT_rest, UNITS };
 
 /* A lane's 2 rows by 8 channels, f32, and as operand pairs. */
 typedef struct Tile { Val x[2][8]; } Tile;
@@ -46,18 +46,19 @@ typedef struct Pull {
                                 left rows for dW; Zt for dKt */
     int sh_state;            /* S, then dS: [vq][32 channels] f16 */
     int sh_zt;               /* f16 [rows][vq]; before it X and A as in the record; after it: */
-    int sh_exchange;         /* [families + 1][block][2][lane] 16-byte B fragments of a slab: keys, rows */
-    int sh_dg;               /* [family][pair][lane] 16-byte A fragments: dG */
-    int sh_turned;           /* likewise dG' */
-    int sh_raw;              /* scalar decay: likewise dG without the decays */
+    int sh_exchange;         /* [families + 1][block][h][n][lane]: a slab's pairs of keys, rows */
+    int sh_dg;               /* [family][pair][n][h][lane]: pairs of dG's accumulators */
+    int sh_raw;              /* scalar decay that is no exponential: likewise dG without the decays */
     int sh_keys;             /* scalar decay: [block][half][lane] 16 bytes: keys as B fragments along K */
     int sh_total;            /* f32 [block][32]: products of a block's decays, of this slab */
     int sh_sum;              /* f32: partial sums for decays */
     int sh_bytes;
     /* the present chunk */
     Val most[UNITS];         /* what the units were divided by */
-    Val scale;               /* the record's */
-    Val row_most[MAX_FAMILIES][2], zt_most[2]; /* largest of a left row; of a row of Zt */
+    Val scale;               /* of Zt: the record's, and what Zt was multiplied by */
+    Val row_most[MAX_FAMILIES][2]; /* largest of a left row */
+    Val zt_most[2];          /* of a row of Zt, times its unit */
+    Val chunk_zt_most;
     Val rescale[MAX_FAMILIES][2];  /* scales of rows; NULL: 1 */
     Val key_scale[2];
     Val sigma, inverse;      /* and 1 / sigma */
@@ -86,11 +87,16 @@ Val pull_rows_sum(Pull *p, const Val x[8]);
 Val pull_lane_channel(Pull *p);                       /* 8t + g */
 /* B fragments of a block's rows, contracted over rows, for the four tiles of a slab. */
 void pull_turn(Pull *p, const Packed *x, Val b[4][2]);
+/* Keys (0) and rows (1 + family) of a slab in shared memory: put by their warp, got by any as B
+ * fragments, got back by their warp as they were. */
 void pull_put_operand(Pull *p, int operand, const Packed *x);
 void pull_get_operand(Pull *p, int operand, Val block, Val b[4][2]);
+void pull_get_back(Pull *p, int operand, Packed *x);
 /* acc += A B */
 void pull_multiply(Pull *p, Tile *acc, const Val a[4], Val b[4][2]);
-Val pull_fragment(Pull *p, int base, int family, Val pair); /* this lane's 16 bytes */
+/* A block of dG in shared memory, as A fragments of it or of its transpose. */
+void pull_put_block(Pull *p, int base, int family, Val pair, const Val a[4]);
+void pull_get_block(Pull *p, int base, int family, Val pair, bool turned, Val a[4]);
 /* Cotangents of the slab in f32 to the scratch: dx over sigma, of every family; dp; */
 void pull_store_row(Pull *p, int64_t base, int h, Val slab, const Val x[8]);
 void pull_store_dx(Pull *p, Val slab, Tile *dx);
@@ -104,7 +110,10 @@ Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blo
 /* grad_pull_state.c */
 void pull_copy_state(Pull *p, Val slab);
 void pull_state(Pull *p, Tile *dw, Tile *dkt);
-Val pull_dd(Pull *p, Val *channel);                   /* this warp's part, of a channel of the slab */
+/* This warp's part of the slab's dD over sigma: of channel pull_dd_channel(p, i) in lanes where *here (i1),
+ * 0 in others. */
+void pull_dd(Pull *p, Val dd[4], Val *here);
+Val pull_dd_channel(Pull *p, int i);
 
 /* grad_pull_key.c, grad_pull_scalar.c */
 int pull_key_bytes(const Pull *p);                    /* of sums */

@@ -25,7 +25,6 @@ typedef struct Lane {
     Val other[LEVELS][4];    /* of the neighbouring segment of 2^b pairs, as operand pairs */
     Packed x[MAX_FAMILIES], p;         /* rows and keys as they are */
     Packed pair_x[MAX_FAMILIES], pair_p; /* exclusive, carried to the pair's ends */
-    Packed block_x[MAX_FAMILIES], block_p; /* to the block's */
     Val mask[LEVELS];
     Val F[LEVELS][4];        /* from the pair's ends to the segment's, at a level; [0] is 1 */
     TileVar dx[MAX_FAMILIES], dp;
@@ -48,13 +47,10 @@ static Val in_slab(Pull *p, Val row) {
 
 /* dG --------------------------------------------------------------------------------------------- */
 
-static void pack_block(Pull *p, Val x[2][4], Val a[4], Val turned[4]) {
+static void pack_block(Pull *p, Val x[2][4], Val a[4]) {
     for (int n = 0; n < 2; n++)
         for (int h = 0; h < 2; h++)
             a[2 * n + h] = nv_pack(p->cg, p->s->operand, x[n][2 * h], x[n][2 * h + 1]);
-    for (int n = 0; n < 2; n++)
-        for (int h = 0; h < 2; h++)
-            turned[2 * h + n] = nv_movmatrix(p->cg, a[2 * n + h]);
 }
 
 /* Element (row, column) of the pair's own 2x2 block, to the four lanes of the pair. */
@@ -78,13 +74,15 @@ static void own_block(Pull *p, int f, Val x[2][4]) {
             x[i / 2][2 * (i % 2) + c] =
                 cg_select(cg, before, x[i / 2][2 * (i % 2) + c], cg_float(cg, 0));
     }
-    pack_block(p, x, p->own[f], p->turned[f]);
+    pack_block(p, x, p->own[f]);
+    for (int i = 0; i < 4; i++)
+        p->turned[f][i % 2 * 2 + i / 2] = nv_movmatrix(cg, p->own[f][i]);
 }
 
 void pull_key_dg(Pull *p, int f, Var (*acc)[2][4], Val unit[2]) {
     Cg *cg = p->cg;
     for (int d = 0; d < p->s->warps; d++) {
-        Val x[2][4], a[4], turned[4];
+        Val x[2][4], a[4];
         for (int n = 0; n < 2; n++)
             for (int i = 0; i < 4; i++)
                 x[n][i] = cg_fmul(cg, cg_get(cg, acc[d][n][i]), unit[i / 2]);
@@ -94,9 +92,8 @@ void pull_key_dg(Pull *p, int f, Var (*acc)[2][4], Val unit[2]) {
         }
         If there = cg_if(cg, cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d)));
         Val pair = pull_pair(p, p->f.warp, cg_sub(cg, p->f.warp, cg_int(cg, d)));
-        pack_block(p, x, a, turned);
-        factor_store_unit(cg, pull_fragment(p, p->sh_dg, f, pair), a);
-        factor_store_unit(cg, pull_fragment(p, p->sh_turned, f, pair), turned);
+        pack_block(p, x, a);
+        pull_put_block(p, p->sh_dg, f, pair, a);
         cg_end_if(cg, &there);
     }
 }
@@ -177,12 +174,13 @@ static void load_rows(Pull *p, Lane *l) {
 static void exchange(Pull *p, Lane *l) {
     Cg *cg = p->cg;
     Val prefix[4], suffix[4], total[8];
+    Packed carried;
     walk(p, l, prefix, suffix, total);
-    times(p, &l->block_p, &l->pair_p, suffix);
-    pull_put_operand(p, 0, &l->block_p);
+    times(p, &carried, &l->pair_p, suffix);
+    pull_put_operand(p, 0, &carried);
     for (int f = 0; f < p->s->families; f++) {
-        times(p, &l->block_x[f], &l->pair_x[f], prefix);
-        pull_put_operand(p, 1 + f, &l->block_x[f]);
+        times(p, &carried, &l->pair_x[f], prefix);
+        pull_put_operand(p, 1 + f, &carried);
     }
     If first = cg_if(cg, cg_cmp(cg, LLVMIntEQ, p->f.g, cg_int(cg, 0)));
     Val index = cg_add(cg, cg_shl(cg, p->f.warp, 5), cg_shl(cg, p->f.t, 3));
@@ -216,6 +214,13 @@ static void add_products(Pull *p, Val sum[8], const Packed *x, const Tile *y) {
             sum[e] = cg_fma(p->cg, t.x[h][e], y->x[h][e], sum[e]);
 }
 
+/* The same with keys or rows as they are in shared memory. */
+static void add_carried(Pull *p, Val sum[8], int operand, const Tile *y) {
+    Packed x;
+    pull_get_back(p, operand, &x);
+    add_products(p, sum, &x, y);
+}
+
 static void zero8(Cg *cg, Val x[8]) {
     for (int e = 0; e < 8; e++)
         x[e] = cg_float(cg, 0);
@@ -237,6 +242,18 @@ static void put_sum(Pull *p, const Val x[8], Val lo, Val hi, int base, Val row) 
     cg_store(p->cg, sum, pull_f32(p, base, in_slab(p, row)), 4);
 }
 
+static void put_dd(Pull *p) {
+    Cg *cg = p->cg;
+    Val dd[4], here;
+    pull_dd(p, dd, &here);
+    If some = cg_if(cg, here);
+    for (int i = 0; i < 4; i++) {
+        Val at = cg_add(cg, cg_shl(cg, p->f.warp, 5), pull_dd_channel(p, i));
+        cg_store(cg, dd[i], pull_f32(p, dd_base(p), at), 4);
+    }
+    cg_end_if(cg, &some);
+}
+
 /* dx from the blocks below, lowest first. */
 static void pull_rows(Pull *p, Lane *l) {
     Cg *cg = p->cg;
@@ -250,7 +267,7 @@ static void pull_rows(Pull *p, Lane *l) {
         pull_get(p, &dx[f], &l->dx[f]);
         carry(p, &dx[f], total);
         if (p->decays)
-            add_products(p, sum, &l->block_x[f], &dx[f]);
+            add_carried(p, sum, 1 + f, &dx[f]);
     }
     if (p->decays) {
         Val row = cg_add(cg, cg_mul(cg, p->f.warp, cg_int(cg, p->s->warps)), m.i);
@@ -258,7 +275,7 @@ static void pull_rows(Pull *p, Lane *l) {
     }
     pull_get_operand(p, 0, m.i, b);
     for (int f = 0; f < families; f++) {
-        factor_load_unit(cg, pull_fragment(p, p->sh_dg, f, pair), a);
+        pull_get_block(p, p->sh_dg, f, pair, false, a);
         pull_multiply(p, &dx[f], a, b);
         pull_set(p, &l->dx[f], &dx[f]);
     }
@@ -274,7 +291,7 @@ static void pull_keys(Pull *p, Lane *l) {
         Tile dp;
         zero8(cg, sum);
         pull_get(p, &dp, &l->dp);
-        add_products(p, sum, &l->block_p, &dp);
+        add_carried(p, sum, 0, &dp);
         put_sum(p, sum, cg_add(cg, p->f.warp, cg_int(cg, 1)), cg_int(cg, p->s->warps), end_base(p),
                 p->f.warp);
     }
@@ -286,7 +303,7 @@ static void pull_keys(Pull *p, Lane *l) {
     carry(p, &dp, total);
     for (int f = 0; f < p->s->families; f++) {
         pull_get_operand(p, 1 + f, block, b);
-        factor_load_unit(cg, pull_fragment(p, p->sh_turned, f, pair), a);
+        pull_get_block(p, p->sh_dg, f, pair, true, a);
         pull_multiply(p, &dp, a, b);
     }
     pull_set(p, &l->dp, &dp);
@@ -336,7 +353,7 @@ static void carry_and_add(Pull *p, const TileVar *y, const Val factor[8], const 
 
 /* Segments of 2^(b+1) pairs are cut: dx goes on over the lower half into the upper, dp the other way, and
  * each half's decays get the sum of the other's. */
-static void cut(Pull *p, Lane *l, int b, const Packed *x, const Packed *key) {
+static void cut(Pull *p, Lane *l, int b) {
     Cg *cg = p->cg;
     Val factor[8], sum[8];
     Var half[8];
@@ -347,17 +364,20 @@ static void cut(Pull *p, Lane *l, int b, const Packed *x, const Packed *key) {
     zero8(cg, sum);
     If upper = cg_if(cg, bit(p, b));
     for (int f = 0; f < p->s->families; f++)
-        carry_and_add(p, &l->dx[f], factor, &x[f], sum);
+        carry_and_add(p, &l->dx[f], factor, &l->pair_x[f], sum);
     for (int e = 0; e < 8; e++)
         cg_set(cg, half[e], sum[e]);
     cg_else(cg, &upper);
     zero8(cg, sum);
-    carry_and_add(p, &l->dp, factor, key, sum);
+    carry_and_add(p, &l->dp, factor, &l->pair_p, sum);
     for (int e = 0; e < 8; e++)
         cg_set(cg, half[e], sum[e]);
     cg_end_if(cg, &upper);
+    for (int j = 0; j < 4 && b > 0; j++) /* rows and keys from the pair's ends to the half's */
+        nv_unpack(cg, p->s->operand, l->F[b][j], factor + 2 * j);
     for (int e = 0; e < 8 && p->decays; e++) {
         Val all = cg_get(cg, half[e]);
+        all = b > 0 ? cg_fmul(cg, all, factor[e]) : all;
         for (int i = 0; i < b; i++)
             all = cg_fadd(cg, all, nv_shuffle_xor(cg, all, 4 << i));
         cg_set(cg, l->da[e], cg_fadd(cg, cg_get(cg, l->da[e]), nv_shuffle_xor(cg, all, 4 << b)));
@@ -389,23 +409,21 @@ static Val another(Pull *p, Val x) {
     return cg_asm(p->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
 }
 
+/* B fragments of rows or keys at a level. */
+static void turn_level(Pull *p, Lane *l, int b, const Packed *x, Val turned[4][2]) {
+    Packed at = *x;
+    if (b > 0)
+        times(p, &at, x, l->F[b]);
+    pull_turn(p, &at, turned);
+}
+
 static void pull_level(Pull *p, Lane *l, int b) {
     int families = p->s->families;
     Val turned[4][2], a[4], mask;
-    Packed x[MAX_FAMILIES], key;
     Tile t;
-    for (int f = 0; f < families; f++)
-        if (b > 0)
-            times(p, &x[f], &l->pair_x[f], l->F[b]);
-        else
-            x[f] = l->pair_x[f];
-    if (b > 0)
-        times(p, &key, &l->pair_p, l->F[b]);
-    else
-        key = l->pair_p;
-    cut(p, l, b, x, &key);
-    pull_turn(p, &key, turned);
+    cut(p, l, b);
     mask = another(p, l->mask[b]);
+    turn_level(p, l, b, &l->pair_p, turned);
     for (int f = 0; f < families; f++) {
         of_level(p, mask, p->own[f], a);
         pull_get(p, &t, &l->dx[f]);
@@ -414,7 +432,7 @@ static void pull_level(Pull *p, Lane *l, int b) {
     }
     pull_get(p, &t, &l->dp);
     for (int f = 0; f < families; f++) {
-        pull_turn(p, &x[f], turned);
+        turn_level(p, l, b, &l->pair_x[f], turned);
         of_level(p, mask, p->turned[f], a);
         pull_multiply(p, &t, a, turned);
     }
@@ -517,10 +535,8 @@ void pull_key_chunk(Pull *p) {
     for (int f = 0; f < s->families; f++)
         l->dx[f] = pull_var(p, &dw[f]);
     l->dp = pull_var(p, &dkt);
-    if (p->decays && p->g->dd >= 0) {
-        Val channel, dd = pull_dd(p, &channel);
-        cg_store(cg, dd, pull_f32(p, dd_base(p), cg_add(cg, cg_shl(cg, p->f.warp, 5), channel)), 4);
-    }
+    if (p->decays && p->g->dd >= 0)
+        put_dd(p);
     pull_rows(p, l);
     pull_keys(p, l);
     Val whole = carry_channel(p, cg_float(cg, 1), cg_int(cg, 0), cg_int(cg, s->warps));

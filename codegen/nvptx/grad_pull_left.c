@@ -1,7 +1,7 @@
 /* The pull phase before the slabs: what has an axis V and no axis K.
  *
  *     units    of columns of V, divided by their largest
- *     Zt       A X, in units of X and the record's scale; to all warps, and as A operand of dKt
+ *     Zt       A X, in units of X and of its own; to all warps, and as A operand of dKt
  *     left     rows: their largest, which makes sigma; then as A operands of dW and of
  *     dG       left Zt', block by block, which the lattice's files take over
  *
@@ -10,7 +10,7 @@
  */
 #include "codegen/nvptx/grad_pull.h"
 
-/* Left rows and Zt's are rounded with their largest element between 2^12 and 2^13. */
+/* Left rows, Zt, and rows of it for dKt are rounded with their largest element between 2^12 and 2^13. */
 #define ROW_TOP 0x1p12
 /* sigma: the bound of dG over it is between 2^14 and 2^15. */
 #define DG_TOP 0x1p14
@@ -72,7 +72,14 @@ static void load_units(Pull *p, Val v, Val out[UNITS]) {
     out[UNIT_x] = x[2];
     out[UNIT_xds] = cg_fmul(cg, x[2], x[1]);
     out[UNIT_sds] = cg_fmul(cg, x[0], x[1]);
-    out[UNIT_dx] = x[3];
+    out[UNIT_dx] = out[UNIT_rest] = x[3];
+}
+
+/* The power of two nearest to the root of one from 2^-126 to 1, above it. */
+static Val half_power(Cg *cg, Val power) {
+    Val exponent = cg_shr(cg, LLVMBuildBitCast(cg->b, power, cg->i32, ""), 23);
+    exponent = cg_shr(cg, cg_add(cg, exponent, cg_int(cg, 128)), 1);
+    return LLVMBuildBitCast(cg->b, cg_shl(cg, exponent, 23), cg->f32, "");
 }
 
 /* Every warp finds the largest ones by itself. */
@@ -87,7 +94,7 @@ static void make_units(Pull *p) {
     for (int i = 0; i < UNITS; i++)
         cg_set(cg, most[i], nv_larger(cg, cg_get(cg, most[i]), x[i]));
     cg_end_for(cg, &look);
-    for (int i = 0; i < UNITS; i++) {
+    for (int i = 0; i < UNIT_rest; i++) {
         Val m = cg_get(cg, most[i]);
         for (int lane = 1; lane < 32; lane *= 2)
             m = nv_larger(cg, m, nv_shuffle_xor(cg, m, lane));
@@ -96,10 +103,13 @@ static void make_units(Pull *p) {
     p->most[UNIT_dx] = cg_float(cg, 1);
     Loop put = cg_for(cg, nv_tid(cg), cg_int(cg, p->vq), 32 * p->s->warps, false);
     load_units(p, put.i, x);
-    for (int i = 0; i < UNITS; i++) {
-        Val unit = cg_fmul(cg, x[i], nv_power_inverse(cg, p->most[i]));
-        cg_store(cg, unit, pull_f32(p, unit_base(p, i), put.i), 4);
-    }
+    for (int i = 0; i < UNIT_rest; i++)
+        x[i] = cg_fmul(cg, x[i], nv_power_inverse(cg, p->most[i]));
+    Val half = half_power(cg, x[UNIT_sds]);
+    x[UNIT_rest] = cg_fmul(cg, x[UNIT_sds], nv_power_inverse(cg, half));
+    x[UNIT_sds] = half;
+    for (int i = 0; i < UNITS; i++)
+        cg_store(cg, x[i], pull_f32(p, unit_base(p, i), put.i), 4);
     cg_end_for(cg, &put);
 }
 
@@ -168,6 +178,34 @@ static void clear_end(Pull *p) {
     }
 }
 
+/* What puts the chunk's largest element of Zt, which is as large as X's units and keys' scales make it,
+ * to ROW_TOP; `most`: this lane's. A block barrier. */
+static Val level_zt(Pull *p, Val most) {
+    Cg *cg = p->cg;
+    int base = p->sh_most + MAX_WARPS * 4;
+    for (int lane = 1; lane < 32; lane *= 2)
+        most = nv_larger(cg, most, nv_shuffle_xor(cg, most, lane));
+    cg_store(cg, most, pull_f32(p, base, p->f.warp), 4);
+    nv_barrier(cg);
+    for (int w = 0; w < p->s->warps; w++)
+        most = nv_larger(cg, most, pull_load(p, base, cg_int(cg, w)));
+    most = nv_larger(cg, most, cg_float(cg, 0x1p-80));
+    Val power = nv_power_below(cg, most);
+    Val factor = cg_fmul(cg, nv_power_inverse(cg, power), cg_float(cg, ROW_TOP));
+    p->scale = cg_fmul(cg, p->scale, cg_fmul(cg, power, cg_float(cg, 1 / ROW_TOP)));
+    p->chunk_zt_most = cg_fmul(cg, most, factor);
+    for (int h = 0; h < 2; h++)
+        p->zt_most[h] = cg_fmul(cg, p->zt_most[h], factor);
+    return factor;
+}
+
+/* The largest elements, and in a row the largest in units of X's times dS's. */
+static void see_zt(Pull *p, Val x, Val unit, Val *row, Val *most) {
+    Val size = nv_magnitude(p->cg, x);
+    *most = nv_larger(p->cg, *most, size);
+    *row = nv_larger(p->cg, *row, cg_fmul(p->cg, size, unit));
+}
+
 static void solve_zt(Pull *p) {
     Cg *cg = p->cg;
     int tiles = p->s->vp / 8;
@@ -177,44 +215,68 @@ static void solve_zt(Pull *p) {
             acc[i][e] = cg_var(cg, cg->f32, cg_float(cg, 0));
     copy_matrices(p);
     multiply_zt(p, acc);
-    nv_barrier(cg);
-    for (int h = 0; h < 2; h++) {
-        Val most = cg_float(cg, 0);
+    Val most = cg_float(cg, 0), row[2] = {most, most};
+    for (int i = 0; i < tiles; i++) {
+        Val v = cg_add(cg, cg_shl(cg, p->f.t, 1), cg_int(cg, 8 * i));
+        Val unit = cg_load(cg, LLVMVectorType(cg->f32, 2), pull_f32(p, unit_base(p, UNIT_xds), v), 8);
+        for (int e = 0; e < 4; e++)
+            see_zt(p, cg_get(cg, acc[i][e]), cg_extract(cg, unit, e % 2), &row[e / 2], &most);
+    }
+    for (int h = 0; h < 2; h++)
+        p->zt_most[h] = pull_quad_most(p, row[h]);
+    Val factor = level_zt(p, most);
+    for (int h = 0; h < 2; h++)
         for (int i = 0; i < tiles; i++) {
-            Val x[2] = {cg_get(cg, acc[i][2 * h]), cg_get(cg, acc[i][2 * h + 1])};
-            most = nv_larger(cg, most, nv_larger(cg, nv_magnitude(cg, x[0]), nv_magnitude(cg, x[1])));
-            Val unit = zt_unit(p, p->f.row[h], cg_int(cg, i));
-            Val at = cg_gep8(cg, unit, cg_shl(cg, p->f.t, 2));
+            Val x[2];
+            for (int c = 0; c < 2; c++)
+                x[c] = cg_fmul(cg, cg_get(cg, acc[i][2 * h + c]), factor);
+            Val at = cg_gep8(cg, zt_unit(p, p->f.row[h], cg_int(cg, i)), cg_shl(cg, p->f.t, 2));
             cg_store(cg, nv_pack(cg, p->s->operand, x[0], x[1]), at, 4);
         }
-        p->zt_most[h] = pull_quad_most(p, most);
-    }
 }
 
-/* Nothing erased: Zt = X, times the keys' scales. */
-static void copy_zt(Pull *p) {
+/* Unit `unit` of a row of X, times its key's scale. */
+static void x_unit(Pull *p, int h, Val unit, Val out[8]) {
     Cg *cg = p->cg;
     const System *s = p->s;
-    Var most[2];
-    for (int h = 0; h < 2; h++)
-        most[h] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    Loop u = cg_for(cg, p->f.t, cg_int(cg, s->vp / 8), 4, false);
+    Val pair[4];
+    factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_x, s->vp, p->f.row[h], unit), pair);
+    for (int j = 0; j < 4; j++)
+        nv_unpack(cg, s->operand, pair[j], out + 2 * j);
+    for (int e = 0; e < 8 && p->key_scale[h]; e++)
+        out[e] = cg_fmul(cg, out[e], p->key_scale[h]);
+}
+
+/* Nothing erased: Zt = X. */
+static void copy_zt(Pull *p) {
+    Cg *cg = p->cg;
+    int units = p->s->vp / 8;
+    Val x[8], unit[8], pair[4];
+    Var most = cg_var(cg, cg->f32, cg_float(cg, 0));
+    nv_barrier(cg);
     for (int h = 0; h < 2; h++) {
-        Val pair[4], x[2];
-        factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_x, s->vp, p->f.row[h], u.i), pair);
-        for (int j = 0; j < 4; j++) {
-            if (p->key_scale[h])
-                pair[j] = nv_mul_pair(cg, s->operand, pair[j],
-                                      nv_pack(cg, s->operand, p->key_scale[h], p->key_scale[h]));
-            nv_unpack(cg, s->operand, pair[j], x);
-            Val m = nv_larger(cg, nv_magnitude(cg, x[0]), nv_magnitude(cg, x[1]));
-            cg_set(cg, most[h], nv_larger(cg, cg_get(cg, most[h]), m));
-        }
-        factor_store_unit(cg, zt_unit(p, p->f.row[h], u.i), pair);
+        Var row = cg_var(cg, cg->f32, cg_float(cg, 0));
+        Loop u = cg_for(cg, p->f.t, cg_int(cg, units), 4, false);
+        Val m[2] = {cg_get(cg, row), cg_get(cg, most)};
+        x_unit(p, h, u.i, x);
+        pull_load8(p, unit_base(p, UNIT_xds), cg_shl(cg, u.i, 3), unit);
+        for (int e = 0; e < 8; e++)
+            see_zt(p, x[e], unit[e], &m[0], &m[1]);
+        cg_set(cg, row, m[0]);
+        cg_set(cg, most, m[1]);
+        cg_end_for(cg, &u);
+        p->zt_most[h] = pull_quad_most(p, cg_get(cg, row));
     }
-    cg_end_for(cg, &u);
-    for (int h = 0; h < 2; h++)
-        p->zt_most[h] = pull_quad_most(p, cg_get(cg, most[h]));
+    Val factor = level_zt(p, cg_get(cg, most));
+    for (int h = 0; h < 2; h++) {
+        Loop u = cg_for(cg, p->f.t, cg_int(cg, units), 4, false);
+        x_unit(p, h, u.i, x);
+        for (int e = 0; e < 8; e++)
+            x[e] = cg_fmul(cg, x[e], factor);
+        factor_pack(cg, p->s->operand, pair, x);
+        factor_store_unit(cg, zt_unit(p, p->f.row[h], u.i), pair);
+        cg_end_for(cg, &u);
+    }
 }
 
 /* What a row is multiplied by before it is rounded. */
@@ -315,35 +377,28 @@ static void measure_left(Pull *p) {
 
 /* sigma ------------------------------------------------------------------------------------------ */
 
-/* The largest left element and element of Zt in the chunk. */
-static void chunk_most(Pull *p, Val most[2]) {
+/* The largest left element in the chunk. */
+static Val largest_left(Pull *p) {
     Cg *cg = p->cg;
-    most[0] = most[1] = cg_float(cg, 0);
-    for (int h = 0; h < 2; h++) {
-        for (int f = 0; f < p->s->families; f++)
-            most[0] = nv_larger(cg, most[0], p->row_most[f][h]);
-        most[1] = nv_larger(cg, most[1], p->zt_most[h]);
-    }
-    for (int i = 0; i < 2; i++) {
-        for (int lane = 4; lane < 32; lane *= 2)
-            most[i] = nv_larger(cg, most[i], nv_shuffle_xor(cg, most[i], lane));
-        cg_store(cg, most[i], pull_f32(p, p->sh_most + i * MAX_WARPS * 4, p->f.warp), 4);
-    }
+    Val most = cg_float(cg, 0);
+    for (int i = 0; i < 2 * p->s->families; i++)
+        most = nv_larger(cg, most, p->row_most[i / 2][i % 2]);
+    for (int lane = 4; lane < 32; lane *= 2)
+        most = nv_larger(cg, most, nv_shuffle_xor(cg, most, lane));
+    cg_store(cg, most, pull_f32(p, p->sh_most, p->f.warp), 4);
     nv_barrier(cg);
-    for (int i = 0; i < 2; i++)
-        for (int w = 0; w < p->s->warps; w++)
-            most[i] = nv_larger(cg, most[i],
-                                pull_load(p, p->sh_most + i * MAX_WARPS * 4, cg_int(cg, w)));
+    for (int w = 0; w < p->s->warps; w++)
+        most = nv_larger(cg, most, pull_load(p, p->sh_most, cg_int(cg, w)));
+    return most;
 }
 
 /* The other products count too, but 2^-30 as much: they are f32, and only must not overflow. */
 static void choose_sigma(Pull *p) {
     Cg *cg = p->cg;
-    Val most[2], V = cg_float(cg, p->s->V), little = cg_float(cg, 0x1p-30);
-    chunk_most(p, most);
-    Val zt = cg_fmul(cg, cg_fmul(cg, most[1], p->scale), V);
-    Val bound = cg_fmul(cg, most[0], cg_fmul(cg, zt, p->most[UNIT_x]));
-    Val other = cg_fmul(cg, most[0], p->most[UNIT_s]);
+    Val most = largest_left(p), V = cg_float(cg, p->s->V), little = cg_float(cg, 0x1p-30);
+    Val zt = cg_fmul(cg, cg_fmul(cg, p->chunk_zt_most, p->scale), V);
+    Val bound = cg_fmul(cg, most, cg_fmul(cg, zt, p->most[UNIT_x]));
+    Val other = cg_fmul(cg, most, p->most[UNIT_s]);
     other = nv_larger(cg, other, cg_fmul(cg, zt, p->most[UNIT_xds]));
     other = nv_larger(cg, other, p->most[UNIT_sds]);
     bound = nv_larger(cg, bound, cg_fmul(cg, other, little));

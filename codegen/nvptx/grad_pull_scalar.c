@@ -7,7 +7,8 @@
  *     before[m+1] = before[m] a[m] + H[l,m]        da[m] += Lam(l,m) before[m]
  *
  * with before[0] = x_l . dW_l, what the state at the start gives. The chunk's end is one more row: H is
- * p_u . dKt_u, before[0] the sum of S dS'. Nothing cancels, nothing is divided; log a gets a da.
+ * p_u . dKt_u, before[0] the sum of S dS'. For log a everything has its Lam, and these are plain sums
+ * over u < m <= l. Nothing cancels, nothing is divided.
  */
 #include "codegen/nvptx/grad_pull.h"
 
@@ -51,15 +52,13 @@ static void decay(Pull *p, int f, int distance, Var (*x)[4]) {
         factor_decay_block(&p->f, family(p, f), distance, x);
 }
 
-static void put_block(Pull *p, int base, int f, Val pair, Var (*x)[4], bool turned) {
+static void put_block(Pull *p, int base, int f, Val pair, Var (*x)[4]) {
     Cg *cg = p->cg;
     Val a[4];
     for (int n = 0; n < 2; n++)
-        for (int h = 0; h < 2; h++) {
-            Val both = nv_pack(cg, p->s->operand, cg_get(cg, x[n][2 * h]), cg_get(cg, x[n][2 * h + 1]));
-            a[turned ? 2 * h + n : 2 * n + h] = turned ? nv_movmatrix(cg, both) : both;
-        }
-    factor_store_unit(cg, pull_fragment(p, base, f, pair), a);
+        for (int h = 0; h < 2; h++)
+            a[2 * n + h] = nv_pack(cg, p->s->operand, cg_get(cg, x[n][2 * h]), cg_get(cg, x[n][2 * h + 1]));
+    pull_put_block(p, base, f, pair, a);
 }
 
 void pull_scalar_dg(Pull *p, int f, Var (*acc)[2][4], Val unit[2]) {
@@ -71,11 +70,10 @@ void pull_scalar_dg(Pull *p, int f, Var (*acc)[2][4], Val unit[2]) {
             Var v = acc[d][i / 4][i % 4];
             cg_set(cg, v, cg_fmul(cg, cg_get(cg, v), unit[i % 4 / 2]));
         }
-        if (p->decays)
-            put_block(p, p->sh_raw, f, pair, acc[d], false);
+        if (p->decays && !p->g->a_log)
+            put_block(p, p->sh_raw, f, pair, acc[d]);
         decay(p, f, d, acc[d]);
-        put_block(p, p->sh_dg, f, pair, acc[d], false);
-        put_block(p, p->sh_turned, f, pair, acc[d], true);
+        put_block(p, p->sh_dg, f, pair, acc[d]);
         cg_end_if(cg, &there);
     }
 }
@@ -148,9 +146,12 @@ static void begin_slab(Pull *p, Scalar *c, const Packed *x, const Packed *key, T
             add_dot(p, c->end[h], key, h, dp->x[h]);
         scale_row(p, dp->x[h], c->tail[h]);
     }
-    Val channel;
-    if (p->decays && p->g->dd >= 0)
-        cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), pull_dd(p, &channel)));
+    if (p->decays && p->g->dd >= 0) {
+        Val dd[4], here;
+        pull_dd(p, dd, &here);
+        for (int i = 0; i < 4; i++)
+            cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), dd[i]));
+    }
 }
 
 static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {
@@ -161,7 +162,7 @@ static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {
     Tile x;
     pull_get_operand(p, 0, j.i, b);
     for (int f = 0; f < families; f++) {
-        factor_load_unit(cg, pull_fragment(p, p->sh_dg, f, pull_pair(p, p->f.warp, j.i)), a);
+        pull_get_block(p, p->sh_dg, f, pull_pair(p, p->f.warp, j.i), false, a);
         pull_get(p, &x, &dx[f]);
         pull_multiply(p, &x, a, b);
         pull_set(p, &dx[f], &x);
@@ -171,7 +172,7 @@ static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {
     pull_get(p, &x, dp);
     for (int f = 0; f < families; f++) {
         pull_get_operand(p, 1 + f, i.i, b);
-        factor_load_unit(cg, pull_fragment(p, p->sh_turned, f, pull_pair(p, i.i, p->f.warp)), a);
+        pull_get_block(p, p->sh_dg, f, pull_pair(p, i.i, p->f.warp), true, a);
         pull_multiply(p, &x, a, b);
     }
     pull_set(p, dp, &x);
@@ -210,8 +211,8 @@ static void pull_slab(Pull *p, Scalar *c) {
 /* The map before -> before * factor + sum that a run of columns makes. */
 typedef struct Affine { Val factor, sum; } Affine;
 
-/* Decays of a lane's columns of a block (1 where it is not there), running products, and the inclusive
- * products over the lanes of a row by steps 1 and 2. */
+/* Decays of a lane's columns of a block (1 where it is not there, and for log a), running products, and
+ * the inclusive products over the lanes of a row by steps 1 and 2. */
 typedef struct Columns {
     Val a[RUN], product[RUN + 1], scan[3];
 } Columns;
@@ -230,7 +231,9 @@ static Columns block_columns(Pull *p, Val block, Val there) {
     Val one = cg_float(cg, 1);
     c.product[0] = one;
     for (int i = 0; i < RUN; i++) {
-        c.a[i] = factor_own_decay(&p->f, cg_add(cg, cg_shl(cg, block, 4), column(p, i)));
+        c.a[i] = one;
+        if (!p->g->a_log)
+            c.a[i] = factor_own_decay(&p->f, cg_add(cg, cg_shl(cg, block, 4), column(p, i)));
         c.a[i] = there ? cg_select(cg, there, c.a[i], one) : c.a[i];
         c.product[i + 1] = cg_fmul(cg, c.product[i], c.a[i]);
     }
@@ -264,22 +267,37 @@ static void run_block(Pull *p, const Columns *c, const Val H[RUN], Val *carry, V
     *carry = nv_shuffle_from(cg, behind, last);
 }
 
+/* As decay, without decays: for log a. */
+static void mask(Pull *p, int f, int distance, Var (*x)[4]) {
+    Cg *cg = p->cg;
+    for (int i = 0; i < RUN && distance == 0; i++)
+        for (int h = 0; h < 2; h++) {
+            Val row = cg_add(cg, cg_shl(cg, p->f.g, 1), cg_int(cg, h));
+            LLVMIntPredicate order = family(p, f)->inclusive ? LLVMIntUGE : LLVMIntUGT;
+            Var v = x[i % 2][2 * h + i / 2];
+            Val seen = cg_cmp(cg, order, row, column(p, i));
+            cg_set(cg, v, cg_select(cg, seen, cg_get(cg, v), cg_float(cg, 0)));
+        }
+}
+
 /* Family f's rows of this warp: column[distance][i] += Lam before, summed over the lane's rows. */
 static void add_columns(Pull *p, Scalar *c, int f, const Columns *columns, Val (*sum)[RUN]) {
     Cg *cg = p->cg;
     Val carry[2];
-    for (int h = 0; h < 2; h++)
+    for (int h = 0; h < 2; h++) {
         carry[h] = pull_quad_sum(p, cg_get(cg, c->start[f][h]));
+        carry[h] = p->g->a_log ? cg_fmul(cg, carry[h], c->carried[f][h]) : carry[h];
+    }
     for (int d = p->s->warps - 1; d >= 0; d--) {
         Val there = cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d)), zero = cg_float(cg, 0);
         Val block = cg_select(cg, there, cg_sub(cg, p->f.warp, cg_int(cg, d)), cg_int(cg, 0));
         Val raw[4], row_block = cg_select(cg, there, p->f.warp, cg_int(cg, 0));
         Var lam[2][4];
-        factor_load_unit(cg, pull_fragment(p, p->sh_raw, f, pull_pair(p, row_block, block)), raw);
+        pull_get_block(p, p->g->a_log ? p->sh_dg : p->sh_raw, f, pull_pair(p, row_block, block), false, raw);
         for (int i = 0; i < 8; i++)
             lam[i / 4][i % 4] = cg_var(cg, cg->f32, cg_select(cg, there, cg_float(cg, 1), zero));
         If seen = cg_if(cg, there);
-        decay(p, f, d, lam);
+        (p->g->a_log ? mask : decay)(p, f, d, lam);
         cg_end_if(cg, &seen);
         for (int h = 0; h < 2; h++) {
             Val H[RUN], before[RUN], two[2];
@@ -327,12 +345,14 @@ static void rows_decays(Pull *p, Scalar *c) {
 }
 
 /* The chunk's end as a row; every warp runs over all blocks and keeps its own. */
-static void end_decays(Pull *p, Scalar *c) {
+static void end_decays(Pull *p) {
     Cg *cg = p->cg;
     int warps = p->s->warps;
     Val carry = cg_float(cg, 0), mine[RUN] = {NULL};
     for (int w = 0; w < warps; w++)
         carry = cg_fadd(cg, carry, pull_load(p, dd_base(p), cg_int(cg, w)));
+    if (p->g->a_log)
+        carry = cg_fmul(cg, carry, factor_chunk_decay(&p->f));
     for (int w = 0; w < warps; w++) {
         Columns columns = block_columns(p, cg_int(cg, w), NULL);
         Val H[RUN], before[RUN], its = cg_cmp(cg, LLVMIntEQ, p->f.warp, cg_int(cg, w));
@@ -345,11 +365,10 @@ static void end_decays(Pull *p, Scalar *c) {
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, p->f.g, cg_int(cg, 0)));
     for (int i = 0; i < RUN; i++) {
         Val row = cg_add(cg, column(p, i), cg_shl(cg, p->f.warp, 4));
-        Val x = cg_fmul(cg, mine[i], factor_tail_decay(&p->f, row));
+        Val x = p->g->a_log ? mine[i] : cg_fmul(cg, mine[i], factor_tail_decay(&p->f, row));
         cg_store(cg, x, pull_f32(p, end_base(p), row), 4);
     }
     cg_end_if(cg, &one);
-    (void)c;
 }
 
 static void put_parts(Pull *p, Scalar *c) {
@@ -360,6 +379,7 @@ static void put_parts(Pull *p, Scalar *c) {
     cg_store(cg, dd, pull_f32(p, dd_base(p), p->f.warp), 4);
     for (int h = 0; h < 2; h++) {
         Val x = pull_quad_sum(p, cg_get(cg, c->end[h]));
+        x = p->g->a_log ? cg_fmul(cg, x, c->tail[h]) : x;
         cg_store(cg, x, pull_f32(p, update_base(p), p->f.row[h]), 4);
     }
 }
@@ -374,8 +394,6 @@ static void store_decays(Pull *p) {
     cg_set(cg, sum, cg_fadd(cg, cg_get(cg, sum), pull_load(p, column_base(p), at)));
     cg_end_for(cg, &w);
     Val da = cg_fmul(cg, cg_get(cg, sum), p->sigma);
-    if (p->g->a_log)
-        da = cg_fmul(cg, da, factor_own_decay(&p->f, m));
     Val to = cg_gep8(cg, p->grad->scratch, cg_int64(cg, p->grad->scratch_da));
     cg_store(cg, da, cg_gep8(cg, to, cg_zext64(cg, cg_shl(cg, m, 2))), 4);
     cg_end_if(cg, &row);
@@ -423,7 +441,7 @@ void pull_scalar_chunk(Pull *p) {
     put_parts(p, c);
     rows_decays(p, c);
     nv_barrier(cg);
-    end_decays(p, c);
+    end_decays(p);
     nv_barrier(cg);
     store_decays(p);
 }

@@ -36,12 +36,12 @@ void pull_copy_state(Pull *p, Val slab) {
 }
 
 /* B fragments of a k-step for the four units of the slab, which are the four tiles: see gradient.h. */
-static void load_state(Pull *p, int which, Val slab, int step, Val b[4][2]) {
+static void load_state(Pull *p, int which, Val slab, Val step, Val b[4][2]) {
     Cg *cg = p->cg;
     Val r = cg_and(cg, p->f.lane, cg_int(cg, 7)), matrix = cg_shr(cg, p->f.lane, 3);
     Val v = cg_add(cg, cg_shl(cg, cg_shr(cg, r, 1), 3), cg_and(cg, r, cg_int(cg, 1)));
     v = cg_add(cg, v, cg_shl(cg, cg_and(cg, matrix, cg_int(cg, 1)), 1));
-    v = cg_add(cg, cg_add(cg, v, cg_shl(cg, slab, 5)), cg_int(cg, 4 * step));
+    v = cg_add(cg, cg_add(cg, v, cg_shl(cg, slab, 5)), cg_shl(cg, step, 2));
     for (int i = 0; i < 4; i += 2) {
         Val four[4], unit = cg_add(cg, cg_shr(cg, matrix, 1), cg_int(cg, i));
         nv_ldmatrix4(cg, state_unit(p, which, v, unit), true, four);
@@ -59,7 +59,7 @@ static void multiply_slab(Pull *p, Products *w, Val slab) {
     for (int step = 0; step < 2; step++)
         for (int which = 0; which < 2; which++) {
             Val b[4][2], a[4], c[4];
-            load_state(p, which, slab, step, b);
+            load_state(p, which, slab, cg_int(cg, step), b);
             for (int f = which ? families : 0; f < families + which; f++) {
                 pull_get_left(p, f, step, slab, a);
                 for (int i = 0; i < 4; i++) {
@@ -95,50 +95,59 @@ void pull_state(Pull *p, Tile *dw, Tile *dkt) {
     }
 }
 
-/* Rows whose products are added up as f16 before they are as f32: a divisor of the lane's number. */
-static int dd_rows(const Pull *p) {
-    int rows = p->vq / (8 * p->s->warps), n = rows < 4 ? rows : 4;
-    while (rows % n != 0)
-        n--;
-    return n;
-}
-
-/* sum[j] += S dS' times its unit, of row v. */
-static void dd_row(Pull *p, Val v, Val sum[4]) {
+/* Fragments times their columns' units, of which a register has the pair [q]. */
+static void unit_state(Pull *p, int which, Val v, Val x[4][2]) {
     Cg *cg = p->cg;
-    Val a[4], b[4], unit = pull_load(p, p->sh_unit + UNIT_sds * p->vq * 4, v);
-    unit = nv_pack(cg, p->s->operand, unit, unit);
-    factor_load_unit(cg, state_unit(p, 0, v, p->f.t), a);
-    factor_load_unit(cg, state_unit(p, 1, v, p->f.t), b);
-    for (int j = 0; j < 4; j++) {
-        a[j] = nv_mul_pair(cg, p->s->operand, a[j], unit);
-        sum[j] = sum[j] ? nv_fma_pair(cg, p->s->operand, a[j], b[j], sum[j])
-                        : nv_mul_pair(cg, p->s->operand, a[j], b[j]);
+    Val at = pull_f32(p, p->sh_unit + which * p->vq * 4, v);
+    Val unit = cg_load(cg, LLVMVectorType(cg->f32, 4), at, 16);
+    for (int q = 0; q < 2; q++) {
+        Val pair = nv_pack(cg, p->s->operand, cg_extract(cg, unit, 2 * q), cg_extract(cg, unit, 2 * q + 1));
+        for (int i = 0; i < 4; i++)
+            x[i][q] = nv_mul_pair(cg, p->s->operand, x[i][q], pair);
     }
 }
 
-/* Lane (g, t): unit t of rows g + 8i; gets the sum of the unit's element g, over sigma. */
-Val pull_dd(Pull *p, Val *channel) {
+/* dD is the diagonal of S times dS', two tiles of S (units i, i + 1) as A operand with each of these of dS.
+ * The warps share out the k-steps. Either operand takes about half of the units' range. */
+static void dd_step(Pull *p, Val number, Var (*acc)[4]) {
     Cg *cg = p->cg;
-    Var sum[8];
-    Val all[8];
-    int rows = dd_rows(p), step = 8 * p->s->warps;
-    for (int e = 0; e < 8; e++)
-        sum[e] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    Val first = cg_add(cg, cg_shl(cg, p->f.warp, 3), p->f.g);
-    Loop v = cg_for(cg, first, cg_int(cg, p->vq), rows * step, false);
-    Val part[4] = {NULL}, two[2];
-    for (int i = 0; i < rows; i++)
-        dd_row(p, cg_add(cg, v.i, cg_int(cg, i * step)), part);
-    for (int j = 0; j < 4; j++) {
-        nv_unpack(cg, p->s->operand, part[j], two);
-        for (int c = 0; c < 2; c++)
-            cg_set(cg, sum[2 * j + c], cg_fadd(cg, cg_get(cg, sum[2 * j + c]), two[c]));
+    Val s[4][2], ds[4][2], slab = cg_shr(cg, number, 1), step = cg_and(cg, number, cg_int(cg, 1));
+    Val v = cg_add(cg, cg_shl(cg, p->f.t, 3), cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, step, 2)));
+    load_state(p, 0, slab, step, s);
+    load_state(p, 1, slab, step, ds);
+    unit_state(p, UNIT_sds, v, s);
+    unit_state(p, UNIT_rest, v, ds);
+    for (int i = 0; i < 4; i++) {
+        Val a[4], c[4];
+        for (int j = 0; j < 4; j++)
+            a[j] = s[i / 2 * 2 + j % 2][j / 2];
+        for (int e = 0; e < 4; e++)
+            c[e] = cg_get(cg, acc[i][e]);
+        nv_mma(cg, p->s->operand, c, a, ds[i]);
+        for (int e = 0; e < 4; e++)
+            cg_set(cg, acc[i][e], c[e]);
     }
-    cg_end_for(cg, &v);
-    for (int e = 0; e < 8; e++)
-        all[e] = cg_get(cg, sum[e]);
+}
+
+void pull_dd(Pull *p, Val dd[4], Val *here) {
+    Cg *cg = p->cg;
+    Var acc[4][4];
+    for (int i = 0; i < 16; i++)
+        acc[i / 4][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Loop step = cg_for(cg, p->f.warp, cg_int(cg, p->vq / 16), p->s->warps, false);
+    dd_step(p, step.i, acc);
+    cg_end_for(cg, &step);
+    *here = cg_cmp(cg, LLVMIntEQ, p->f.t, cg_shr(cg, p->f.g, 1));
+    Val odd = cg_cmp(cg, LLVMIntNE, cg_and(cg, p->f.g, cg_int(cg, 1)), cg_int(cg, 0));
+    for (int i = 0; i < 4; i++) { /* element (g, 2t + c) or (g + 8, 2t + c) where g = 2t + c */
+        int row = 2 * (i % 2);
+        Val x = cg_select(cg, odd, cg_get(cg, acc[i][row + 1]), cg_get(cg, acc[i][row]));
+        dd[i] = cg_select(cg, *here, cg_fmul(cg, x, p->dd_unit), cg_float(cg, 0));
+    }
+}
+
+Val pull_dd_channel(Pull *p, int i) {
+    Cg *cg = p->cg;
     Val pair = cg_shl(cg, cg_shr(cg, p->f.g, 1), 3), odd = cg_and(cg, p->f.g, cg_int(cg, 1));
-    *channel = cg_add(cg, cg_add(cg, pair, odd), cg_shl(cg, p->f.t, 1));
-    return cg_fmul(cg, pull_rows_sum(p, all), p->dd_unit);
+    return cg_add(cg, cg_add(cg, pair, odd), cg_int(cg, 2 * i));
 }

@@ -278,15 +278,6 @@ Val nv_mul_pair(Cg *cg, Elem e, Val a, Val b)
     return LLVMBuildBitCast(cg->b, LLVMBuildFMul(cg->b, a, b, ""), cg->i32, "");
 }
 
-Val nv_fma_pair(Cg *cg, Elem e, Val a, Val b, Val c)
-{
-    Ty pair = LLVMVectorType(cg_elem_type(cg, e), 2);
-    Val arg[3] = {a, b, c};
-    for (int i = 0; i < 3; i++)
-        arg[i] = LLVMBuildBitCast(cg->b, arg[i], pair, "");
-    return LLVMBuildBitCast(cg->b, cg_intrinsic(cg, "llvm.fma", &pair, 1, arg, 3), cg->i32, "");
-}
-
 Val nv_larger(Cg *cg, Val a, Val b)
 {
     Val arg[2] = {a, b};

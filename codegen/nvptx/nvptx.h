@@ -56,7 +56,6 @@ Val nv_tf32(Cg *cg, Val f32);                       /* round to nearest; i32 */
 Val nv_pack(Cg *cg, Elem e, Val lo, Val hi);        /* two f32 -> i32 of two 2-byte elements */
 void nv_unpack(Cg *cg, Elem e, Val pair, Val out[2]);
 Val nv_mul_pair(Cg *cg, Elem e, Val a, Val b);      /* elementwise product of two pairs */
-Val nv_fma_pair(Cg *cg, Elem e, Val a, Val b, Val c); /* a b + c, rounded once */
 Val nv_larger(Cg *cg, Val a, Val b);                /* f32; the other one of a NaN */
 Val nv_magnitude(Cg *cg, Val f32);
 
