@@ -6,6 +6,7 @@
 #include "driver/driver.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -61,10 +62,23 @@ static int bind_dims(Driver *d, const Variant *v, const TensorFile *f, Dims *dim
 
 /* tensors -------------------------------------------------------------------------------------- */
 
+/* What a forward pass may have beside S0, by its names in gdr_launch. */
+static const struct {
+    const char *name;
+    size_t offset; /* in Problem */
+} decode_tensor[] = {
+    {"S0_slots", offsetof(Problem, S0_slots)}, {"S0_accepted", offsetof(Problem, S0_accepted)},
+    {"S_slots", offsetof(Problem, S_slots)},   {"S_accepted", offsetof(Problem, S_accepted)},
+    {"past0", offsetof(Problem, past0)},
+};
+
 /* Whether the file may hold a tensor of this name. */
 static bool is_known(const Problem *p, const char *name) {
     for (int i = 0; p->grad && i < p->k->out.count; i++)
         if (!strcmp(p->dname[i], name))
+            return true;
+    for (size_t i = 0; !p->grad && i < sizeof decode_tensor / sizeof *decode_tensor; i++)
+        if (!strcmp(decode_tensor[i].name, name))
             return true;
     return kernel_find_port(p->k, name, false) >= 0 || !strcmp(name, "S0") ||
            !strcmp(name, "cu_seqlens") || (p->grad && !strcmp(name, "dS"));
@@ -124,6 +138,27 @@ static int take_upstream(Driver *d, Problem *p, const TensorFile *f) {
                       p->k->out.count ? p->dname[0] : "one of an output");
 }
 
+/* With slots S0 is a pool, and S that pool as it is afterwards. */
+static int take_states(Driver *d, Problem *p, const TensorFile *f) {
+    const Tensor *S0 = tensors_find(f, "S0");
+    for (size_t i = 0; i < sizeof decode_tensor / sizeof *decode_tensor; i++) {
+        const Tensor *t = tensors_find(f, decode_tensor[i].name);
+        if (t && !p->grad)
+            *(Tensor *)((char *)p + decode_tensor[i].offset) = *t;
+    }
+    if (S0)
+        p->S0 = S0->dtype == GDR_F32 ? tensor_convert(&d->arena, S0, p->state_type) : *S0;
+    if (!p->S0_slots.data && !p->S_slots.data)
+        return EXIT_done;
+    if (!S0 || !p->S0_slots.data)
+        return fail(EXIT_refused, "%s: no tensor %s, which %s needs", d->opt.in,
+                    S0 ? "S0_slots" : "S0", p->S_slots.data ? "S_slots" : "S0_slots");
+    if (!p->S_slots.data)
+        p->S_slots = p->S0_slots;
+    p->in_place = true;
+    return EXIT_done;
+}
+
 static int take_tensors(Driver *d, Problem *p, const TensorFile *f) {
     int status = refuse_extra(d, p, f);
     Elem io = ELEM_f32;
@@ -137,12 +172,10 @@ static int take_tensors(Driver *d, Problem *p, const TensorFile *f) {
         p->k->out.at[i].elem = io;
     if (!status && p->grad)
         status = take_upstream(d, p, f);
-    const Tensor *cu = tensors_find(f, "cu_seqlens"), *S0 = tensors_find(f, "S0");
+    const Tensor *cu = tensors_find(f, "cu_seqlens");
     if (cu)
         p->cu = *cu;
-    if (S0)
-        p->S0 = *S0;
-    return status;
+    return status ? status : take_states(d, p, f);
 }
 
 static int check_ranges(Driver *d, const Problem *p) {
@@ -165,12 +198,14 @@ static int check_ranges(Driver *d, const Problem *p) {
 
 static int write_outcome(Driver *d, const Problem *p, const Outcome *o) {
     int n = problem_results(p);
-    Tensor *t = NEW_ARRAY(&d->arena, Tensor, n + 1);
+    Tensor *t = NEW_ARRAY(&d->arena, Tensor, n + 2);
     char why[512];
     for (int i = 0; i < n; i++)
         t[i] = tensor_convert(&d->arena, &o->out[i], dtype_of_elem(problem_result(p, i)->elem));
-    t[n] = tensor_convert(&d->arena, &o->S, GDR_F32);
-    if (!tensors_write(&d->arena, d->opt.out, t, n + 1, why, sizeof why))
+    t[n++] = tensor_convert(&d->arena, &o->S, p->state_type);
+    if (o->past.data)
+        t[n++] = o->past;
+    if (!tensors_write(&d->arena, d->opt.out, t, n, why, sizeof why))
         return fail(EXIT_environment, "%s", why);
     return EXIT_done;
 }
@@ -182,7 +217,16 @@ static int compute(Driver *d, Problem *p) {
                 .only_given = true};
     Outcome o;
     problem_sizes(d, p);
+    gdr_facts facts = {.past = 0};
     gdr_status status = engine_open(d, p, &e);
+    if (!status && e.kernel)
+        gdr_kernel_facts(e.kernel, &facts);
+    p->past = p->grad ? 0 : facts.past;
+    if (!status && p->past0.data && facts.algo == GDR_ALGO_CHUNK) {
+        engine_close(&e);
+        return fail(EXIT_refused, "%s: past0: only --algo recurrent goes on with prev and cumsum",
+                    d->opt.in);
+    }
     if (!status)
         status = engine_run(d, p, &e, &d->arena, &o);
     engine_close(&e);
@@ -198,7 +242,10 @@ static int run_on(Driver *d, Spec *s, const Variant *v, const TensorFile *f) {
     p.k = spec_kernel(d, s, v->name, dims.at, dims.count);
     if (!p.k)
         return EXIT_refused;
-    if (d->opt.grad) {
+    if (!d->opt.grad) {
+        p.state_type = (gdr_dtype)d->opt.state_type;
+        p.state_layout = (gdr_layout)d->opt.state_layout;
+    } else {
         p.grad = true;
         p.dname = NEW_ARRAY(&d->arena, const char *, p.k->in.count + p.k->out.count + 1);
         gradient_names(p.k, p.dname);

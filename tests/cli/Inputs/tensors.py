@@ -4,6 +4,7 @@
     tensors.py show FILE                                  one line a tensor
     tensors.py same FILE FILE [RELATIVE-ERROR]            every tensor of both
     tensors.py number FILE NAME INDEX                     one element
+    tensors.py part FILE NAME FILE NAME FROM TO [ERROR]   whether these elements are equal
 """
 import json
 import math
@@ -77,6 +78,11 @@ def same(a, b, limit):
         assert off <= limit * (size + 1e-8), "%s: %g" % (name, off / (size + 1e-8))
 
 
+def part(a, b, limit):
+    off = math.sqrt(sum((p - q) ** 2 for p, q in zip(a, b)))
+    return off <= limit * math.sqrt(sum(q * q for q in b))
+
+
 command, args = sys.argv[1], sys.argv[2:]
 if command == "make":
     make(args[0], args[1:])
@@ -87,3 +93,6 @@ elif command == "same":
     same(args[0], args[1], float(args[2]) if len(args) > 2 else 0)
 elif command == "number":
     print(load(args[0])[args[1]][1][int(args[2])])
+elif command == "part":
+    x, y = (load(args[i])[args[i + 1]][1][int(args[4]):int(args[5])] for i in (0, 2))
+    print("equal" if part(x, y, float(args[6]) if len(args) > 6 else 0) else "different")
