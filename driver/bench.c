@@ -78,7 +78,7 @@ static double token_flops(const Problem *p, const gdr_facts *facts) {
         return recurrent_flops(p->grad ? kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0)) : k);
     Cost cost;
     kernel_set_chunk(k, facts->chunk * (facts->updates > 1 ? facts->updates : 1));
-    passes_run_after(k, "normal", "collapse", NULL);
+    passes_run_after(k, "normal", "peel", NULL);
     if (p->grad)
         k = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
     passes_run_after(k, "collapse", NULL, NULL);

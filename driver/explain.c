@@ -15,12 +15,12 @@ static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out) {
     if (normal->facts.chunkable) {
         tile = kernel_clone(normal);
         kernel_set_chunk(tile, EXPLAIN_ROWS);
-        passes_run_after(tile, "normal", "collapse", watch);
+        passes_run_after(tile, "normal", "peel", watch);
         if (tile->in.count <= GRADIENT_PORTS && tile->out.count <= GRADIENT_PORTS) {
             grad = kernel_adjoint(tile, ~UINT64_C(0), ~UINT64_C(0));
             passes_run_after(grad, "collapse", NULL, NULL);
         }
-        passes_run_after(tile, "collapse", NULL, watch);
+        passes_run_after(tile, "peel", NULL, watch);
     }
     static const ExplainFormat format[] = {
         [FORMAT_text] = EXPLAIN_text,

@@ -47,8 +47,9 @@ void kernel_set_chunk(Kernel *k, int rows);
 
 /* adjoint.c ------------------------------------------------------------------------------------ */
 
-/* The gradient kernel (ir.h) of a forward kernel. Of one at chunk level, after `collapse`: `peel` and
- * `roles` come next, passes_run_after(k, "collapse", ...). Of one at recurrence level: done. Bit o of `outs`: the gradient of output o is given,
+/* The gradient kernel (ir.h) of a forward kernel. Of one at chunk level, after `peel`, so that both compute
+ * states in one way, bit for bit: `peel`, of what is new, and `roles` come next,
+ * passes_run_after(k, "collapse", ...). Of one at recurrence level: done. Bit o of `outs`: the gradient of output o is given,
  * as input d<out>; without it, it is zero. Bit i of `ins`: the gradient of input i is wanted, as
  * output d<in>. At most GRADIENT_PORTS of each. The state's gradients are EvalArgs.costate. */
 enum { GRADIENT_PORTS = 64 };

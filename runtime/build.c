@@ -210,7 +210,7 @@ static CgModule *generate_chunk(Job *job, const Kernel *normal, int rows, Record
     Kernel *k = kernel_clone(normal);
     kernel_set_chunk(k, rows);
     if (job->opt.pass == GDR_PASS_BACKWARD) {
-        passes_run_after(k, "normal", "collapse", job->extra.watch);
+        passes_run_after(k, "normal", "peel", job->extra.watch);
         k = make_gradient(job, k, &r->of);
         passes_run_after(k, "collapse", NULL, job->extra.watch);
         k->name = normal->name;

@@ -165,7 +165,8 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     l.step = cg_zext64(cg, grad_blocks(cg));
     place_thread(g);
     place_task(g, l.i);
-    If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
+    Val behind = cg_cmp(cg, LLVMIntSGE, g->start, cg_int64(cg, 0)); /* not in front of all sequences */
+    If some = cg_if(cg, cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length)));
     for (int i = 0; i < phases; i++) {
         phase[i].build(g);
         nv_barrier(cg);

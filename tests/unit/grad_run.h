@@ -91,7 +91,7 @@ static inline bool grad_open(GradRun *r, const GradCase *c) {
         return false;
     }
     kernel_set_chunk(k, c->rows);
-    passes_run_after(k, "normal", "collapse", NULL);
+    passes_run_after(k, "normal", "peel", NULL);
     r->code = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
     passes_run_after(r->code, "collapse", NULL, NULL);
     r->module.chunk = r->code->axis.at[AXIS_C].size;

@@ -34,7 +34,7 @@ static bool compile_gradient(Grad *g) {
     if (!k->facts.chunkable)
         return false;
     kernel_set_chunk(k, c->rows);
-    passes_run_after(k, "normal", "collapse", NULL);
+    passes_run_after(k, "normal", "peel", NULL);
     r->token = kernel_adjoint(k, ~0ull, ~0ull);
     passes_run_after(r->token, "collapse", NULL, NULL);
     const CgOptions opt = {.target = "host", .algo = ALGO_chunk, .io = c->elem,

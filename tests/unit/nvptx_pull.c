@@ -84,7 +84,7 @@ static Kernel *gradient_of(World *w) {
     if (!k->facts.chunkable)
         return NULL;
     kernel_set_chunk(k, w->c->rows);
-    passes_run_after(k, "normal", "collapse", NULL);
+    passes_run_after(k, "normal", "peel", NULL);
     k = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
     passes_run_after(k, "collapse", NULL, NULL);
     return k;
