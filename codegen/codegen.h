@@ -126,6 +126,7 @@ typedef enum {
     ENTRY_grad,
     ENTRY_sums,
     ENTRY_recurrent,
+    ENTRY_recurrent_grad, /* gradient kernels at recurrence level: this and sums */
     ENTRY_host
 } EntryKind;
 
@@ -136,6 +137,9 @@ typedef enum {
  *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
  *      frame by value. reverse: as chain, a choice of its own. grad, sums: any number of blocks, which
  *      share out the work; per_sm of them fit a multiprocessor.
+ *      recurrent_grad: N*H blocks, head fastest, each with scratch_bytes of its own from GRAD_SCRATCH
+ *      on; one segment of all slots, a slot for every `chunk` tokens of a sequence as in the chunk
+ *      gradient.
  * Host: void f(const int64_t *frame, int64_t first, int64_t last, void *scratch) runs the tasks
  *      first..last-1, task = sequence * H + head; scratch is private to the calling thread. */
 typedef struct CgEntry {

@@ -116,6 +116,7 @@ static const char *entry_name(EntryKind kind) {
     case ENTRY_grad: return "grad";
     case ENTRY_sums: return "sums";
     case ENTRY_recurrent: return "recurrent";
+    case ENTRY_recurrent_grad: return "recurrent_grad";
     case ENTRY_host: return "host";
     }
     BUG("entry kind %d", (int)kind);

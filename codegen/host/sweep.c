@@ -1,7 +1,4 @@
-/* Sweeps over the state, token by token, and in a gradient kernel over its cotangent D. Operations are
- * gathered so that one pass over the matrices does all, in their order, whose operands are known
- * before it starts. For a delta rule that is two passes forwards, {decay, read} and {update, read of
- * the output}, and two backwards.
+/* Sweeps over the state and its cotangent D (codegen/sweep.h).
  *
  *     for a panel of columns                     columns are independent but for sums over V
  *         for k:  s = S[k, panel]   d = D[k, panel]
@@ -13,50 +10,9 @@
  * the token's decays and updates, which are elementwise, up to every place that is looked at.
  */
 #include "codegen/host/host.h"
+#include "codegen/sweep.h"
 
 enum { MAX_SWEEP = 16, MAX_PANEL = 8 };
-
-typedef struct Sweep {
-    bool back;              /* the half of a token behind `rewind` */
-    int op[MAX_SWEEP], count;
-    bool state, costate;    /* the matrices it looks at */
-    bool writes;            /* S forwards, D backwards */
-    int *event, places;     /* backwards: the token's decays and updates up to the last place */
-    bool *wanted;           /* by place */
-} Sweep;
-
-static bool is_sweep_op(Op op, bool back) {
-    if (!back)
-        return op == OP_decay || op == OP_read || op == OP_update;
-    return op == OP_codecay || op == OP_coupdate || op == OP_coread || op == OP_reread ||
-           op == OP_decay_a;
-}
-
-static bool is_decay(Op op) {
-    return op == OP_decay || op == OP_codecay;
-}
-
-static bool is_update(Op op) {
-    return op == OP_update || op == OP_coupdate;
-}
-
-static bool looks_back(Op op) {
-    return op == OP_reread || op == OP_decay_a;
-}
-
-/* Whether state operation v can join the sweep: no operand needs a result of it. */
-static bool joins(Host *h, const Sweep *s, int v) {
-    const Inst *i = inst_at(h->k, v);
-    if (s->count == MAX_SWEEP)
-        return false;
-    bool *needs = NEW_ARRAY(h->cg->arena, bool, h->k->inst.count);
-    for (int j = 0; j < i->nargs; j++)
-        value_mark(h->k, i->arg[j], needs);
-    for (int n = 0; n < s->count; n++)
-        if (needs[s->op[n]])
-            return false;
-    return true;
-}
 
 /* panels --------------------------------------------------------------------------------------- */
 
@@ -72,11 +28,6 @@ typedef struct Panel {
 
 static bool along(const Host *h, int v, int axis) {
     return shape_has(inst_at(h->k, v)->shape, axis);
-}
-
-/* A result that is summed over K, whether or not over V too. */
-static bool sums_rows(const Inst *i) {
-    return op_gives_value(i->op) && !shape_has(i->shape, AXIS_K);
 }
 
 /* What varies along V or not at all is known before the loop over rows starts. */
@@ -97,7 +48,7 @@ static void open_panel(Panel *p, Val j) {
         for (int o = 0; o < p->sweep->count; o++) {
             const Inst *i = inst_at(h->k, p->sweep->op[o]);
             open_operands(p, &p->col[n], i);
-            if (sums_rows(i))
+            if (inst_sums_rows(i))
                 p->sum[o][n] = cg_var(cg, h->vec, host_zero(h));
         }
     }
@@ -112,7 +63,7 @@ static void change(Panel *p, At *key, const Inst *i, Val *m) {
     Cg *cg = p->h->cg;
     for (int n = 0; n < p->vectors; n++) {
         Val x = operand(p, key, n, i->arg[0]);
-        m[n] = is_decay(i->op) ? cg_fmul(cg, m[n], x)
+        m[n] = op_decays(i->op) ? cg_fmul(cg, m[n], x)
                                : cg_fma(cg, x, operand(p, key, n, i->arg[1]), m[n]);
     }
 }
@@ -135,12 +86,12 @@ static void look(Panel *p, int o, At *key, const Val *m, const Val *d) {
     Val row = host_zero(h);
     for (int n = 0; n < p->vectors; n++) {
         Val x = i->op == OP_decay_a ? d[n] : operand(p, key, n, i->arg[0]);
-        if (sums_rows(i))
+        if (inst_sums_rows(i))
             cg_set(cg, p->sum[o][n], cg_fma(cg, x, m[n], cg_get(cg, p->sum[o][n])));
         else
             row = cg_fma(cg, m[n], x, row);
     }
-    if (!sums_rows(i))
+    if (!inst_sums_rows(i))
         add_to(key, &h->tile[p->sweep->op[o]], masked_sum(p, row));
 }
 
@@ -180,10 +131,10 @@ static void sweep_row(Panel *p, Val k) {
         at = replay(p, &key, s);
     for (int o = 0; o < w->count; o++) {
         const Inst *i = inst_at(h->k, w->op[o]);
-        if (is_decay(i->op) || is_update(i->op))
+        if (op_decays(i->op) || op_updates(i->op))
             change(p, &key, i, w->back ? d : s);
         else
-            look(p, o, &key, looks_back(i->op) ? at[i->place] : w->back ? d : s, d);
+            look(p, o, &key, op_looks_back(i->op) ? at[i->place] : w->back ? d : s, d);
     }
     if (w->writes)
         move_row(p, &key, w->back ? &h->costate : &h->state, w->back ? d : s, true);
@@ -194,7 +145,7 @@ static void close_panel(Panel *p) {
     for (int o = 0; o < p->sweep->count; o++) {
         const Inst *i = inst_at(h->k, p->sweep->op[o]);
         Val all = host_zero(h);
-        for (int n = 0; n < p->vectors && sums_rows(i); n++) {
+        for (int n = 0; n < p->vectors && inst_sums_rows(i); n++) {
             Val x = cg_get(h->cg, p->sum[o][n]);
             if (i->shape.rank)
                 host_store(&p->col[n], &h->tile[p->sweep->op[o]], 0, x);
@@ -202,7 +153,7 @@ static void close_panel(Panel *p) {
                 all = cg_fadd(h->cg, all, x);
         }
         At none = host_at_row(h, AXIS_none, NULL);
-        if (sums_rows(i) && !i->shape.rank)
+        if (inst_sums_rows(i) && !i->shape.rank)
             add_to(&none, &h->tile[p->sweep->op[o]], masked_sum(p, all));
     }
 }
@@ -246,7 +197,7 @@ static void sweep_columns(Host *h, const Sweep *s) {
     }
 }
 
-/* gathering ------------------------------------------------------------------------------------ */
+/* all of a token -------------------------------------------------------------------------------- */
 
 static void need_operands(Host *h, int v) {
     const Inst *i = inst_at(h->k, v);
@@ -269,40 +220,9 @@ static void run_sweep(Host *h, const Sweep *s) {
         h->tile[s->op[o]].done = true;
 }
 
-static Sweep sweep_new(const Host *h, bool back) {
-    Sweep s = {.back = back};
-    s.event = NEW_ARRAY(h->cg->arena, int, h->k->inst.count + 1);
-    s.wanted = NEW_ARRAY(h->cg->arena, bool, h->k->inst.count + 1);
-    int n = 0;
-    for (int v = 0; v < h->k->inst.count; v++)
-        if (is_decay(inst_at(h->k, v)->op) || is_update(inst_at(h->k, v)->op))
-            s.event[n++] = v;
-    return s;
-}
-
-static void add_op(const Host *h, Sweep *s, int v) {
-    const Inst *i = inst_at(h->k, v);
-    s->op[s->count++] = v;
-    s->writes |= !op_gives_value(i->op);
-    s->state |= !s->back || looks_back(i->op);
-    s->costate |= s->back && i->op != OP_reread;
-    if (looks_back(i->op)) {
-        s->wanted[i->place] = true;
-        s->places = i->place > s->places ? i->place : s->places;
-    }
-}
-
 void host_sweeps(Host *h, bool back) {
-    Sweep s = sweep_new(h, back);
-    for (int v = 0; v < h->k->inst.count; v++) {
-        if (!is_sweep_op(inst_at(h->k, v)->op, back))
-            continue;
-        if (!joins(h, &s, v)) {
-            run_sweep(h, &s);
-            s = sweep_new(h, back);
-        }
-        add_op(h, &s, v);
-    }
-    if (s.count)
-        run_sweep(h, &s);
+    int count;
+    Sweep *s = sweeps_of(h->cg->arena, h->k, back, MAX_SWEEP, MAX_SWEEP, &count);
+    for (int i = 0; i < count; i++)
+        run_sweep(h, &s[i]);
 }

@@ -15,6 +15,7 @@ enum { THREADS = 256, WARPS = THREADS / 32, PER_SM = 4 };
 typedef struct Sums {
     Cg *cg;
     const Kernel *k;
+    int chunk;               /* tokens of a slot */
     Val tid, lane, warp;
     Val block, blocks;       /* i64 */
     Val heads;               /* i64, of H */
@@ -25,7 +26,7 @@ typedef struct Sums {
  * behind, are none of theirs. */
 static Val row_of_slot(Sums *s, Val slot) {
     Cg *cg = s->cg;
-    int chunk = s->k->axis.at[AXIS_C].size;
+    int chunk = s->chunk;
     Val slots = cg_frame_field(cg, FRAME_SLOTS), zero = cg_int64(cg, 0), number;
     Val inside = cg_cmp(cg, LLVMIntSLT, slot, slots);
     Val last = cg_sub(cg, slots, cg_int64(cg, 1));
@@ -201,7 +202,7 @@ static void build(Sums *s) {
 bool nv_build_sums(Cg *cg, CgModule *out, const char **why) {
     (void)why;
     Sums *s = NEW(cg->arena, Sums);
-    *s = (Sums){.cg = cg, .k = cg->k};
+    *s = (Sums){.cg = cg, .k = cg->k, .chunk = out->chunk};
     Buf symbol;
     buf_init(&symbol, cg->arena);
     buf_printf(&symbol, "%s%s_sums", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name);

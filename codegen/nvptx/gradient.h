@@ -135,5 +135,6 @@ void grad_tokens(Grad *g);
 bool nv_build_reverse(Cg *cg, CgModule *out, const char **why);
 bool nv_build_grad(Cg *cg, CgModule *out, const char **why);
 bool nv_build_sums(Cg *cg, CgModule *out, const char **why);
+bool nv_build_recurrent_grad(Cg *cg, CgModule *out, const char **why);
 
 #endif

@@ -1,6 +1,6 @@
 /* From a kernel to PTX: one entry for the recurrent algorithm; factor and chain for the chunk
  * algorithm, on Hopper with a second chain for narrower tiles, before them what makes values ahead;
- * for gradients reverse likewise, grad and sums too.
+ * for gradients reverse likewise, grad and sums too. For the gradient of a recurrence one, and sums.
  *
  *     build every entry      serial, quick: LLVM modules of their own, each in its own context
  *     optimise, emit         one thread a module: LLVM alone, nothing of ours is written
@@ -99,9 +99,11 @@ static bool build_all(Work *w, const char **why) {
     const CgOptions *opt = w->opt;
     bool recurrent = w->k->level == LEVEL_recurrence;
     w->out->chunk = recurrent ? 1 : w->k->axis.at[AXIS_C].size;
+    bool gradient = kernel_is_gradient(w->k);
+    if (recurrent && gradient)
+        return add(w, nv_build_recurrent_grad, 0, why) && add(w, nv_build_sums, 0, why);
     if (recurrent)
         return add(w, nv_build_recurrent, opt->v_tile, why);
-    bool gradient = kernel_is_gradient(w->k);
     bool forward = (gradient || add_scans(w, why)) && add(w, nv_build_factor, 0, why) &&
                    add_tiles(w, nv_build_chain, why);
     if (!gradient || !forward)

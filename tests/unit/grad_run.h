@@ -29,6 +29,7 @@ typedef struct GradCase {
     double resets;             /* that part of the log-decays is -1000 */
     int unwanted;              /* bit o: gradient o has no address */
     int v_tile;                /* V columns of a block; 0: the target's choice */
+    bool by_token;             /* the gradient of the recurrence, not of its chunk form */
 } GradCase;
 
 typedef struct GradRun {
@@ -86,7 +87,13 @@ static inline bool grad_open(GradRun *r, const GradCase *c) {
         k->out.at[i].elem = c->elem;
     r->token = kernel_clone(k);
     passes_run(k, "normal", NULL);
+    arena_init(&r->arena, NULL);
+    if (c->by_token) {
+        r->code = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
+        return true;
+    }
     if (!k->facts.chunkable) {
+        arena_free(&r->arena);
         spec_close(s);
         return false;
     }
@@ -95,7 +102,6 @@ static inline bool grad_open(GradRun *r, const GradCase *c) {
     r->code = kernel_adjoint(k, ~UINT64_C(0), ~UINT64_C(0));
     passes_run_after(r->code, "collapse", NULL, NULL);
     r->module.chunk = r->code->axis.at[AXIS_C].size;
-    arena_init(&r->arena, NULL);
     return true;
 }
 
@@ -103,7 +109,7 @@ static inline bool grad_open(GradRun *r, const GradCase *c) {
 static inline const char *grad_add(GradRun *r, bool (*build)(Cg *, CgModule *, const char **)) {
     const char *why = NULL;
     CgOptions *opt = NEW(&r->spec->arena, CgOptions);
-    *opt = (CgOptions){.target = r->c->target, .algo = ALGO_chunk, .io = r->c->elem,
+    *opt = (CgOptions){.target = r->c->target, .algo = r->c->by_token ? ALGO_recurrent : ALGO_chunk, .io = r->c->elem,
                        .opt_level = 2, .v_tile = r->c->v_tile};
     Cg *cg = cg_open(&r->spec->arena, r->code, opt, &why);
     if (!cg)
