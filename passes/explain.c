@@ -27,6 +27,8 @@ typedef struct Report {
     VEC(Pair) backward;
     Cost backward_cost;
     int64_t state_bytes;     /* of one chunk's state in f32 */
+    int64_t record_bytes;    /* GPU: of a chunk and head */
+    double saved_bytes;      /* GPU: of a token and head */
 } Report;
 
 static const char *format(Report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -277,7 +279,7 @@ static void add_backward(Report *r, const char *key, const char *text) {
     VEC_PUSH(r->arena, &r->backward, ((Pair){key, text}));
 }
 
-/* The backward pass starts from inputs and upstream gradients alone. */
+/* The backward pass starts from inputs and upstream gradients alone, or from what is saved as well. */
 static void describe_backward(Report *r, const Kernel *grad) {
     const Cost *c = &r->backward_cost;
     const char *S = state_name(r->k);
@@ -290,10 +292,19 @@ static void describe_backward(Report *r, const Kernel *grad) {
     }
     system_cost(grad, &r->backward_cost);
     r->state_bytes = 4 * (int64_t)grad->axis.at[AXIS_K].size * grad->axis.at[AXIS_V].size;
+    r->record_bytes = system_kept_bytes(grad);
+    int every = save_every(grad->axis.at[AXIS_K].size, grad->axis.at[AXIS_V].size, c->chunk);
+    r->saved_bytes = (double)r->state_bytes / every / c->chunk;
     add_backward(r, "keeps", "nothing of the forward pass: it starts from the inputs again");
     add_backward(r, "workspace",
                  format(r, "%s at the start of every chunk: %lld bytes (f32) a chunk and head, %lld a "
                         "token", S, (long long)r->state_bytes, (long long)(r->state_bytes / c->chunk)));
+    add_backward(r, "on a GPU",
+                 format(r, "%lld bytes (f16) a chunk and head, %lld a token, of some chunks at a time",
+                        (long long)r->record_bytes, (long long)(r->record_bytes / c->chunk)));
+    add_backward(r, "may save",
+                 format(r, "there %s once in %d chunks, %s bytes (f32) a token and head: then no state is "
+                        "made twice", S, every, number(r, r->saved_bytes)));
     add_backward(r, "recomputes", format(r, "forwards what the states need, backwards all: %s",
                                          again.text));
     add_backward(r, "cost",
@@ -489,8 +500,9 @@ static void write_json(Report *r, Buf *out) {
         const Cost *c = &r->backward_cost;
         json_pairs(out, "backward", r->backward.at, r->backward.count);
         buf_printf(out, ",\n  \"backward_cost\": {\"chunk\": %d, \"flops\": %.0f, \"bytes\": %.0f, "
-                   "\"workspace_bytes_a_chunk\": %lld}", c->chunk, c->flops, c->bytes,
-                   (long long)r->state_bytes);
+                   "\"workspace_bytes_a_chunk\": %lld, \"record_bytes_a_chunk\": %lld, "
+                   "\"saved_bytes_a_token\": %.6g}", c->chunk, c->flops, c->bytes,
+                   (long long)r->state_bytes, (long long)r->record_bytes, r->saved_bytes);
     }
     buf_puts(out, "\n}\n");
 }

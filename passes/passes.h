@@ -108,6 +108,11 @@ typedef struct SystemTable { VEC(SystemRow) row; Cost cost; } SystemTable;
 /* Of a tile kernel, forward or gradient. */
 void system_cost(const Kernel *tile, Cost *c);
 double system_flops(const Kernel *tile, Role role); /* a token and head */
+/* Bytes of a chunk and head that one role leaves to a later one, 2-byte elements. */
+int64_t system_kept_bytes(const Kernel *tile);
+/* Chunks from one saved state to the next: so many that its f32 K*V cost a token an eighth of the bf16 row
+ * of a key and a value. */
+int save_every(int64_t K, int64_t V, int64_t chunk);
 /* The matrices of the chunk system, each with its definition, and what it costs. */
 void system_describe(const Kernel *tile, SystemTable *t);
 

@@ -358,9 +358,8 @@ typedef struct Segment {
     int64_t first, slots, row, end_row;
 } Segment;
 void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out);
-/* Chunks from one saved state to the next, for a kernel; 0: it has none. And for any sizes. */
+/* Chunks from one saved state to the next; 0: the kernel has none. */
 int record_save_every(const Record *r);
-int save_every(int64_t K, int64_t V, int64_t chunk);
 int64_t border_bytes(const Record *r); /* of a saved state and head */
 
 /* launch.c, backward.c ------------------------------------------------------------------------- */

@@ -211,18 +211,12 @@ static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, 
 
 /* saved states --------------------------------------------------------------------------------- */
 
-/* Chunks from one saved state to the next: so many that its f32 K*V cost a token an eighth of the
- * bf16 row of a key and a value. */
 int record_save_every(const Record *r) {
     int64_t K = r->shell->axis.at[AXIS_K].size, V = r->shell->axis.at[AXIS_V].size;
     bool gpu = target_find(r->target) && target_find(r->target)->gpu;
     if (!gpu || r->algo != ALGO_chunk || (r->pass == GDR_PASS_FORWARD && !r->save))
         return 0;
     return save_every(K, V, r->module.chunk);
-}
-
-int save_every(int64_t K, int64_t V, int64_t chunk) {
-    return (int)divide_up(16 * K * V, (K + V) * chunk);
 }
 
 /* Of a head: what is kept of a state in the midst of a sequence, GRAD_STATE_IN. */
