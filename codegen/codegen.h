@@ -89,6 +89,7 @@ enum {
     GRAD_COSTATE_IN,  /* likewise backwards: of the sequence that goes on behind the segment */
     GRAD_COSTATE_OUT, /* of the one that came in */
     GRAD_SCRATCH,     /* scratch_bytes of the grad entry for each of its blocks */
+    GRAD_AHEAD,       /* values made ahead, see SCAN_TOKENS: of all tokens of the batch */
     GRAD_FIELDS
 };
 int frame_gradient(const Kernel *k, int field);
@@ -101,8 +102,8 @@ int frame_sum_heads(const Kernel *k, int output); /* and its heads, those of the
  * and no host ever reads it. Slots in all: N*ceil(T/C), or T/C + N. */
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
 
-/* Values made ahead (codegen/nvptx/scan.h) take workspace behind the records: from the next multiple of
- * 256 bytes on tokens*H*scan_token_bytes, with all tokens of the batch, and from the next one on
+/* Values made ahead (codegen/nvptx/scan.h) take workspace behind the records (gradient kernels: from
+ * GRAD_AHEAD, which is one, on): from the next multiple of 256 bytes on tokens*H*scan_token_bytes, with all tokens of the batch, and from the next one on
  * stretches*H*scan_carry_bytes, stretches = frame_slots(T, N, packed, SCAN_TOKENS). */
 enum { SCAN_TOKENS = 32 };
 
@@ -124,6 +125,7 @@ typedef enum {
     ENTRY_chain,
     ENTRY_reverse, /* gradient kernels: these three too, see codegen/nvptx/gradient.h */
     ENTRY_grad,
+    ENTRY_late,    /* gradients that wait for those of later tokens, behind the scans behind grad */
     ENTRY_sums,
     ENTRY_recurrent,
     ENTRY_recurrent_grad, /* gradient kernels at recurrence level: this and sums */

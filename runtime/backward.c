@@ -3,9 +3,11 @@
  *     CPU     entry(frame, tasks 0 .. N*H-1) over the context's threads, then the sums of gradient.c
  *     GPU     group by group from the last one, pieces as workspace.c has cut them, on one stream:
  *
+ *                 once        scan, carry        what is made ahead of all chunks
  *                 forwards    factor, chain      where a sequence goes on behind a piece and nothing
  *                                                was saved: the states at the borders
- *                 backwards   factor, chain, reverse, grad, sums
+ *                 backwards   factor, chain, reverse, grad, sums; between the last two, for gradients
+ *                             that wait for those of later tokens: scan, carry, late
  *
  * The state at a border comes from the pass forwards or from what the forward pass saved; costates swing
  * between two places, one read while the other is written. Nothing waits and nothing is read back, so
@@ -94,16 +96,19 @@ static int64_t blocks_of(const Queue *q, const CgEntry *e) {
     int64_t tasks = q->at.slots * b->H;
     if (e->kind == ENTRY_factor)
         return tasks;
+    if (e->kind == ENTRY_scan)
+        return frame_slots(b->T, b->N, b->packed, SCAN_TOKENS) * b->H;
     if (e->kind == ENTRY_grad)
         return tasks < b->grad_blocks ? tasks : b->grad_blocks;
+    if (e->kind == ENTRY_late)
+        return tasks < (int64_t)b->processors * e->per_sm ? tasks : (int64_t)b->processors * e->per_sm;
     if (e->kind == ENTRY_sums)
         return (int64_t)b->processors * e->per_sm;
     return b->N * b->H * entry_tiles(q->kernel, e);
 }
 
-static gdr_status queue_entry(const Queue *q, EntryKind kind) {
+static gdr_status queue_number(const Queue *q, int i) {
     gdr_kernel *kernel = q->kernel;
-    int i = entry_for(q, kind);
     CudaError e;
     if (i < 0)
         BUG("the kernels of %s lack an entry", kernel->rec.shell->name);
@@ -113,6 +118,23 @@ static gdr_status queue_entry(const Queue *q, EntryKind kind) {
                      record_frame_fields(&kernel->rec), &e))
         return driver_failed(kernel->ctx, &e);
     return GDR_OK;
+}
+
+static gdr_status queue_entry(const Queue *q, EntryKind kind) {
+    return queue_number(q, entry_for(q, kind));
+}
+
+/* What is made ahead of the factor entry, or behind the grad entry: in the order of the list. */
+static gdr_status queue_scans(const Queue *q, bool back) {
+    const CgModule *m = &q->kernel->rec.module;
+    int grad = entry_for(q, ENTRY_grad);
+    gdr_status status = GDR_OK;
+    for (int i = back ? grad + 1 : 0; !status && i < (back ? m->entry.count : grad); i++) {
+        EntryKind kind = m->entry.at[i].kind;
+        if (kind == ENTRY_scan || kind == ENTRY_carry || kind == ENTRY_late)
+            status = queue_number(q, i);
+    }
+    return status;
 }
 
 /* GPU: a piece --------------------------------------------------------------------------------- */
@@ -174,17 +196,17 @@ static bool has_sums(const Queue *q) {
 
 static gdr_status queue_backwards(Queue *q, int64_t group, int64_t piece) {
     const Segments *s = &q->b->seg;
-    static const EntryKind order[] = {ENTRY_factor, ENTRY_chain, ENTRY_reverse, ENTRY_grad,
-                                      ENTRY_sums};
+    static const EntryKind order[] = {ENTRY_factor, ENTRY_chain, ENTRY_reverse, ENTRY_grad};
     gdr_status status = GDR_OK;
     go_to(q, group, piece);
     bool in = s->crossed && piece + 1 < s->pieces, out = s->crossed && piece > 0;
     set_field(q, GRAD_COSTATE_IN, in ? border_costate(q, piece + 1) : 0);
     set_field(q, GRAD_COSTATE_OUT, out ? border_costate(q, piece) : 0);
     for (size_t i = 0; !status && i < sizeof order / sizeof *order; i++)
-        if (order[i] != ENTRY_sums || has_sums(q))
-            status = queue_entry(q, order[i]);
-    return status;
+        status = queue_entry(q, order[i]);
+    if (!status)
+        status = queue_scans(q, true);
+    return status || !has_sums(q) ? status : queue_entry(q, ENTRY_sums);
 }
 
 /* GPU: the whole pass -------------------------------------------------------------------------- */
@@ -255,9 +277,12 @@ static gdr_status queue_segments(gdr_kernel *kernel, const BoundLaunch *b, void 
     int64_t ws = b->frame[FRAME_WS];
     point_at_zeros(&kernel->rec, b);
     set_field(&q, GRAD_SCRATCH, ws + (int64_t)b->scratch);
+    set_field(&q, GRAD_AHEAD, ws + (int64_t)b->ahead);
     gdr_status status = queue_zeros(&q, ws + (int64_t)b->zeros, (int64_t)b->zeros_bytes);
     if (!status)
         status = prepare_sums(&q);
+    if (!status)
+        status = queue_scans(&q, false);
     for (int64_t group = b->seg.count / b->seg.pieces - 1; !status && group >= 0; group--)
         status = queue_group(&q, group);
     return status;
@@ -271,8 +296,9 @@ static gdr_status queue_nothing(gdr_kernel *kernel, const BoundLaunch *b, void *
 /* Whether every grid is one that a launch can have. */
 static bool grids_fit(const gdr_kernel *kernel, const BoundLaunch *b) {
     const CgModule *m = &kernel->rec.module;
-    int64_t blocks;
-    bool ok = !__builtin_mul_overflow(b->seg.piece, b->H, &blocks) && blocks <= GRID_MAX;
+    int64_t blocks, stretches = frame_slots(b->T, b->N, b->packed, SCAN_TOKENS);
+    bool ok = !__builtin_mul_overflow(stretches, b->H, &blocks) && blocks <= GRID_MAX;
+    ok = ok && !__builtin_mul_overflow(b->seg.piece, b->H, &blocks) && blocks <= GRID_MAX;
     for (int i = 0; ok && i < m->entry.count; i++)
         ok = !__builtin_mul_overflow(b->N, b->H, &blocks) &&
              !__builtin_mul_overflow(blocks, entry_tiles(kernel, &m->entry.at[i]), &blocks) &&

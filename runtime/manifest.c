@@ -68,6 +68,7 @@ static void put_segment_fields(const Kernel *k, Buf *out) {
         [GRAD_COSTATE_IN] = "costate_in",
         [GRAD_COSTATE_OUT] = "costate_out",
         [GRAD_SCRATCH] = "scratch",
+        [GRAD_AHEAD] = "ahead",
     };
     for (int i = 0; i < GRAD_FIELDS; i++)
         buf_printf(out, ", \"%s\": %d", field[i], frame_gradient(k, i));
@@ -114,6 +115,7 @@ static const char *entry_name(EntryKind kind) {
     case ENTRY_chain: return "chain";
     case ENTRY_reverse: return "reverse";
     case ENTRY_grad: return "grad";
+    case ENTRY_late: return "late";
     case ENTRY_sums: return "sums";
     case ENTRY_recurrent: return "recurrent";
     case ENTRY_recurrent_grad: return "recurrent_grad";
@@ -132,7 +134,7 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
         return;
     }
     buf_printf(out, ", \"threads\": %d, \"dynamic_shared_bytes\": %d, ", e->threads, e->smem_bytes);
-    if (e->kind == ENTRY_grad || e->kind == ENTRY_sums)
+    if (e->kind == ENTRY_grad || e->kind == ENTRY_late || e->kind == ENTRY_sums)
         buf_printf(out, "\"blocks\": \"any\", \"blocks_per_multiprocessor\": %d, "
                         "\"scratch_bytes_per_block\": %lld}",
                    e->per_sm, (long long)e->scratch_bytes);

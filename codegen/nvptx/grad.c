@@ -176,7 +176,8 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     cg->tid = NULL;
 }
 
-bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why) {
+bool grad_build_as(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases,
+                   const char **why) {
     Gradient *gradient = NEW(cg->arena, Gradient);
     if (!nv_gradient(cg->arena, cg->k, gradient, why))
         return false;
@@ -186,16 +187,23 @@ bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const
         return false;
     Buf symbol;
     buf_init(&symbol, cg->arena);
-    buf_printf(&symbol, "%s%s_grad", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name);
+    buf_printf(&symbol, "%s%s_%s", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name,
+               kind == ENTRY_late ? "late" : "grad");
     int threads = 32 * gradient->s.warps, per_sm = blocks_per_sm(cg, threads, g->sh_bytes);
     nv_kernel_open(cg, symbol.text, threads, per_sm);
     build(g, phase, phases);
     nv_kernel_close(cg);
     VEC_PUSH(cg->arena, &out->entry,
-             ((CgEntry){.kind = ENTRY_grad, .symbol = symbol.text, .threads = threads,
+             ((CgEntry){.kind = kind, .symbol = symbol.text, .threads = threads,
                         .smem_bytes = g->sh_bytes, .per_sm = per_sm,
-                        .scratch_bytes = g->scratch_bytes}));
+                        .scratch_bytes = kind == ENTRY_grad ? g->scratch_bytes : 0}));
+    out->scan_token_bytes = gradient->s.scan->token_bytes;
+    out->scan_carry_bytes = 4 * (int64_t)gradient->s.scan->carry_floats;
     return true;
+}
+
+bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why) {
+    return grad_build_as(cg, out, ENTRY_grad, phase, phases, why);
 }
 
 bool nv_build_grad(Cg *cg, CgModule *out, const char **why) {

@@ -38,7 +38,11 @@ static int read_of(const Gradient *g, int v) {
     return -1;
 }
 
-static bool in_memory(const Gradient *g, int v) {
+/* Whether v is among what the chunk's kernels leave for the tokens phase. */
+static bool in_memory(const Tokens *x, int v) {
+    const Gradient *g = x->g->g;
+    if (x->late)
+        return false;
     return v == g->dX || v == g->p_root || v == g->a_root || family_of(g, v) >= 0 ||
            read_of(g, v) >= 0;
 }
@@ -139,7 +143,7 @@ static void lattice_value(Tokens *x, int v, int place, Val *out) {
     int n = tokens_count(x, i->shape);
     if (x->g->g->zero[v]) {
         zeros(cg, n, out);
-    } else if (in_memory(x->g->g, v)) {
+    } else if (in_memory(x, v)) {
         load_cotangent(x, v, place, out);
     } else if (i->op == OP_rename) {
         lattice_value(x, i->arg[0], place, out);
@@ -167,9 +171,11 @@ static bool lookup(ValueAt *at, int v, Val *out) {
     const Inst *i = inst_at(x->g->k, v);
     if (g->zero[v])
         zeros(at->cg, tokens_count(x, i->shape), out);
+    else if (x->late)
+        return false;
     else if (i->op == OP_slot)
         lattice_value(x, i->arg[0], i->place, out);
-    else if (in_memory(g, v))
+    else if (in_memory(x, v))
         load_cotangent(x, v, place_in_token(g, v), out);
     else
         return false;
@@ -190,7 +196,7 @@ static Val sum_lanes(ValueAt *at, int v, int axis, Val partial) {
 static const char *lattice_unsupported(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     const Inst *i = inst_at(x->g->k, v);
-    if (g->zero[v] || in_memory(g, v))
+    if (g->zero[v] || in_memory(x, v))
         return NULL;
     if (i->op == OP_rename)
         return lattice_unsupported(x, i->arg[0]);
@@ -205,17 +211,29 @@ static const char *lattice_unsupported(const Tokens *x, int v) {
     return NULL;
 }
 
+bool tokens_is_dot(const Kernel *k, int v) {
+    const Inst *i = inst_at(k, v);
+    if (i->op != OP_contract || (i->axis != AXIS_K && i->axis != AXIS_V))
+        return false;
+    for (int j = 0; j < 2; j++) {
+        Shape s = inst_at(k, i->arg[j])->shape;
+        if (shape_features(s).rank != 1 || shape_has(s, AXIS_R) || shape_has(s, AXIS_U))
+            return false;
+    }
+    return shape_features(i->shape).rank == 0 && shape_lattice(i->shape).rank < 2;
+}
+
 const char *tokens_unsupported(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     const Inst *i = inst_at(x->g->k, v);
-    if (g->zero[v] || in_memory(g, v))
+    if (g->zero[v] || in_memory(x, v))
         return NULL;
-    if (i->op == OP_slot)
+    if (x->late && scan_stored(g->s.scan, v))
+        return NULL;
+    if (i->op == OP_slot && !x->late)
         return lattice_unsupported(x, i->arg[0]);
-    if (i->op == OP_after || i->op == OP_cumsum_back)
-        return "gradients through earlier tokens have no GPU chunk kernel: use the CPU";
-    if (op_info[i->op].class == CLASS_CHUNK)
-        return "gradients that need the outs' reads have no GPU chunk kernel: use the CPU";
+    if (op_info[i->op].class == CLASS_CHUNK && !tokens_is_dot(x->g->k, v))
+        return "a gradient is no sum of what the GPU's grad kernel computes";
     for (int j = 0; j < i->nargs; j++) {
         const char *why = tokens_unsupported(x, i->arg[j]);
         if (why)
@@ -241,36 +259,59 @@ static int run_of(int size, int lanes) {
     return n < 2 ? 2 : n;
 }
 
-bool grad_token_plan(Grad *g, int *sh_bytes, const char **why) {
+bool tokens_gives(const Tokens *x, const Inst *out) {
+    const bool *late = x->g->g->s.scan->late;
+    return x->late == (late && late[out->arg[0]]);
+}
+
+/* Whether v is what the grad kernel leaves to the late one. */
+static bool leaves(const Tokens *x, const ScanValue *made) {
+    return !x->late && made->round == x->g->g->s.scan->grad_round;
+}
+
+static bool plan(Grad *g, bool late, int *sh_bytes, const char **why) {
     const Kernel *k = g->k;
     const System *s = &g->g->s;
     Tokens *x = g->tokens = NEW(g->cg->arena, Tokens);
     x->g = g;
+    x->late = late;
     x->lanes = power_of_two(divided(s->K > s->V ? s->K : s->V, TOKEN_RUN));
     x->n_k = run_of(s->K, x->lanes);
     x->n_v = run_of(s->V, x->lanes);
     CHECK(x->lanes <= 32 && x->n_k <= TOKEN_RUN && x->n_v <= TOKEN_RUN);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        if (i->op != OP_out || k->out.at[i->index].is_param)
+        if (i->op != OP_out || k->out.at[i->index].is_param || !tokens_gives(x, i))
             continue;
         *why = tokens_unsupported(x, i->arg[0]);
+        if (*why)
+            return false;
+    }
+    for (int j = 0; j < s->scan->count; j++) {
+        const ScanValue *made = &s->scan->value[j];
+        *why = leaves(x, made) ? tokens_unsupported(x, made->value) : NULL;
         if (*why)
             return false;
     }
     return tokens_plan_sums(x, sh_bytes, why);
 }
 
+bool grad_token_plan(Grad *g, int *sh_bytes, const char **why) {
+    return plan(g, false, sh_bytes, why);
+}
+
 /* tokens --------------------------------------------------------------------------------------- */
 
-/* Values that a token's gradients need: not what stands behind those in memory. */
+/* Values that a token's gradients need at that token: not what stands behind those in memory. */
 static void mark_needed(const Tokens *x, int v, bool *mark) {
     const Gradient *g = x->g->g;
     if (v < 0 || mark[v] || g->zero[v])
         return;
     const Inst *i = inst_at(x->g->k, v);
+    bool elsewhere = i->op == OP_prev || i->op == OP_after || in_memory(x, v) ||
+                     value_in_memory(&x->at, v);
     mark[v] = true;
-    for (int j = 0; j < i->nargs && !in_memory(g, v); j++)
+    for (int j = 0; j < i->nargs && !elsewhere; j++)
         mark_needed(x, i->arg[j], mark);
 }
 
@@ -280,10 +321,14 @@ static bool *needed_values(const Tokens *x) {
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
         bool param = i->op == OP_out && k->out.at[i->index].is_param;
-        if (x->over_tokens[v] || (i->op == OP_out && !param))
+        if (x->over_tokens[v] || (i->op == OP_out && !param && tokens_gives(x, i)))
             for (int j = 0; j < i->nargs; j++)
                 mark_needed(x, i->arg[j], needed);
     }
+    const Scan *scan = x->g->g->s.scan;
+    for (int j = 0; j < scan->count; j++)
+        if (leaves(x, &scan->value[j]))
+            mark_needed(x, scan->value[j].value, needed);
     return needed;
 }
 
@@ -294,7 +339,7 @@ static void read_ahead(Tokens *x, const bool *needed) {
         bool lattice = shape_has(inst_at(k, v)->shape, AXIS_R) ||
                        shape_has(inst_at(k, v)->shape, AXIS_U);
         if (needed[v] && !lattice &&
-            (op == OP_in || op == OP_slot || in_memory(x->g->g, v)))
+            (op == OP_slot || value_in_memory(&x->at, v) || in_memory(x, v)))
             value_get(&x->at, v);
     }
 }
@@ -305,14 +350,18 @@ static void place_lane(Tokens *x) {
     const System *s = &g->g->s;
     x->lane = cg_and(cg, g->lane, cg_int(cg, x->lanes - 1));
     x->at = (ValueAt){.cg = cg, .token = g->seq.begin, .begin = g->seq.begin,
+                      .end = cg_add(cg, g->seq.begin, g->seq.length),
                       .head = g->head, .heads = g->heads,
                       .base_k = cg_mul(cg, x->lane, cg_int(cg, x->n_k)),
                       .base_v = cg_mul(cg, x->lane, cg_int(cg, x->n_v)),
                       .n_k = x->n_k, .n_v = x->n_v,
                       .past_k = x->lanes * x->n_k > s->K, .past_v = x->lanes * x->n_v > s->V,
-                      .lookup = lookup, .sum = sum_lanes, .user = x};
+                      .lookup = lookup, .sum = sum_lanes, .user = x,
+                      .scan = s->scan,
+                      .round = x->late ? s->scan->rounds : s->scan->grad_round};
     value_ports(&x->at);
-    load_units(x);
+    if (!x->late)
+        load_units(x);
 }
 
 /* The token that these lanes work on when the warp is at `first`, of `left` tokens. */
@@ -328,6 +377,8 @@ static void place_token(Tokens *x, Val first, Val left) {
     Val in_seq = cg_add(cg, g->start, cg_zext64(cg, x->t));
     x->at.token = cg_add(cg, g->seq.begin, in_seq);
     x->at.first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0));
+    Val next = cg_add(cg, in_seq, cg_int64(cg, 1));
+    x->at.last = cg_cmp(cg, LLVMIntEQ, next, g->seq.length);
     value_begin(&x->at);
 }
 
@@ -336,9 +387,13 @@ static void build_token(Tokens *x, const bool *needed) {
     read_ahead(x, needed);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        if (i->op == OP_out && !k->out.at[i->index].is_param)
+        if (i->op == OP_out && !k->out.at[i->index].is_param && tokens_gives(x, i))
             tokens_store(x, i);
     }
+    const Scan *scan = x->g->g->s.scan;
+    for (int j = 0; j < scan->count; j++)
+        if (leaves(x, &scan->value[j]))
+            tokens_store_made(x, &scan->value[j]);
     tokens_add(x);
 }
 
@@ -346,9 +401,9 @@ void grad_tokens(Grad *g) {
     Cg *cg = g->cg;
     const System *s = &g->g->s;
     Tokens *x = g->tokens;
-    bool *needed = needed_values(x);
     int at_once = 32 / x->lanes;
     place_lane(x);
+    bool *needed = needed_values(x);
     tokens_open_sums(x);
     Val left = cg_sub(cg, g->seq.length, g->start), chunk = cg_int64(cg, s->chunk);
     left = cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, chunk), left, chunk);
@@ -359,4 +414,13 @@ void grad_tokens(Grad *g) {
     build_token(x, needed);
     cg_end_for(cg, &l);
     tokens_finish_sums(x);
+}
+
+static bool late_plan(Grad *g, int *sh_bytes, const char **why) {
+    return plan(g, true, sh_bytes, why);
+}
+
+bool nv_build_late(Cg *cg, CgModule *out, const char **why) {
+    const GradPhase phase = {late_plan, grad_tokens};
+    return grad_build_as(cg, out, ENTRY_late, &phase, 1, why);
 }

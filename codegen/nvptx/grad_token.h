@@ -1,4 +1,6 @@
-/* The tokens phase of the grad kernel in the making. Private to codegen/nvptx.
+/* The tokens phase of the grad kernel in the making, and the late kernel, which is one too: it goes over
+ * tokens again for the gradients that wait for later tokens, and takes everything else from memory (scan.h).
+ * Private to codegen/nvptx.
  *
  * A token is worked on by `lanes` neighbouring lanes (a power of two): lane l holds channels l n_k ..
  * of K and l n_v .. of V. The block takes warps * 32 / lanes tokens at a time.
@@ -16,6 +18,7 @@ enum { TOKEN_RUN = 8 }; /* channels of a lane, at most */
 
 typedef struct Tokens {
     Grad *g;
+    bool late;           /* the late kernel's */
     int lanes, n_k, n_v;
     ValueAt at;
     Val lane;            /* i32 among the token's */
@@ -31,8 +34,14 @@ typedef struct Tokens {
 int tokens_count(const Tokens *x, Shape s);
 int tokens_run_axis(Shape s); /* K, V or -1 */
 
+/* Whether v is a product of two vectors that are no matrices of the chunk. */
+bool tokens_is_dot(const Kernel *k, int v);
+/* Whether output `out` is this kernel's. */
+bool tokens_gives(const Tokens *x, const Inst *out);
+
 /* grad_token_out.c */
 void tokens_store(Tokens *x, const Inst *out);       /* of this token */
+void tokens_store_made(Tokens *x, const ScanValue *made);
 void tokens_store_param(Tokens *x, const Inst *out); /* of this chunk, by the warp that calls */
 
 /* grad_token_sum.c */

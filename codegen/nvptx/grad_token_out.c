@@ -28,14 +28,11 @@ static Row row_of(const Tokens *x, const Inst *out) {
     return r;
 }
 
-/* Where `cond`: y[] to row `row` (i64) of the port. */
-static void store_row(Tokens *x, const Inst *out, const Row *r, Val cond, Val row, const Val *y) {
+/* Where `cond`: y[] to row `row` (i64) of what begins at p. */
+static void store_row(Tokens *x, Val p, const Row *r, Val cond, Val row, const Val *y) {
     Cg *cg = x->g->cg;
     int64_t size = r->axis < 0 ? 1 : x->g->k->axis.at[r->axis].size;
     int width = elem_size(r->elem), group = grad_group(size, r->count, r->elem);
-    Val to = cg_frame_field(cg, frame_out_ptr(x->g->k, out->index));
-    cond = cg_and(cg, cond, cg_cmp(cg, LLVMIntNE, to, cg_int64(cg, 0)));
-    Val p = LLVMBuildIntToPtr(cg->b, to, cg->ptr_global, "");
     p = cg_gep8(cg, p, cg_mul(cg, row, cg_int64(cg, r->elements * width)));
     p = cg_gep8(cg, p, cg_int64(cg, r->first * width));
     if (r->axis >= 0) {
@@ -58,17 +55,32 @@ static void repeat(const Val *y, int have, int n, Val *out) {
 }
 
 static void store(Tokens *x, const Inst *out, Val cond, Val row) {
+    Cg *cg = x->g->cg;
     Row r = row_of(x, out);
-    Val y[TOKEN_RUN];
+    Val y[TOKEN_RUN], to = cg_frame_field(cg, frame_out_ptr(x->g->k, out->index));
     repeat(value_get(&x->at, out->arg[0]), value_count(&x->at, out->arg[0]), r.count, y);
-    store_row(x, out, &r, cond, row, y);
+    cond = cg_and(cg, cond, cg_cmp(cg, LLVMIntNE, to, cg_int64(cg, 0)));
+    store_row(x, LLVMBuildIntToPtr(cg->b, to, cg->ptr_global, ""), &r, cond, row, y);
+}
+
+static Val token_row(Tokens *x) {
+    Cg *cg = x->g->cg;
+    Val row = cg_mul(cg, x->at.token, cg_zext64(cg, x->g->heads));
+    return cg_add(cg, row, cg_zext64(cg, x->g->head));
 }
 
 /* Row (token, head) of [B*T, H, ...]. */
 void tokens_store(Tokens *x, const Inst *out) {
-    Cg *cg = x->g->cg;
-    Val row = cg_mul(cg, x->at.token, cg_zext64(cg, x->g->heads));
-    store(x, out, x->live, cg_add(cg, row, cg_zext64(cg, x->g->head)));
+    store(x, out, x->live, token_row(x));
+}
+
+void tokens_store_made(Tokens *x, const ScanValue *made) {
+    const Kernel *k = x->g->k;
+    Row r = {.axis = made->axis, .elem = ELEM_f32};
+    r.elements = made->axis < 0 ? 1 : k->axis.at[made->axis].size;
+    r.count = tokens_count(x, inst_at(k, made->value)->shape);
+    Val p = scan_rows(x->g->cg, x->g->g->s.scan, made);
+    store_row(x, p, &r, x->live, token_row(x), value_get(&x->at, made->value));
 }
 
 /* Row (slot, head) of [slots, H, ...]; the lanes of the warp's other tokens hold the same. */

@@ -19,8 +19,8 @@ static bool find_sums(Tokens *x, int v, const char **why) {
     const Inst *i = inst_at(k, v);
     if (x->over_tokens[v] || value_is_constant(k, v))
         return true;
-    bool sums = sums_tokens(k, v);
-    if (!sums && op_info[i->op].class != CLASS_PURE && i->op != OP_sum && i->op != OP_turn) {
+    bool sums = sums_tokens(k, v), pure = op_info[i->op].class == CLASS_PURE;
+    if (!sums && !pure && i->op != OP_sum && i->op != OP_turn && !tokens_is_dot(k, v)) {
         *why = "a param's gradient is no sum over tokens: use the CPU";
         return false;
     }
@@ -42,7 +42,8 @@ bool tokens_plan_sums(Tokens *x, int *sh_bytes, const char **why) {
     x->sh_sum = NEW_ARRAY(arena, int, k->inst.count);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        if (i->op == OP_out && k->out.at[i->index].is_param && !find_sums(x, i->arg[0], why))
+        bool param = i->op == OP_out && k->out.at[i->index].is_param;
+        if (param && tokens_gives(x, i) && !find_sums(x, i->arg[0], why))
             return false;
     }
     *sh_bytes = 0;
@@ -125,13 +126,20 @@ static bool lookup_sum(ValueAt *at, int v, Val *out) {
     return x->over_tokens[v];
 }
 
+static bool gives_params(const Tokens *x) {
+    const Kernel *k = x->g->k;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op == OP_out && k->out.at[i->index].is_param && tokens_gives(x, i))
+            return true;
+    }
+    return false;
+}
+
 void tokens_finish_sums(Tokens *x) {
     Cg *cg = x->g->cg;
     const Kernel *k = x->g->k;
-    bool any = false;
-    for (int o = 0; o < k->out.count; o++)
-        any = any || k->out.at[o].is_param;
-    if (!any)
+    if (!gives_params(x))
         return;
     for (int v = 0; v < k->inst.count; v++)
         if (x->over_tokens[v])
@@ -142,7 +150,7 @@ void tokens_finish_sums(Tokens *x) {
     value_begin(&x->at);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        if (i->op == OP_out && k->out.at[i->index].is_param)
+        if (i->op == OP_out && k->out.at[i->index].is_param && tokens_gives(x, i))
             tokens_store_param(x, i);
     }
     cg_end_if(cg, &one);

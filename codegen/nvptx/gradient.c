@@ -316,6 +316,9 @@ bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
     if (!find_reads(k, g, why))
         return false;
     nv_system_place(&g->s);
+    g->s.scan = scan_plan(k, &g->s, g);
+    if (g->s.scan->rounds > SCAN_ROUNDS_MAX)
+        return fail(why, "running sums of running sums, more than four deep, have no GPU chunk gradient");
     if (g->a_root >= 0 && !g->a_log && g->s.a_key) {
         Range r = value_range(k, g->s.a);
         if (!(r.lo > 0))

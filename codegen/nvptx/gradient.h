@@ -5,6 +5,7 @@
  *
  *     factor    (slot, head)           E, Qg, M, P, D and A, as forwards                 factor*.c
  *     chain     (sequence, head, tile) the states; keeps S at each chunk's start and X    chain*.c
+ *               sequences from the one on that owns the segment's first slot
  *     reverse   (sequence, head, tile) chunks backwards:                                  reverse*.c
  *                                          dX = P dS' + sum_f M_f' dO_f
  *                                          dS = D dS' + sum_f Qg_f' dO_f - E' dX
@@ -113,6 +114,9 @@ typedef struct GradPhase {
 } GradPhase;
 void grad_plan_scratch(Grad *g); /* what lies where in the scratch, and its size */
 bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why);
+/* The same kernel as another entry; what has no scratch must not use it. */
+bool grad_build_as(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases,
+                   const char **why);
 Val grad_blocks(Cg *cg); /* i32, of the grid */
 /* One access of n neighbouring elements, 16 bytes at most, at a multiple of its size; values are f32. */
 enum { GRAD_ACCESS = 16 };
@@ -134,6 +138,7 @@ void grad_tokens(Grad *g);
 
 bool nv_build_reverse(Cg *cg, CgModule *out, const char **why);
 bool nv_build_grad(Cg *cg, CgModule *out, const char **why);
+bool nv_build_late(Cg *cg, CgModule *out, const char **why);
 bool nv_build_sums(Cg *cg, CgModule *out, const char **why);
 bool nv_build_recurrent_grad(Cg *cg, CgModule *out, const char **why);
 

@@ -13,7 +13,7 @@
 #include <pthread.h>
 #include <string.h>
 
-enum { PARTS_MAX = 3 + 3 * SCAN_ROUNDS_MAX, NARROW_TILE = 64, STACK_BYTES = 8 << 20 };
+enum { PARTS_MAX = 8 + 3 * SCAN_ROUNDS_MAX, NARROW_TILE = 64, STACK_BYTES = 8 << 20 };
 
 /* One LLVM module on its way to text. */
 typedef struct Part {
@@ -71,17 +71,27 @@ static bool add(Work *w, bool (*build)(Cg *, CgModule *, const char **), int v_t
     return cg && build(cg, w->out, why);
 }
 
-static bool add_scans(Work *w, const char **why) {
+static bool find_system(Work *w, System *s, const char **why) {
+    Gradient g;
+    bool gradient = kernel_is_gradient(w->k);
+    bool ok = gradient ? nv_gradient(w->arena, w->k, &g, why) : nv_system(w->arena, w->k, s, why);
+    if (ok && gradient)
+        *s = g.s;
+    return ok;
+}
+
+/* What makes values ahead of the factor kernel, or those behind the grad kernel. */
+static bool add_scans(Work *w, bool back, const char **why) {
     System s;
-    if (!nv_system(w->arena, w->k, &s, why))
+    if (!find_system(w, &s, why))
         return false;
-    for (int i = 0; i < scan_entries(w->k, s.scan); i++) {
+    for (int i = 0; i < scan_entries(w->k, s.scan, back); i++) {
         Cg *cg = next_module(w, w->opt, why);
         if (!cg)
             return false;
-        scan_build(cg, s.scan, i, w->out);
+        scan_build(cg, s.scan, back, i, w->out);
     }
-    return true;
+    return !back || !s.scan->late || add(w, nv_build_late, 0, why);
 }
 
 /* Without a wish there are two tiles on Hopper, the widest and one warpgroup's, for the launcher to
@@ -104,12 +114,12 @@ static bool build_all(Work *w, const char **why) {
         return add(w, nv_build_recurrent_grad, 0, why) && add(w, nv_build_sums, 0, why);
     if (recurrent)
         return add(w, nv_build_recurrent, opt->v_tile, why);
-    bool forward = (gradient || add_scans(w, why)) && add(w, nv_build_factor, 0, why) &&
+    bool forward = add_scans(w, false, why) && add(w, nv_build_factor, 0, why) &&
                    add_tiles(w, nv_build_chain, why);
     if (!gradient || !forward)
         return forward;
     return add_tiles(w, nv_build_reverse, why) && add(w, nv_build_grad, 0, why) &&
-           add(w, nv_build_sums, 0, why);
+           add_scans(w, true, why) && add(w, nv_build_sums, 0, why);
 }
 
 /* LLVM's work ---------------------------------------------------------------------------------- */

@@ -157,6 +157,7 @@ struct ValueAt {
                              one selection an address, not one an element; NULL = select elements */
     Val first;            /* i1: the token is its sequence's first (for prev) */
     Val begin;            /* i64 the sequence's first token row; wanted by prev of prev only */
+    Val last, end;        /* likewise for after: i1 the sequence's last; i64 the row behind that */
     Val head;             /* i32 head number among FRAME_H heads (factor: among FRAME_HF) */
     Val heads;            /* i32 FRAME_H or FRAME_HF */
     Val base_k, base_v;   /* i32 first element held along K, V */
@@ -174,6 +175,7 @@ struct ValueAt {
     /* Filled by value.c. */
     Val **memo;           /* [value] -> its elements, filled on demand; value_begin clears it */
     ValueAt *before;      /* the same place one token earlier */
+    ValueAt *after;       /* and one later */
     ValuePort *port;      /* [input], then by number of what is made ahead, from value_ports: this head's
                              address at token 0, bytes a token */
 };

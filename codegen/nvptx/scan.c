@@ -18,7 +18,8 @@
 #include <string.h>
 
 enum {
-    AHEAD = 8,             /* tokens read before the first is used */
+    AHEAD = 8,             /* tokens read before the first is used, at most: */
+    AHEAD_REGISTERS = 64,  /* what they bring goes into so many */
     WALKS_PER_SM = 16,
     CARRY_WARPS = 16,      /* of a block */
     CARRY_EACH = 8,        /* stretches a warp sums at a time */
@@ -35,6 +36,8 @@ static Val align(Cg *cg, Val x)
 
 static Val region(Cg *cg, const Scan *scan)
 {
+    if (kernel_is_gradient(cg->k))
+        return nv_global(cg, frame_gradient(cg->k, GRAD_AHEAD));
     Val records = cg_mul(cg, cg_frame_field(cg, FRAME_SLOTS), cg_frame_field(cg, FRAME_HF));
     Val bytes = align(cg, cg_mul(cg, records, cg_int64(cg, scan->record_bytes)));
     return cg_gep8(cg, nv_global(cg, FRAME_WS), bytes);
@@ -108,12 +111,14 @@ typedef struct Walk {
     const Kernel *k;
     const Scan *scan;
     int round, part;
+    bool back;            /* last token first */
     Val lane, stretch;
     Seq seq;
     Val start, count;     /* i64 first token in the sequence; i32 tokens */
     Val live;             /* i1: the token at hand exists */
     ValueAt at;
     bool *read;           /* by value: from memory, ahead of use */
+    int ahead;            /* tokens read at a time */
     Val *loaded[AHEAD];   /* by token and value: accesses, count * MAX_ACCESSES */
     Val **here;           /* by value: those of the token at hand, or NULL */
     Var **running;        /* by value: a running sum's elements, NULL where it is none of ours */
@@ -123,8 +128,7 @@ enum { MAX_ACCESSES = 8 };
 
 static bool ours(const Walk *w, const ScanValue *m, bool sums)
 {
-    bool is_sum = inst_at(w->k, m->value)->op == OP_cumsum;
-    return m->round == w->round && (sums ? is_sum : m->stored);
+    return m->round == w->round && (sums ? scan_is_sum(w->k, m) : m->stored);
 }
 
 static int operand(const Walk *w, int v) { return inst_at(w->k, v)->arg[0]; }
@@ -170,10 +174,18 @@ static void plan_walk(Walk *w)
         const Inst *i = inst_at(k, v);
         bool param = i->op == OP_in && k->in.at[i->index].is_param;
         w->read[v] = needed[v] && !param && value_in_memory(&w->at, v);
-        if (needed[v] && i->op == OP_cumsum && !value_in_memory(&w->at, v))
+        bool sum = i->op == OP_cumsum || i->op == OP_cumsum_back;
+        if (needed[v] && sum && !value_in_memory(&w->at, v))
             w->running[v] = NEW_ARRAY(w->cg->arena, Var, value_count(&w->at, v));
     }
-    for (int t = 0; t < AHEAD; t++)
+    int bytes = 0;
+    for (int v = 0; v < count; v++)
+        if (w->read[v])
+            bytes += (value_accesses(&w->at, v) * value_access_bytes(&w->at, v) + 3) / 4 * 4;
+    w->ahead = AHEAD;
+    while (w->ahead > 1 && w->ahead * bytes > 4 * AHEAD_REGISTERS)
+        w->ahead /= 2;
+    for (int t = 0; t < w->ahead; t++)
         w->loaded[t] = NEW_ARRAY(w->cg->arena, Val, count * MAX_ACCESSES);
     w->here = NEW_ARRAY(w->cg->arena, Val *, count);
 }
@@ -190,23 +202,26 @@ static void place_walk(Walk *w)
     w->seq = seq_of_slot(cg, w->stretch, SCAN_TOKENS, &number);
     w->start = cg_mul(cg, number, cg_int64(cg, SCAN_TOKENS));
     w->at = (ValueAt){
-        .cg = cg, .begin = w->seq.begin, .head = cg_urem(cg, block, heads), .heads = heads,
+        .cg = cg, .begin = w->seq.begin, .end = cg_add(cg, w->seq.begin, w->seq.length), .head = cg_urem(cg, block, heads), .heads = heads,
         .base_k = cg_mul(cg, w->lane, cg_int(cg, n_k)),
         .base_v = cg_mul(cg, w->lane, cg_int(cg, n_v)), .n_k = n_k, .n_v = n_v,
         .past_k = SCAN_LANES * n_k > size_k, .past_v = SCAN_LANES * n_v > size_v,
         .lookup = look_up, .sum = add_lanes, .user = w, .scan = w->scan, .round = w->round};
 }
 
-/* Token `t` (i32) of the stretch; those past the sequence's end become its last. */
+/* Token `t` (i32) of the stretch in the walk's order; for those past its end, the sequence's last. */
 static void go_to(Walk *w, Val t)
 {
     Cg *cg = w->cg;
-    Val in_seq = cg_add(cg, w->start, cg_zext64(cg, t));
     Val last = cg_sub(cg, w->seq.length, cg_int64(cg, 1));
     w->live = cg_cmp(cg, LLVMIntSLT, t, w->count);
+    if (w->back)
+        t = cg_sub(cg, cg_sub(cg, w->count, cg_int(cg, 1)), t);
+    Val in_seq = cg_add(cg, w->start, cg_zext64(cg, t));
     in_seq = cg_select(cg, w->live, in_seq, last);
     w->at.token = cg_add(cg, w->seq.begin, in_seq);
     w->at.first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0));
+    w->at.last = cg_cmp(cg, LLVMIntEQ, in_seq, last);
     value_begin(&w->at);
 }
 
@@ -228,10 +243,10 @@ static void enter_token(Walk *w, Val t, Val *loaded)
 static void each_token(Walk *w, void (*visit)(Walk *w))
 {
     Cg *cg = w->cg;
-    Loop group = cg_for(cg, cg_int(cg, 0), w->count, AHEAD, false);
-    for (int t = 0; t < AHEAD; t++)
+    Loop group = cg_for(cg, cg_int(cg, 0), w->count, w->ahead, false);
+    for (int t = 0; t < w->ahead; t++)
         read_token(w, cg_add(cg, group.i, cg_int(cg, t)), w->loaded[t]);
-    for (int t = 0; t < AHEAD; t++) {
+    for (int t = 0; t < w->ahead; t++) {
         enter_token(w, cg_add(cg, group.i, cg_int(cg, t)), w->loaded[t]);
         visit(w);
     }
@@ -366,7 +381,7 @@ typedef struct Carry {
     Cg *cg;
     const Scan *scan;
     const ScanValue *m;
-    bool angle;
+    bool angle, back;
     Val lane, warp, head, stretches; /* i32; i64 of the sequence */
     Seq seq;
     Var *total;                      /* of everything before */
@@ -379,10 +394,12 @@ static Val shared_part(Carry *c, Val warp)
     return cg_gep8(cg, nv_shared(cg, 0), cg_mul(cg, at, cg_int(cg, 4 * c->m->n)));
 }
 
-/* Where this lane's elements of a stretch (i64) of the sequence stand. */
+/* Where this lane's elements of a stretch (i64) of the sequence stand, counted in the order of sums. */
 static Val carry_place(Carry *c, Val stretch)
 {
     Cg *cg = c->cg;
+    if (c->back)
+        stretch = cg_sub(cg, cg_sub(cg, c->stretches, cg_int64(cg, 1)), stretch);
     Val row = carry_row(cg, c->scan, cg_add(cg, c->seq.slot, stretch), c->head);
     Val at = cg_add(cg, cg_mul(cg, c->lane, cg_int(cg, c->m->n)), cg_int(cg, c->m->carry_at));
     return cg_gep8(cg, row, cg_zext64(cg, cg_shl(cg, at, 2)));
@@ -449,9 +466,10 @@ static int build_carry(Cg *cg, const Scan *scan, int round)
     c.stretches = cg_udiv(cg, up, cg_int64(cg, SCAN_TOKENS));
     for (int i = 0; i < scan->count; i++) {
         const ScanValue *m = &scan->value[i];
-        if (m->round != round || inst_at(cg->k, m->value)->op != OP_cumsum)
+        if (m->round != round || !scan_is_sum(cg->k, m))
             continue;
         c.m = m;
+        c.back = round > scan->grad_round;
         c.angle = value_is_angle(cg->k, m->value);
         c.total = NEW_ARRAY(cg->arena, Var, m->n);
         for (int j = 0; j < m->n; j++)
@@ -470,25 +488,24 @@ static bool has_part(const Kernel *k, const Scan *scan, int round, int part)
 {
     for (int i = 0; i < scan->count; i++) {
         const ScanValue *m = &scan->value[i];
-        bool is_sum = inst_at(k, m->value)->op == OP_cumsum;
-        if (m->round == round && (part == PART_rows ? m->stored : is_sum))
+        if (m->round == round && (part == PART_rows ? m->stored : scan_is_sum(k, m)))
             return true;
     }
     return false;
 }
 
-int scan_entries(const Kernel *k, const Scan *scan)
+int scan_entries(const Kernel *k, const Scan *scan, bool back)
 {
-    int n = 0;
-    for (int i = 0; i < PARTS * scan->rounds; i++)
+    int n = 0, first = back ? scan->grad_round + 1 : 0;
+    for (int i = PARTS * first; i < PARTS * (back ? scan->rounds : scan->grad_round); i++)
         n += has_part(k, scan, i / PARTS, i % PARTS);
     return n;
 }
 
-void scan_build(Cg *cg, const Scan *scan, int which, CgModule *out)
+void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out)
 {
     static const char *const name[] = {"sums", "carry", "rows"};
-    int i = 0, size = (int)strlen(cg->k->name) + 64;
+    int i = back ? PARTS * (scan->grad_round + 1) : 0, size = (int)strlen(cg->k->name) + 64;
     for (int n = 0;; i++) {
         CHECK(i < PARTS * scan->rounds);
         if (has_part(cg->k, scan, i / PARTS, i % PARTS) && n++ == which)
@@ -506,7 +523,8 @@ void scan_build(Cg *cg, const Scan *scan, int which, CgModule *out)
         e.smem_bytes = build_carry(cg, scan, round);
     } else {
         Walk *w = NEW(cg->arena, Walk);
-        *w = (Walk){.cg = cg, .k = cg->k, .scan = scan, .round = round, .part = part};
+        *w = (Walk){.cg = cg, .k = cg->k, .scan = scan, .round = round, .part = part,
+                    .back = back};
         build_walk(w);
     }
     nv_kernel_close(cg);

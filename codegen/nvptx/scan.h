@@ -1,11 +1,16 @@
 /* Values made ahead of the factor and chain kernels, because those cannot make them: each holds one
  * chunk, a few channels of a token, or single columns of V. Private to codegen/nvptx.
  *
- *     a running sum over the sequence, whoever wants it
+ *     what a running sum over the sequence goes into
  *     a sum over channels wanted of an earlier token (under prev), by the chain, or over V by the factor
  *     a turn over V that the chain wants
  *
- * They stand in the workspace behind the chunks' records, f32, and are read like an input of H heads:
+ * Gradient kernels make further ones, at every token of what the grad kernel has made there: values that
+ * wait for later tokens (after, cumsum_back) begin with those that do not, which the grad kernel leaves
+ * here; running sums from the sequence's end go on from them.
+ *
+ * They stand in the workspace behind the chunks' records (gradient kernels: at GRAD_AHEAD), f32, and are
+ * read like an input of H heads:
  *     rows    of one value after another: [tokens][H][elements]
  *     carry   [stretches][H][carry_floats], running sums alone: what the sequence adds up to before a
  *             stretch of SCAN_TOKENS tokens
@@ -15,6 +20,7 @@
  *     sums    a warp = one stretch and head: the stretch's own sums              into the carry rows
  *     carry   a block = one sequence and head: the sums before each stretch      in their place
  *     rows    a warp = one stretch and head: the values, token by token          into the rows
+ * Rounds behind the grad kernel go the other way: `before` is behind, and tokens come last one first.
  */
 #ifndef GDR_CODEGEN_NVPTX_SCAN_H
 #define GDR_CODEGEN_NVPTX_SCAN_H
@@ -40,16 +46,23 @@ struct Scan {
     int64_t record_bytes;   /* of a slot and factor head, in front of all this */
     int64_t token_bytes;    /* rows: of a token and head */
     int carry_floats;
+    int grad_round;         /* values of earlier rounds are made before the factor kernel; those of this
+                               round by the grad kernel, of later ones behind it, from the ends back */
+    bool *late;             /* gradient kernels: by value, waits for gradients of later tokens; NULL:
+                               none does, and there are no such rounds */
 };
 
 struct System;
+struct Gradient;
 
-/* What the kernels of a system need made ahead; no values: nothing. */
-const Scan *scan_plan(const Kernel *k, const struct System *s);
-/* What evaluating v at a token evaluates at that token: not what stands under prev, nor under values
- * that are read from memory when those of rounds before `round` are there. */
+/* What the kernels of a system need made ahead; no values: nothing. g: of a gradient kernel, else NULL. */
+const Scan *scan_plan(const Kernel *k, const struct System *s, const struct Gradient *g);
+/* What evaluating v at a token evaluates at that token: not what stands under prev or after, nor under
+ * values that are read from memory when those of rounds before `round` are there. */
 void scan_mark(const Kernel *k, const Scan *scan, int round, int v, bool *mark);
 
+/* Whether it is a running sum, of either direction. */
+bool scan_is_sum(const Kernel *k, const ScanValue *value);
 /* Elements along an axis that a lane holds. */
 int scan_lane_elements(const Kernel *k, int axis);
 /* Whether v has rows; `scan` may be NULL. */
@@ -57,8 +70,9 @@ bool scan_stored(const Scan *scan, int v);
 /* Where they begin: that of the first token and head. */
 Val scan_rows(Cg *cg, const Scan *scan, const ScanValue *value);
 
-/* Entries: how many, at most three a round, and each of them. */
-int scan_entries(const Kernel *k, const Scan *scan);
-void scan_build(Cg *cg, const Scan *scan, int which, CgModule *out);
+/* Entries before the factor kernel, or with `back` those behind the grad kernel: how many, at most three
+ * a round, and each of them. */
+int scan_entries(const Kernel *k, const Scan *scan, bool back);
+void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out);
 
 #endif

@@ -2,26 +2,51 @@
  *
  * A walk from what the factor and the chain kernel evaluate down to the inputs, which knows for whom it
  * looks at a value: what one kernel makes in passing, another has to read.
+ *
+ * Of an expression with a running sum in it, not the sum is read but what it goes into: a rotated key, not
+ * its angle; a normaliser, not the sum of keys. It is made once where the sum is, while the factor kernel
+ * would make it for every row of a token, and again for the token behind it under prev. Only a factor that
+ * is the same for all channels stays apart.
  */
-#include "codegen/nvptx/factor.h"
+#include "codegen/nvptx/gradient.h"
 #include "codegen/nvptx/scan.h"
 
 /* Who wants a value: the factor or the chain kernel; the sums kernel, for a running sum's operand; the
- * rows kernel, for any other value. `EARLIER`: of a token before. */
-enum { BY_factor, BY_chain, BY_sums, BY_rows, EARLIER, WANTS = 2 * EARLIER };
+ * rows kernel, for any other value; the grad kernel at a token. `EARLIER`: of a token before. */
+enum { BY_factor, BY_chain, BY_sums, BY_rows, BY_tokens, EARLIER, WANTS = 2 * EARLIER };
 
 typedef struct Plan {
     const Kernel *k;
     const System *s;
+    const Gradient *g;
     Scan *scan;
-    bool *state;        /* by value: depends on the state */
+    bool *state;        /* by value: depends on the state, or on its or its chunk's cotangents */
+    bool *summed;       /* by value: on a running sum */
     bool *seen[WANTS];  /* by value */
     bool *made, *stored;
+    bool *late, *followed; /* by value: see Scan; looked through */
 } Plan;
 
 static bool per_token(const Inst *i)
 {
     return shape_has(i->shape, AXIS_C) || shape_has(i->shape, AXIS_R);
+}
+
+static bool is_vector(const Inst *i)
+{
+    return shape_has(i->shape, AXIS_K) || shape_has(i->shape, AXIS_V);
+}
+
+/* Whether a running sum goes into value v here, and into more than a factor of it. */
+static bool takes_sum(const Plan *p, int v)
+{
+    const Inst *i = inst_at(p->k, v);
+    if (!p->summed[v] || !per_token(i) || i->op == OP_prev || i->op == OP_weave || i->op == OP_rename)
+        return false;
+    bool whole = !is_vector(i) || i->op == OP_turn || i->op == OP_cumsum;
+    for (int j = 0; j < i->nargs; j++)
+        whole = whole || (p->summed[i->arg[j]] && is_vector(inst_at(p->k, i->arg[j])));
+    return whole;
 }
 
 /* Whether `who` reads value v from memory. */
@@ -34,6 +59,8 @@ static bool reads(const Plan *p, int v, int who)
         return false;
     if (i->op == OP_cumsum)
         return by != BY_rows || earlier;
+    if ((by == BY_factor || by == BY_chain) && takes_sum(p, v))
+        return true;
     if (i->op == OP_sum)
         return by == BY_factor ? earlier || i->axis != AXIS_K
                                  : by == BY_chain && (earlier || per_token(i));
@@ -75,14 +102,96 @@ static void find_values(Plan *p)
     for (int f = 0; f < s->families; f++)
         visit(p, s->family[f].x, BY_factor);
     for (int f = 0; f < s->families; f++) { /* where the chain's expressions end */
-        p->seen[BY_chain][s->family[f].read] = true;
+        if (s->family[f].read >= 0)
+            p->seen[BY_chain][s->family[f].read] = true;
         if (s->family[f].mixed >= 0)
             p->seen[BY_chain][s->family[f].mixed] = true;
     }
     visit(p, s->X, BY_chain);
-    for (int v = 0; v < p->k->inst.count; v++)
+    for (int v = 0; v < p->k->inst.count && !p->g; v++)
         if (inst_at(p->k, v)->op == OP_out)
             visit(p, inst_at(p->k, v)->arg[0], BY_chain);
+    for (int f = s->erase; p->g && f < s->families; f++)
+        visit(p, p->g->family[f].left, BY_chain);
+}
+
+/* gradients ------------------------------------------------------------------------------------ */
+
+static void find_late(Plan *p) {
+    for (int v = 0; v < p->k->inst.count; v++) {
+        const Inst *i = inst_at(p->k, v);
+        p->late[v] = i->op == OP_after || i->op == OP_cumsum_back;
+        for (int j = 0; j < i->nargs; j++)
+            p->late[v] = p->late[v] || (i->arg[j] >= 0 && p->late[i->arg[j]]);
+    }
+}
+
+/* What the grad kernel evaluates at a token for v. */
+static void visit_token(Plan *p, int v) {
+    if (!p->state[v]) {
+        visit(p, v, BY_tokens);
+        return;
+    }
+    const Inst *i = inst_at(p->k, v);
+    for (int j = 0; j < i->nargs && !p->followed[v]; j++)
+        if (i->arg[j] >= 0)
+            visit_token(p, i->arg[j]);
+    p->followed[v] = true;
+}
+
+/* What late value v begins with. What has no token is late with it. */
+static void visit_late(Plan *p, int v) {
+    const Inst *i = inst_at(p->k, v);
+    if (p->followed[v])
+        return;
+    p->followed[v] = true;
+    if (i->op == OP_cumsum_back)
+        p->made[v] = p->stored[v] = true;
+    for (int j = 0; j < i->nargs; j++) {
+        int u = i->arg[j];
+        if (!p->state[u]) {
+            visit(p, u, BY_tokens);
+        } else if (p->late[u] || !shape_has(inst_at(p->k, u)->shape, AXIS_C)) {
+            p->late[u] = true;
+            visit_late(p, u);
+        } else {
+            p->made[u] = p->stored[u] = true;
+            visit_token(p, u);
+        }
+    }
+}
+
+static void find_gradients(Plan *p) {
+    bool any = false;
+    find_late(p);
+    for (int v = 0; v < p->k->inst.count; v++) {
+        const Inst *i = inst_at(p->k, v);
+        if (i->op != OP_out)
+            continue;
+        any = any || p->late[v];
+        if (p->late[i->arg[0]])
+            visit_late(p, i->arg[0]);
+        else
+            visit_token(p, i->arg[0]);
+    }
+    p->scan->late = any ? p->late : NULL;
+}
+
+/* Running sums from the end that v begins with, one upon the other. */
+static int depth_of(const Plan *p, int v, int *memo) {
+    const Inst *i = inst_at(p->k, v);
+    int depth = 0;
+    if (!p->late[v])
+        return 0;
+    if (memo[v])
+        return memo[v] - 1;
+    for (int j = 0; j < i->nargs; j++) {
+        int below = depth_of(p, i->arg[j], memo);
+        depth = below > depth ? below : depth;
+    }
+    depth += i->op == OP_cumsum_back;
+    memo[v] = depth + 1;
+    return depth;
 }
 
 /* rounds --------------------------------------------------------------------------------------- */
@@ -107,6 +216,11 @@ static int round_of(const Plan *p, int v, int who, int *memo)
     return first;
 }
 
+bool scan_is_sum(const Kernel *k, const ScanValue *value) {
+    Op op = inst_at(k, value->value)->op;
+    return op == OP_cumsum || op == OP_cumsum_back;
+}
+
 int scan_lane_elements(const Kernel *k, int axis)
 {
     int n = 2; /* a pair that turns lies in one lane */
@@ -117,6 +231,18 @@ int scan_lane_elements(const Kernel *k, int axis)
     return n;
 }
 
+static ScanValue *add_value(Plan *p, int v) {
+    Scan *scan = p->scan;
+    Shape s = inst_at(p->k, v)->shape;
+    ScanValue *value = &scan->value[scan->count];
+    value->value = v;
+    value->axis = shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
+    value->n = scan_lane_elements(p->k, value->axis);
+    value->stored = p->stored[v];
+    scan->of[v] = scan->count++;
+    return value;
+}
+
 static void list_values(Plan *p)
 {
     const Kernel *k = p->k;
@@ -124,16 +250,22 @@ static void list_values(Plan *p)
     int *memo = NEW_ARRAY(k->arena, int, WANTS * k->inst.count);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        if (!p->made[v])
+        if (!p->made[v] || p->state[v])
             continue;
-        ScanValue *value = &scan->value[scan->count];
-        value->value = v;
-        value->axis = shape_has(i->shape, AXIS_K) ? AXIS_K : shape_has(i->shape, AXIS_V) ? AXIS_V : -1;
-        value->n = scan_lane_elements(k, value->axis);
-        value->stored = p->stored[v];
-        value->round = round_of(p, i->arg[0], i->op == OP_cumsum ? BY_sums : BY_rows, memo);
+        ScanValue *value = add_value(p, v);
+        for (int j = 0; j < i->nargs; j++)
+            value->round = later(value->round,
+                                 round_of(p, i->arg[j], i->op == OP_cumsum ? BY_sums : BY_rows, memo));
         scan->rounds = later(scan->rounds, value->round + 1);
-        scan->of[v] = scan->count++;
+    }
+    scan->grad_round = scan->rounds;
+    memset(memo, 0, (size_t)k->inst.count * sizeof *memo);
+    for (int v = 0; v < k->inst.count; v++) {
+        if (!p->made[v] || !p->state[v])
+            continue;
+        ScanValue *value = add_value(p, v);
+        value->round = scan->grad_round + depth_of(p, v, memo);
+        scan->rounds = later(scan->rounds, value->round + 1);
     }
 }
 
@@ -160,17 +292,28 @@ static void place_values(const Kernel *k, Scan *scan)
     for (int i = 0; i < scan->count; i++) {
         ScanValue *value = &scan->value[i];
         value->carry_at = scan->carry_floats;
-        if (inst_at(k, value->value)->op == OP_cumsum)
+        if (scan_is_sum(k, value))
             scan->carry_floats += SCAN_LANES * value->n;
     }
 }
 
-const Scan *scan_plan(const Kernel *k, const System *s)
+/* Whether values that need v's cannot be made from inputs alone. */
+static bool of_the_chunk(const Plan *p, const Inst *i) {
+    if (!p->g)
+        return i->op == OP_state;
+    return (op_info[i->op].class == CLASS_CHUNK && i->op != OP_weave) || i->op == OP_after ||
+           i->op == OP_cumsum_back;
+}
+
+const Scan *scan_plan(const Kernel *k, const System *s, const Gradient *g)
 {
     int count = k->inst.count;
     Scan *scan = NEW(k->arena, Scan);
-    Plan p = {.k = k, .s = s, .scan = scan};
+    Plan p = {.k = k, .s = s, .g = g, .scan = scan};
+    p.late = NEW_ARRAY(k->arena, bool, count);
+    p.followed = NEW_ARRAY(k->arena, bool, count);
     p.state = NEW_ARRAY(k->arena, bool, count);
+    p.summed = NEW_ARRAY(k->arena, bool, count);
     p.made = NEW_ARRAY(k->arena, bool, count);
     p.stored = NEW_ARRAY(k->arena, bool, count);
     for (int who = 0; who < WANTS; who++)
@@ -181,11 +324,16 @@ const Scan *scan_plan(const Kernel *k, const System *s)
     for (int v = 0; v < count; v++) {
         const Inst *i = inst_at(k, v);
         scan->of[v] = -1;
-        p.state[v] = i->op == OP_state;
-        for (int j = 0; j < i->nargs; j++)
+        p.state[v] = of_the_chunk(&p, i);
+        p.summed[v] = i->op == OP_cumsum;
+        for (int j = 0; j < i->nargs; j++) {
             p.state[v] = p.state[v] || (i->arg[j] >= 0 && p.state[i->arg[j]]);
+            p.summed[v] = p.summed[v] || (i->arg[j] >= 0 && p.summed[i->arg[j]]);
+        }
     }
     find_values(&p);
+    if (g)
+        find_gradients(&p);
     list_values(&p);
     place_values(k, scan);
     return scan;
@@ -202,7 +350,7 @@ void scan_mark(const Kernel *k, const Scan *scan, int round, int v, bool *mark)
     if (mark[v])
         return;
     mark[v] = true;
-    if (i->op == OP_prev || (scan_stored(scan, v) && scan->value[scan->of[v]].round < round))
+    if (i->op == OP_prev || i->op == OP_after || (scan_stored(scan, v) && scan->value[scan->of[v]].round < round))
         return;
     for (int j = 0; j < i->nargs; j++)
         if (i->arg[j] >= 0)

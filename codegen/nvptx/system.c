@@ -296,39 +296,12 @@ void nv_system_place(System *s)
     s->ws_bytes = (at + 1023) / 1024 * 1024;
 }
 
-static bool has_sum(const Kernel *k, int v)
-{
-    bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count), found = false;
-    value_mark(k, v, needed);
-    for (int u = 0; u <= v; u++)
-        found = found || (needed[u] && inst_at(k, u)->op == OP_sum);
-    return found;
-}
-
-/* Gradient kernels make no values ahead, and hold the columns of V one by one. */
-static const char *gradient_lacks(const Kernel *k)
-{
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (i->op == OP_cumsum)
-            return "cumsum has no GPU gradient";
-        if (i->op == OP_turn && i->axis == AXIS_V)
-            return "turn over the value channels has no GPU gradient";
-        if (i->op == OP_prev && has_sum(k, v))
-            return "prev of a sum has no GPU gradient";
-    }
-    return NULL;
-}
-
 bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why)
 {
     *s = (System){.slots = k->facts.slots, .chunk = k->axis.at[AXIS_C].size,
                   .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size,
                   .gradient = kernel_is_gradient(k)};
     CHECK(k->level == LEVEL_tile);
-    const char *unsupported = s->gradient ? gradient_lacks(k) : NULL;
-    if (unsupported)
-        return !fail(why, unsupported);
     int rows = s->slots * s->chunk;
     if (s->K > 256 || s->V > 256 || rows > 64) {
         char *text = arena_alloc(arena, 160);
@@ -352,7 +325,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
         return false;
     nv_system_scales(k, s);
     nv_system_place(s);
-    s->scan = scan_plan(k, s);
+    s->scan = scan_plan(k, s, NULL);
     return s->scan->rounds <= SCAN_ROUNDS_MAX ||
            !fail(why, "running sums of running sums, more than four deep, have no GPU chunk kernel");
 }

@@ -21,7 +21,7 @@ void value_begin(ValueAt *at)
         at->memo = NEW_ARRAY(at->cg->arena, Val *, n);
     else
         memset(at->memo, 0, (size_t)n * sizeof *at->memo);
-    at->before = NULL;
+    at->before = at->after = NULL;
 }
 
 static int run_axis(Shape s)
@@ -337,6 +337,19 @@ static Val eval_sum(ValueAt *at, int v, const Inst *i)
     return at->sum(at, v, i->axis, add_all(at->cg, part, n));
 }
 
+/* The product of two vectors, over channels. */
+static Val eval_dot(ValueAt *at, int v, const Inst *i)
+{
+    int n = run_length(at, i->axis);
+    Val *a = NEW_ARRAY(at->cg->arena, Val, n), *b = NEW_ARRAY(at->cg->arena, Val, n);
+    CHECK(value_count(at, i->arg[0]) == n && value_count(at, i->arg[1]) == n);
+    value_get_padded(at, i->arg[0], a);
+    value_get_padded(at, i->arg[1], b);
+    for (int j = 0; j < n; j++)
+        a[j] = cg_fmul(at->cg, a[j], b[j]);
+    return at->sum(at, v, i->axis, add_all(at->cg, a, n));
+}
+
 /* Runs begin at even channels and are of even length: a pair lies in one thread. */
 static void eval_turn(ValueAt *at, const Inst *i, int n, Val *out)
 {
@@ -368,6 +381,29 @@ ValueAt *value_before(ValueAt *at)
     return b;
 }
 
+static ValueAt *value_after(ValueAt *at) {
+    if (at->after)
+        return at->after;
+    Cg *cg = at->cg;
+    ValueAt *a = NEW(cg->arena, ValueAt);
+    *a = *at;
+    a->token = cg_select(cg, at->last, at->token, cg_add(cg, at->token, cg_int64(cg, 1)));
+    a->last = cg_cmp(cg, LLVMIntEQ, cg_add(cg, a->token, cg_int64(cg, 1)), at->end);
+    a->first = cg_and(cg, at->first, at->last);
+    a->lookup = NULL;
+    a->memo = NULL;
+    value_begin(a);
+    at->after = a;
+    return a;
+}
+
+static void eval_after(ValueAt *at, const Inst *i, int n, Val *out) {
+    CHECK(at->last != NULL);
+    const Val *x = value_get(value_after(at), i->arg[0]);
+    for (int j = 0; j < n; j++)
+        out[j] = cg_select(at->cg, at->last, cg_float(at->cg, 0), x[j]);
+}
+
 static void eval_prev(ValueAt *at, const Inst *i, int n, Val *out)
 {
     CHECK(at->first != NULL);
@@ -385,10 +421,14 @@ static void eval(ValueAt *at, int v, int n, Val *out)
         load_run(at, v, out);
     else if (i->op == OP_prev)
         eval_prev(at, i, n, out);
+    else if (i->op == OP_after)
+        eval_after(at, i, n, out);
     else if (i->op == OP_turn)
         eval_turn(at, i, n, out);
     else if (i->op == OP_sum)
         out[0] = eval_sum(at, v, i);
+    else if (i->op == OP_contract)
+        out[0] = eval_dot(at, v, i);
     else if (op_info[i->op].class == CLASS_PURE)
         eval_pointwise(at, i, n, out);
     else

@@ -12,7 +12,7 @@
 #include "tests/simt/simt.h"
 #include "tests/unit/spec_test.h"
 
-enum { GRAD_SEQUENCES = 6, GRAD_ENTRIES = 16, GRAD_FRAME = FRAME_PORTS + 6 * MAX_PORTS + 64 };
+enum { GRAD_SEQUENCES = 6, GRAD_ENTRIES = 24, GRAD_FRAME = FRAME_PORTS + 6 * MAX_PORTS + 64 };
 
 typedef struct GradCase {
     const char *spec, *text;   /* the text, or the spec of that name */
@@ -45,7 +45,7 @@ typedef struct GradRun {
     Arena arena;
     void *in[MAX_PORTS], *part[MAX_PORTS], *sum[MAX_PORTS]; /* part: the output where nothing is summed */
     int heads[MAX_PORTS];      /* of inputs, and of their gradients */
-    void *s0, *ds, *ds0, *cu, *ws, *scratch, *hand[4];
+    void *s0, *ds, *ds0, *cu, *ws, *scratch, *ahead, *hand[4];
     int64_t tokens, slots, segment, blocks;
 } GradRun;
 
@@ -105,8 +105,12 @@ static inline bool grad_open(GradRun *r, const GradCase *c) {
     return true;
 }
 
-/* One entry in an LLVM module of its own, optimised as it would be; NULL or why not. */
-static inline const char *grad_add(GradRun *r, bool (*build)(Cg *, CgModule *, const char **)) {
+typedef bool GradBuild(Cg *, CgModule *, const char **);
+
+/* One entry in an LLVM module of its own, optimised as it would be; NULL or why not. With `scan` it is
+ * number `which` of those, before the others or behind the grad entry. */
+static inline const char *grad_add_entry(GradRun *r, GradBuild *build, const Scan *scan, bool back,
+                                         int which) {
     const char *why = NULL;
     CgOptions *opt = NEW(&r->spec->arena, CgOptions);
     *opt = (CgOptions){.target = r->c->target, .algo = r->c->by_token ? ALGO_recurrent : ALGO_chunk, .io = r->c->elem,
@@ -117,10 +121,29 @@ static inline const char *grad_add(GradRun *r, bool (*build)(Cg *, CgModule *, c
     int n = r->module.entry.count;
     assert_true(n < GRAD_ENTRIES);
     r->cg[n] = cg;
-    if (!build(cg, &r->module, &why) || !cg_optimize(cg, &why))
+    if (scan)
+        scan_build(cg, scan, back, which, &r->module);
+    else if (!build(cg, &r->module, &why))
+        return why;
+    if (!cg_optimize(cg, &why))
         return why;
     r->simt[n] = simt_open(&r->spec->arena, cg->mod, r->module.entry.at[n].symbol, &why);
     return r->simt[n] ? NULL : why;
+}
+
+static inline const char *grad_add(GradRun *r, GradBuild *build) {
+    return grad_add_entry(r, build, NULL, false, 0);
+}
+
+/* What makes values ahead; with `back`, what goes back from the sequences' ends. */
+static inline const char *grad_add_scans(GradRun *r, bool back) {
+    Gradient g;
+    const char *why = NULL;
+    if (!nv_gradient(&r->spec->arena, r->code, &g, &why))
+        return why;
+    for (int i = 0; !why && i < scan_entries(r->code, g.s.scan, back); i++)
+        why = grad_add_entry(r, NULL, g.s.scan, back, i);
+    return !why && back && g.s.scan->late ? grad_add(r, nv_build_late) : why;
 }
 
 static inline void grad_close(GradRun *r) {
@@ -226,11 +249,16 @@ static inline const CgEntry *grad_entry(const GradRun *r, EntryKind kind) {
     return NULL;
 }
 
+static inline int64_t grad_stretches(const GradRun *r) {
+    const GradCase *c = r->c;
+    return frame_slots(c->cu_width ? r->tokens : c->T, c->N, c->cu_width > 0, SCAN_TOKENS);
+}
+
 static inline void grad_tensors(GradRun *r) {
     const GradCase *c = r->c;
     r->tokens = grad_first(c, c->N);
     r->slots = frame_slots(c->cu_width ? r->tokens : c->T, c->N, c->cu_width > 0, r->module.chunk);
-    r->segment = c->segment ? c->segment : r->slots;
+    r->segment = c->segment && !grad_entry(r, ENTRY_late) ? c->segment : r->slots;
     r->blocks = c->blocks ? c->blocks : r->segment * c->H;
     grad_inputs(r);
     grad_outputs(r);
@@ -242,6 +270,9 @@ static inline void grad_tensors(GradRun *r) {
         else
             ((int32_t *)r->cu)[n] = (int32_t)grad_first(c, n);
     r->ws = grad_memory(r, r->segment * c->H * r->module.ws_bytes_per_slot_head, true);
+    int64_t rows = r->tokens * c->H * r->module.scan_token_bytes + 255;
+    int64_t carry = grad_stretches(r) * c->H * r->module.scan_carry_bytes;
+    r->ahead = grad_memory(r, rows / 256 * 256 + carry, true);
     const CgEntry *grad = grad_entry(r, ENTRY_grad);
     r->scratch = grad_memory(r, r->blocks * (grad ? grad->scratch_bytes : 0), true);
 }
@@ -276,6 +307,7 @@ static inline void grad_frame(GradRun *r, int64_t *f, int64_t slot) {
     f[frame_gradient(k, GRAD_SLOT)] = slot;
     f[frame_gradient(k, GRAD_SLOTS)] = slot + r->segment < r->slots ? r->segment : r->slots - slot;
     f[frame_gradient(k, GRAD_SCRATCH)] = grad_address(r->scratch);
+    f[frame_gradient(k, GRAD_AHEAD)] = grad_address(r->ahead);
 }
 
 static inline const char *grad_described(GradRun *r) {
@@ -291,13 +323,29 @@ static inline const char *grad_described(GradRun *r) {
     return t.text;
 }
 
-static inline void grad_launch(GradRun *r, EntryKind kind, const int64_t *frame, int64_t blocks) {
+static inline void grad_launch_entry(GradRun *r, const CgEntry *e, const int64_t *frame, int64_t blocks) {
     const char *why = NULL;
-    const CgEntry *e = grad_entry(r, kind);
     assert_non_null(e);
     if (!simt_launch(r->simt[e - r->module.entry.at], frame, frame_fields(r->code), blocks,
                      e->threads, e->smem_bytes, &why))
         fail_msg("%s: %s: %s", grad_described(r), e->symbol, why);
+}
+
+static inline void grad_launch(GradRun *r, EntryKind kind, const int64_t *frame, int64_t blocks) {
+    grad_launch_entry(r, grad_entry(r, kind), frame, blocks);
+}
+
+/* The scans before the factor entry, or those behind the grad entry and what they are for. */
+static inline void grad_launch_scans(GradRun *r, const int64_t *frame, bool back) {
+    const CgEntry *first = r->module.entry.at, *end = first + r->module.entry.count;
+    const CgEntry *grad = grad_entry(r, ENTRY_grad);
+    for (const CgEntry *e = first; e < end; e++) {
+        bool scan = e->kind == ENTRY_scan, carry = e->kind == ENTRY_carry;
+        if ((scan || carry) && (e > grad) == back)
+            grad_launch_entry(r, e, frame, (scan ? grad_stretches(r) : r->c->N) * r->c->H);
+    }
+    if (back && grad_entry(r, ENTRY_late))
+        grad_launch(r, ENTRY_late, frame, r->blocks);
 }
 
 /* comparing ------------------------------------------------------------------------------------ */

@@ -31,6 +31,9 @@ static void run_segments(GradRun *r) {
     for (int i = 0; i <= count; i++)
         state[i] = grad_memory(r, bytes, true);
     const Kernel *k = r->code;
+    int64_t whole[GRAD_FRAME] = {0};
+    grad_frame(r, whole, 0);
+    grad_launch_scans(r, whole, false);
     for (int i = 0; i + 1 < count; i++) {
         int64_t frame[GRAD_FRAME] = {0};
         grad_frame(r, frame, i * r->segment);
@@ -47,6 +50,7 @@ static void run_segments(GradRun *r) {
         factor_and_chain(r, frame);
         grad_launch(r, ENTRY_reverse, frame, tiles(r, ENTRY_reverse));
         grad_launch(r, ENTRY_grad, frame, r->blocks);
+        grad_launch_scans(r, frame, true);
         grad_launch(r, ENTRY_sums, frame, 3);
     }
 }
@@ -154,14 +158,17 @@ static void compare(GradRun *r) {
 
 /* False when there is no such kernel. */
 static bool run_case(const GradCase *c) {
-    static bool (*const build[])(Cg *, CgModule *, const char **) = {
-        nv_build_factor, nv_build_chain, nv_build_reverse, nv_build_grad, nv_build_sums};
+    static GradBuild *const build[] = {nv_build_factor, nv_build_chain, nv_build_reverse,
+                                       nv_build_grad};
     GradRun r;
     const char *why = NULL;
     if (!grad_open(&r, c))
         return false;
+    why = grad_add_scans(&r, false);
     for (size_t i = 0; !why && i < sizeof build / sizeof build[0]; i++)
         why = grad_add(&r, build[i]);
+    why = why ? why : grad_add_scans(&r, true);
+    why = why ? why : grad_add(&r, nv_build_sums);
     if (!why) {
         grad_tensors(&r);
         run_segments(&r);

@@ -90,12 +90,13 @@ static Kernel *gradient_of(World *w) {
     return k;
 }
 
-/* False where there is no chunk form, or none that the GPU kernels hold. */
+/* False where there is no chunk form, or none that the GPU kernels hold; or where other kernels have to
+ * run first, those of values made ahead. */
 static bool compile(World *w) {
     static const GradPhase phase[] = {{plan_phase, grad_pull}};
     const char *why = NULL;
     w->k = gradient_of(w);
-    if (!w->k || !nv_gradient(w->k->arena, w->k, &w->g, &why))
+    if (!w->k || !nv_gradient(w->k->arena, w->k, &w->g, &why) || w->g.s.scan->count > 0)
         return false;
     w->s = &w->g.s;
     CgOptions *opt = NEW(&w->spec->arena, CgOptions);

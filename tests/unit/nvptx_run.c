@@ -107,7 +107,7 @@ static const char *add_entry(World *w, const CgOptions *opt,
     int n = w->module.entry.count;
     w->cg[n] = cg;
     if (!build)
-        scan_build(cg, scan, which, &w->module);
+        scan_build(cg, scan, false, which, &w->module);
     if ((build && !build(cg, &w->module, &why)) || !cg_optimize(cg, &why))
         return why;
     w->simt[n] = simt_open(&w->spec->arena, cg->mod, w->module.entry.at[n].symbol, &why);
@@ -119,7 +119,7 @@ static const char *add_chunk_entries(World *w, const CgOptions *opt) {
     const char *why = NULL;
     if (!nv_system(&w->spec->arena, w->code, &s, &why))
         return why;
-    for (int i = 0; i < scan_entries(w->code, s.scan) && !why; i++)
+    for (int i = 0; i < scan_entries(w->code, s.scan, false) && !why; i++)
         why = add_entry(w, opt, NULL, s.scan, i);
     if (!why)
         why = add_entry(w, opt, nv_build_factor, NULL, 0);
