@@ -318,7 +318,7 @@ typedef struct BoundLaunch {
     /* GPU, backward: */
     int processors;                   /* multiprocessors */
     int64_t grad_blocks;              /* of the grad kernel */
-    size_t scratch, states, costates; /* where in the workspace */
+    size_t scratch, ahead, states, costates; /* where in the workspace */
     Segments seg;
 } BoundLaunch;
 /* What is bound for: a launch, or the size of a workspace; then data pointers may be NULL and

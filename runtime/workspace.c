@@ -3,9 +3,10 @@
  *
  *     CPU, backward   states of all chunks | a token of zeros | gradients of single heads
  *     GPU, forward    records of all chunks | values made ahead: of all tokens, of all stretches
- *     GPU, backward   records of a segment | scratch of the grad kernel's blocks | states at the
- *                     borders of segments, a costate for either direction of the swing | a token of
- *                     zeros | parts of sums: inputs' for a segment's tokens, params' for all chunks
+ *     GPU, backward   records of a segment | scratch of the grad kernel's blocks | values made ahead, of
+ *                     all tokens and stretches | states at the borders of segments, a costate for either
+ *                     direction of the swing | a token of zeros | parts of sums: inputs' for a segment's
+ *                     tokens, params' for all chunks
  *
  * Segments. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of `piece`. At
  * a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
@@ -16,7 +17,8 @@
  *     a sequence takes several pieces     a group a sequence; with saved states one group, and pieces
  *                                         that end where states were saved
  *
- * Packed ones are one group: only the device knows where their sequences are.
+ * Packed ones are one group: only the device knows where their sequences are. Gradients that wait for
+ * those of later tokens take one piece for everything.
  */
 #include "runtime/runtime.h"
 
@@ -104,6 +106,14 @@ static int64_t most_rows(const Record *r, const BoundLaunch *b) {
     return b->seg.count == 1 || most > rows ? rows : most;
 }
 
+/* Whether gradients wait for those of later tokens. */
+static bool has_late(const Record *r) {
+    for (int i = 0; i < r->module.entry.count; i++)
+        if (r->module.entry.at[i].kind == ENTRY_late)
+            return true;
+    return false;
+}
+
 /* Pieces of at most `most` slots. */
 static void cut(const Record *r, BoundLaunch *b, int64_t most) {
     Segments *s = &b->seg;
@@ -138,6 +148,17 @@ void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out) 
         piece_rows(r, b, out->first, out->slots, &out->row, &out->end_row);
 }
 
+/* Values made ahead: codegen.h at SCAN_TOKENS. */
+static bool place_scan(const Record *r, const BoundLaunch *b, Layout *l) {
+    int64_t tokens, most;
+    if (__builtin_mul_overflow(b->B, b->T, &tokens) ||
+        __builtin_mul_overflow(b->N, divide_up(b->T, SCAN_TOKENS) + 1, &most))
+        return false;
+    place(l, tokens, b->H, r->module.scan_token_bytes);
+    place(l, frame_slots(b->T, b->N, b->packed, SCAN_TOKENS), b->H, r->module.scan_carry_bytes);
+    return true;
+}
+
 /* The layout with pieces of at most `most` slots. */
 static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
     Layout l = {.align = GPU_ALIGN};
@@ -154,6 +175,8 @@ static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
         b->grad_blocks = tasks < b->grad_blocks ? tasks : b->grad_blocks;
         b->scratch = place(&l, b->grad_blocks, e->scratch_bytes, 1);
     }
+    b->ahead = (size_t)l.at;
+    l.over = l.over || !place_scan(r, b, &l);
     b->states = place(&l, b->seg.crossed && !b->seg.use_saved ? b->seg.pieces - 1 : 0, b->H, state);
     b->costates = place(&l, b->seg.crossed ? 2 : 0, b->H, state);
     b->zeros_bytes = (size_t)zeros_bytes(r, b);
@@ -201,6 +224,8 @@ static double traffic(const Record *r, const BoundLaunch *b, const gdr_launch *l
 static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what) {
     if (b->slots == 0 || b->H == 0)
         return lay_out(r, b, 1);
+    if (has_late(r))
+        return lay_out(r, b, b->slots);
     if (what == BIND_least || (what == BIND_launch && l->workspace))
         return fit(r, b, 1, what == BIND_launch ? l->workspace_bytes : 0) || b->workspace;
     double budget = traffic(r, b, l) * BUDGET / 100 - (b->saved ? (double)b->saved_bytes : 0);
@@ -234,17 +259,6 @@ static bool size_saved(const Record *r, BoundLaunch *b) {
                 __builtin_mul_overflow(bytes, border_bytes(r), &bytes);
     b->saved_bytes = (size_t)bytes;
     return !over;
-}
-
-/* Values made ahead: codegen.h at SCAN_TOKENS. */
-static bool place_scan(const Record *r, const BoundLaunch *b, Layout *l) {
-    int64_t tokens, most;
-    if (__builtin_mul_overflow(b->B, b->T, &tokens) ||
-        __builtin_mul_overflow(b->N, divide_up(b->T, SCAN_TOKENS) + 1, &most))
-        return false;
-    place(l, tokens, b->H, r->module.scan_token_bytes);
-    place(l, frame_slots(b->T, b->N, b->packed, SCAN_TOKENS), b->H, r->module.scan_carry_bytes);
-    return true;
 }
 
 /* all of it ------------------------------------------------------------------------------------ */
