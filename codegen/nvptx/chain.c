@@ -67,6 +67,12 @@ static bool choose_tile(Chain *c, int widest)
 /* Warpgroups where the GPU has them and the wish (0: none) allows whole ones. */
 static bool choose_schedule(Chain *c, int wish, const char **why)
 {
+    enum { PRODUCT_REGISTERS = 96 }; /* beside the state, X and what outs are made of */
+    if (c->s->families * chain_fragment(c) > PRODUCT_REGISTERS) {
+        *why = "the outs read the state in more ways than the GPU chain kernel has registers for: use "
+               "smaller chunks";
+        return false;
+    }
     const CgOptions *opt = c->cg->opt;
     int widest = wish > 0 ? (int)round_up(wish, 16) : 128;
     c->wgmma = c->cg->target->wgmma && !opt->no_wgmma && widest % 64 == 0 &&

@@ -322,29 +322,39 @@ static Val staged_row(Cg *cg, Rows rows, Val token)
     return cg_gep8(cg, rows.base, far);
 }
 
-/* Whether there is token `token` (i32) of the chunk that begins at `start` and has `left`; those before
- * the chunk count when `earlier` ones are wanted. */
-static Val token_exists(Chain *c, int earlier, Val start, Val left, Val token)
+/* Which tokens (i32, counted from `start`) there are for the chunk that begins there: none when it begins
+ * past the sequence's end, and up to `earlier` ones before it. */
+typedef struct Window { Val first, end; } Window;
+
+static Window window(Chain *c, int earlier, Val start)
 {
     Cg *cg = c->cg;
-    Val live = cg_cmp(cg, LLVMIntSLT, token, left);
+    Window w = {NULL, chain_tokens_left(c, start)};
     if (earlier == 0)
-        return live;
-    Val in_seq = cg_add(cg, start, LLVMBuildSExt(cg->b, token, cg->i64, ""));
-    live = cg_and(cg, live, cg_cmp(cg, LLVMIntSGE, in_seq, cg_int64(cg, 0)));
-    return cg_and(cg, live, cg_cmp(cg, LLVMIntSLT, start, c->seq.length));
+        return w;
+    Val most = cg_int64(cg, earlier), begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
+    Val before = cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, start, most), start, most));
+    w.first = cg_sub(cg, cg_int(cg, 0), before);
+    w.end = cg_select(cg, begun, w.end, w.first);
+    return w;
+}
+
+static Val in_window(Cg *cg, Window w, Val token)
+{
+    Val live = cg_cmp(cg, LLVMIntSLT, token, w.end);
+    return w.first ? cg_and(cg, live, cg_cmp(cg, LLVMIntSGE, token, w.first)) : live;
 }
 
 /* 16 bytes: unit `index` (i32) of the tile, tokens one after another; zeros where there is no such
  * token (`left` are left) or column. Without branches, so that products under way are not disturbed. */
-static void copy_unit(Chain *c, const Staged *in, Rows rows, Val start, Val stage, Val index)
+static void copy_unit(Chain *c, const Staged *in, Rows rows, Window tokens, Val stage, Val index)
 {
     Cg *cg = c->cg;
     int units = tile_units(c, in), all = (in->earlier + c->s->chunk) * units, bytes = elem_size(in->elem);
     Val place = cg_udiv(cg, index, cg_int(cg, units));
     Val unit = cg_urem(cg, index, cg_int(cg, units));
     Val token = in->earlier ? cg_sub(cg, place, cg_int(cg, in->earlier)) : place;
-    Val live = token_exists(c, in->earlier, start, chain_tokens_left(c, start), token);
+    Val live = in_window(cg, tokens, token);
     Val column = cg_mul(cg, unit, cg_int(cg, 16 / bytes));
     column = cg_add(cg, c->v_first, column);
     if (c->v_live[0]) {
@@ -369,9 +379,10 @@ static void copy_staged(Chain *c, const Staged *in, Val start, Val stage)
     Cg *cg = c->cg;
     Val begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
     Rows rows = staged_rows(c, in, cg_select(cg, begun, start, cg_int64(cg, 0)));
+    Window tokens = window(c, in->earlier, start);
     int all = (in->earlier + c->s->chunk) * tile_units(c, in);
     for (int first = 0; first < all; first += c->threads)
-        copy_unit(c, in, rows, start, stage, cg_add(cg, c->tid, cg_int(cg, first)));
+        copy_unit(c, in, rows, tokens, stage, cg_add(cg, c->tid, cg_int(cg, first)));
 }
 
 void chain_copy_inputs(Chain *c, Val start, Val stage)
@@ -435,12 +446,12 @@ static void load_global(Chain *c, const Staged *in, Val *x)
 {
     Cg *cg = c->cg;
     int bytes = elem_size(in->elem);
-    Val left = chain_tokens_left(c, c->start);
+    Window tokens = window(c, c->earlier, c->start);
     Rows rows = staged_rows(c, in, c->start);
     for (int i = 0; i < chain_fragment(c); i++) {
         Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (i / 4) + i % 2));
         Val token = cg_sub(cg, token_of_row(c, row), cg_int(cg, c->earlier)), v = c->v[i / 2 % 2];
-        Val live = token_exists(c, c->earlier, c->start, left, token);
+        Val live = in_window(cg, tokens, token);
         if (c->v_live[0]) {
             live = cg_and(cg, live, c->v_live[i / 2 % 2]);
             v = cg_select(cg, live, v, cg_int(cg, 0));
@@ -494,13 +505,14 @@ static void weave(Chain *c, const Inst *w, Val *x)
     const System *s = c->s;
     Val left = chain_tokens_left(c, c->start);
     bool all_rest = s->chunk * s->slots == s->rows;
+    int step = s->slots % 2 == 0 ? 2 : 1; /* an even number of slots: even ones stand on even rows */
     for (int a = 0; a < w->nargs; a++) {
         const Val *slot = chain_get(c, w->arg[a]);
         all_rest = all_rest && value_at_rest(c->k, w->arg[a]) == w->num;
-        for (int i = 0; i < chain_fragment(c); i++) {
+        for (int i = a % step; i < chain_fragment(c); i += step) {
             Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (i / 4) + i % 2));
-            Val here = a == 0 ? NULL : cg_cmp(cg, LLVMIntEQ, cg_urem(cg, row, cg_int(cg, s->slots)),
-                                              cg_int(cg, a));
+            Val here = a < step ? NULL : cg_cmp(cg, LLVMIntEQ, cg_urem(cg, row, cg_int(cg, s->slots)),
+                                                cg_int(cg, a));
             x[i] = here ? cg_select(cg, here, slot[i], x[i]) : slot[i];
         }
     }

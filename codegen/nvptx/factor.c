@@ -46,7 +46,8 @@ static void lattice_value(Factor *f, int v, int position, int h, double fill, in
     for (int e = 0; e < n; e++)
         out[e] = cg_float(cg, fill);
     for (int s = 0; s < f->s->slots; s++) {
-        if (!weave && s != position)
+        bool other = f->s->slots % 2 == 0 && s % 2 != h; /* half h is an even or an odd row */
+        if (other || (!weave && s != position))
             continue;
         Val x[8], here = cg_cmp(cg, LLVMIntEQ, f->row_slot[h], cg_int(cg, s));
         token_value(f, weave ? i->arg[s] : v, h, fill, n, x);
