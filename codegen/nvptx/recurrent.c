@@ -27,6 +27,7 @@ enum {
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
     BASE_REGISTERS = 34,  /* of a lane: addresses, counters, what a token makes of its inputs */
+    RAGGED_REGISTERS = 8, /* where some rows do not exist */
     MAX_REGISTERS = 255,
     QUARTERS = 4,         /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
@@ -87,7 +88,7 @@ static int input_registers(int n, Elem e)
  * constant vectors (LLVM moves them out of the loop), inputs read ahead; and a token's inputs. */
 static int lane_registers(const Recurrent *r)
 {
-    int sum = BASE_REGISTERS + r->n_k * r->n_v;
+    int sum = BASE_REGISTERS + r->n_k * r->n_v + (r->past_k ? RAGGED_REGISTERS : 0);
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
         bool constant = i->shape.rank > 0 && value_is_constant(r->k, v);
@@ -107,24 +108,37 @@ static bool choose_groups(Recurrent *r, int n_v)
     bool fits = false;
     r->n_v = n_v;
     for (int g = 1; g <= MAX_GROUPS && !fits; g *= 2) {
-        int columns = WARP / g * n_v, warps = r->whole || r->remembers ? round_up(r->V, columns) / columns : 1;
+        int columns = WARP / g * n_v, warps = r->whole ? round_up(r->V, columns) / columns : 1;
         int most = warps * MAX_REGISTERS > SM_REGISTERS ? SM_REGISTERS / warps : MAX_REGISTERS;
         bool idle = g < IDLE_GROUPS && columns > r->V;
         r->row_groups = g;
         r->column_groups = WARP / g;
         r->n_k = lane_rows(r->K, g);
+        r->past_k = g * r->n_k > r->K;
         fits = r->n_k * n_v <= TILE && lane_registers(r) <= most && !idle;
     }
     return fits;
 }
 
-/* Columns of a lane: 16 bytes of a row; where states lie column by column as many as rows, and more
- * where a block that owns all columns would have too many warps for the registers there are. */
+/* Columns of a lane: 16 bytes of a row; where states lie column by column as many as rows. Fewer where
+ * the vectors of a token take the registers; more where a block that owns all columns has too many
+ * warps for the registers there are. */
 static void choose_lanes(Recurrent *r)
 {
-    int n_v = r->cg->opt->state_vk || elem_size(r->cg->opt->state) == 2 ? MAX_COLUMNS : 4;
-    if (!choose_groups(r, n_v) && n_v < MAX_COLUMNS && (r->whole || r->remembers))
-        choose_groups(r, MAX_COLUMNS);
+    int few = MAX_COLUMNS / 2;
+    int n_v = r->cg->opt->state_vk || elem_size(r->cg->opt->state) == 2 ? MAX_COLUMNS : few;
+    if (!choose_groups(r, n_v) && !choose_groups(r, MAX_COLUMNS + few - n_v))
+        choose_groups(r, r->whole ? MAX_COLUMNS : few);
+}
+
+/* How many warps of all that V needs. Where something is remembered, all of a head's columns are one
+ * block's, which takes them in turns when it has not the registers for all at once. */
+static int choose_warps(const Recurrent *r, int warp_columns)
+{
+    int all = round_up(r->V, warp_columns) / warp_columns, wanted = r->cg->opt->v_tile;
+    int usual = r->remembers ? SM_REGISTERS / (MAX_REGISTERS + 1) : BLOCK_WARPS;
+    int warps = wanted > 0 ? round_up(wanted, warp_columns) / warp_columns : usual;
+    return r->whole || warps > all ? all : warps;
 }
 
 /* Blocks an SM shall have room for, which caps the registers of a lane. */
@@ -156,13 +170,10 @@ static bool plan(Recurrent *r, const char **why)
     r->remembers = past_size(r->k) > 0;
     choose_lanes(r);
     int warp_columns = r->column_groups * r->n_v;
-    int all_warps = round_up(r->V, warp_columns) / warp_columns;
-    int wanted = r->cg->opt->v_tile;
-    int warps = wanted > 0 ? round_up(wanted, warp_columns) / warp_columns : BLOCK_WARPS;
-    r->warps = r->whole || r->remembers || warps > all_warps ? all_warps : warps;
+    r->warps = choose_warps(r, warp_columns);
     CHECK(r->warps * WARP <= MAX_THREADS);
     r->v_tile = r->warps * warp_columns;
-    r->past_k = r->row_groups * r->n_k > r->K;
+    r->turns = r->remembers ? round_up(r->V, r->v_tile) / r->v_tile : 1;
     r->past_v = r->V % r->v_tile != 0;
     return true;
 }
@@ -237,7 +248,7 @@ static void build_token(Recurrent *r, Val t)
 static void find_place(Recurrent *r)
 {
     Cg *cg = r->cg;
-    int tiles = round_up(r->V, r->v_tile) / r->v_tile;
+    int tiles = r->turns > 1 ? 1 : round_up(r->V, r->v_tile) / r->v_tile;
     Val tid = nv_tid(cg), block = nv_block(cg);
     Val H = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
     Val of_head = cg_udiv(cg, block, cg_int(cg, tiles));
@@ -249,14 +260,12 @@ static void find_place(Recurrent *r)
     r->seq = seq_of_index(cg, cg_udiv(cg, of_head, H), 0);
     r->pool = pool_of_sequence(cg, &r->seq);
 
-    Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
-    Val first = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
     r->at = (ValueAt){
         .cg = cg,
         .head = cg_urem(cg, of_head, H),
         .heads = H,
         .base_k = cg_mul(cg, r->row_group, cg_int(cg, r->n_k)),
-        .base_v = cg_add(cg, first, cg_mul(cg, group, cg_int(cg, r->n_v))),
+        .base_v = cg_int(cg, 0),
         .n_k = r->n_k,
         .n_v = r->n_v,
         .past_k = r->past_k,
@@ -266,6 +275,28 @@ static void find_place(Recurrent *r)
         .user = r,
     };
     value_ports(&r->at);
+}
+
+/* The sequence from its first token to its last, for the columns of r->tile. */
+static void walk_tokens(Recurrent *r)
+{
+    Cg *cg = r->cg;
+    Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
+    Val tile = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
+    r->at.base_v = cg_add(cg, tile, cg_mul(cg, group, cg_int(cg, r->n_v)));
+    value_begin(&r->at);
+    recurrent_load_state(r);
+    r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
+    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, zero));
+    read_ahead(r, zero);
+    cg_end_if(cg, &some);
+    Loop token = cg_for(cg, zero, cg_add(cg, r->seq.length, one), 1, false);
+    recurrent_store_state(r, token.i);
+    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, token.i, r->seq.length));
+    build_token(r, token.i);
+    cg_end_if(cg, &more);
+    cg_end_for(cg, &token);
 }
 
 bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
@@ -282,22 +313,18 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
 
     nv_kernel_open(cg, symbol.text, threads, blocks_per_sm(r));
     find_place(r);
-    recurrent_load_state(r);
-    r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
-    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
-    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, zero));
-    read_ahead(r, zero);
-    cg_end_if(cg, &some);
-    Loop token = cg_for(cg, zero, cg_add(cg, r->seq.length, one), 1, false);
-    recurrent_store_state(r, token.i);
-    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, token.i, r->seq.length));
-    build_token(r, token.i);
-    cg_end_if(cg, &more);
-    cg_end_for(cg, &token);
+    if (r->turns > 1) {
+        Loop turn = cg_for(cg, cg_int(cg, 0), cg_int(cg, r->turns), 1, false);
+        r->tile = turn.i;
+        walk_tokens(r);
+        cg_end_for(cg, &turn);
+    } else {
+        walk_tokens(r);
+    }
     nv_kernel_close(cg);
 
     CgEntry e = {.kind = ENTRY_recurrent, .symbol = symbol.text, .threads = threads,
-                 .smem_bytes = shared_bytes(r), .v_tile = r->v_tile};
+                 .smem_bytes = shared_bytes(r), .v_tile = r->turns * r->v_tile};
     VEC_PUSH(cg->arena, &out->entry, e);
     out->past = past_size(r->k);
     return true;

@@ -19,9 +19,10 @@ typedef struct Recurrent {
     int K, V;
     int row_groups, column_groups;
     int n_k, n_v;         /* rows and columns of a lane */
-    int warps, v_tile;    /* of a block */
-    bool whole;           /* a block owns all of V: for sums over it, */
-    bool remembers;       /*   or since all warps of a head share what is remembered */
+    int warps, v_tile;    /* of a block, at a time: */
+    int turns;            /* tiles that it takes one after the other */
+    bool whole;           /* a block has all of V at once, for sums over it */
+    bool remembers;       /* a head is one block's, since all its columns share what is remembered */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
     Val tile;             /* which V tile the block owns */

@@ -217,11 +217,21 @@ static void load_carried(Recurrent *r, int v, Val number)
     }
 }
 
+/* One lane of those of the block that hold the same elements, along K or no axis. */
+static Val first_lane(Recurrent *r, int axis)
+{
+    Cg *cg = r->cg;
+    Val other = cg_or(cg, r->warp, axis == AXIS_K ? r->column_group : r->lane);
+    return cg_cmp(cg, LLVMIntEQ, other, cg_int(cg, 0));
+}
+
 static void store_carried(Recurrent *r, int v, Val number)
 {
     Cg *cg = r->cg;
     int axis = past_axis(r, remembered(r, v));
-    If writer = cg_if(cg, recurrent_writes(r, axis));
+    Val last = cg_cmp(cg, LLVMIntEQ, r->tile, cg_int(cg, r->turns - 1)); /* others still read */
+    Val writes = axis == AXIS_V ? recurrent_writes(r, axis) : cg_and(cg, last, first_lane(r, axis));
+    If writer = cg_if(cg, writes);
     Val p = past_address(r, FRAME_PAST, number, remembered(r, v));
     for (int j = 0; j < value_count(&r->at, v); j++) {
         Val exists = axis < 0 ? NULL : value_exists(&r->at, axis, j);

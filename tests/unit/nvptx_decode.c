@@ -39,6 +39,7 @@ typedef struct Build {
     bool vk;
     Algo algo;
     const char *target;
+    int v_tile; /* V columns of a block; 0: the target's choice */
 } Build;
 
 /* One side's memory: everything a frame points to. */
@@ -83,6 +84,7 @@ static void add_entry(World *w, bool (*build)(Cg *, CgModule *, const char **)) 
                        .algo = w->b->algo,
                        .state = w->b->state,
                        .state_vk = w->b->vk,
+                       .v_tile = w->b->v_tile,
                        .opt_level = 2};
     int n = w->module.entry.count;
     w->cg[n] = cg_open(&w->spec->arena, w->code, opt, &why);
@@ -355,7 +357,16 @@ static void test_recurrent(void **state) {
     static const struct { int K, V; } size[] = {{40, 24}, {20, 12}, {9, 7}, {64, 40}};
     for (int i = 0; i < 24; i++) {
         Build b = {i % 2 ? past : delta, size[i / 6].K, size[i / 6].V, types[i % 3], i / 3 % 2,
-                   ALGO_recurrent, i % 4 < 2 ? "sm_80" : "sm_90a"};
+                   ALGO_recurrent, i % 4 < 2 ? "sm_80" : "sm_90a", 0};
+        run_build(&b);
+    }
+}
+
+/* Narrow tiles: one block each, or where something is remembered one block's turns. */
+static void test_tiles(void **state) {
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        Build b = {i % 2 ? past : delta, 64, 72, types[i % 3], i / 2, ALGO_recurrent, "sm_90a", 16};
         run_build(&b);
     }
 }
@@ -364,7 +375,7 @@ static void test_chunks(void **state) {
     (void)state;
     for (int i = 0; i < 6; i++) {
         Build b = {delta, i % 2 ? 64 : 40, i % 2 ? 64 : 24, types[i % 3], i / 3 % 2, ALGO_chunk,
-                   i % 2 ? "sm_90a" : "sm_80"};
+                   i % 2 ? "sm_90a" : "sm_80", 0};
         run_build(&b);
     }
 }
@@ -372,6 +383,7 @@ static void test_chunks(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_recurrent),
+        cmocka_unit_test(test_tiles),
         cmocka_unit_test(test_chunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
