@@ -245,7 +245,7 @@ static void plan_shared(Pull *p) {
     const System *s = p->s;
     int at = 0, threads = 32 * s->warps, square = s->rows * s->rows * 2, fragment = 32 * 16;
     p->pairs = s->a_key ? s->warps * (s->warps - 1) / 2 : s->warps * (s->warps + 1) / 2;
-    p->sh_unit = take(&at, UNITS * p->vq * 4);
+    p->sh_unit = take(&at, (2 * UNITS - UNITS_f16) * p->vq * 2);
     p->sh_most = take(&at, 2 * MAX_WARPS * 4);
     p->sh_left = take(&at, (s->families + 1) * 2 * (p->vq / SLAB) * threads * 16);
     p->sh_state = take(&at, 2 * p->vq * SLAB * 2);
@@ -262,20 +262,53 @@ static void plan_shared(Pull *p) {
     p->sh_bytes = larger_of(at, p->sh_zt + before);
 }
 
-/* Left rows are evaluated where they are used: nothing in them may need other threads. */
+/* Whether `blocks` of them share a multiprocessor's memory. */
+static bool fits(const Pull *p, int blocks) {
+    int reserved = blocks > 1 ? 1024 : 0; /* of each, by the system */
+    return blocks * (p->sh_bytes + reserved) <= p->cg->target->smem_limit;
+}
+
+/* As many inputs are copied ahead as leave room for eight warps, or else for one block. */
+static void plan_copies(Pull *p) {
+    int inputs = p->f.nstaged, wanted = 8 / p->s->warps;
+    for (int blocks = wanted; blocks > 0; blocks = blocks > 1 ? 1 : 0)
+        for (p->f.nstaged = inputs; p->f.nstaged >= 0; p->f.nstaged--) {
+            plan_shared(p);
+            if (fits(p, blocks))
+                return;
+        }
+    p->f.nstaged = 0;
+}
+
+/* Left rows are evaluated where they are used: nothing in them may need other threads. What is made ahead
+ * is read. */
 static bool plan_left(Pull *p, const char **why) {
     const Kernel *k = p->grad->k;
     bool *needed = NEW_ARRAY(p->cg->arena, bool, k->inst.count);
     for (int f = p->s->erase; f < p->s->families; f++)
-        value_mark(k, p->g->family[f].left, needed);
+        scan_mark(k, p->s->scan, SCAN_ALL, p->g->family[f].left, needed);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        bool plain = op_info[i->op].class == CLASS_PURE || i->op == OP_const || i->op == OP_in;
+        bool plain = op_info[i->op].class == CLASS_PURE || i->op == OP_const || i->op == OP_in ||
+                     scan_stored(p->s->scan, v);
         if (needed[v] && (!plain || shape_has(i->shape, AXIS_K))) {
             *why = "the cotangent of a read is more than inputs, element by element";
             return false;
         }
     }
+    return true;
+}
+
+/* Rows of one root are given as one sum, row by row of the lattice. */
+static bool plan_roots(Pull *p, const char **why) {
+    const Gradient *g = p->g;
+    for (int f = 0; f < p->s->families; f++)
+        for (int i = 0; i < f; i++)
+            if (g->family[f].root >= 0 && g->family[f].root == g->family[i].root &&
+                p->s->family[f].position != p->s->family[i].position) {
+                *why = "one row reads the state at two places of a token, which has no GPU gradient";
+                return false;
+            }
     return true;
 }
 
@@ -289,14 +322,14 @@ static Pull *pull_new(Grad *g) {
     for (int i = 0; i < p->f.nparked && p->f.nstaged < MAX_STAGED_INPUTS; i++)
         p->f.staged[p->f.nstaged++] = p->f.parked[i]; /* there is no place that waits for them */
     p->f.nparked = 0;
-    plan_shared(p);
+    plan_copies(p);
     return p;
 }
 
 bool grad_pull_plan(Grad *g, int *sh_bytes, const char **why) {
     Pull *p = pull_new(g);
     *sh_bytes = p->sh_bytes;
-    return factor_sums_fit(&p->f, why) && plan_left(p, why);
+    return factor_sums_fit(&p->f, why) && plan_left(p, why) && plan_roots(p, why);
 }
 
 /* the chunk -------------------------------------------------------------------------------------- */
@@ -336,6 +369,7 @@ void grad_pull(Grad *g) {
     p->f.record = g->record;
     factor_place_rows(&p->f, g->seq, g->start, g->head, g->heads);
     row_scales(p);
+    pull_state_begin(p);
     factor_reduce(&p->f);
     if (!p->s->a_key)
         pull_scalar_begin(p);

@@ -21,9 +21,9 @@
 
 #include "codegen/nvptx/gradient.h"
 
-/* Units of columns of V: of S, of X, X's times dS's, S's times dS's, each array divided by its largest,
- * the last one as two factors, sds and rest; dX's as they are. */
-enum { UNIT_s, UNIT_x, UNIT_xds, UNIT_sds, UNIT_dx, UNIT_rest, UNITS };
+/* Units of columns of V, each array divided by its largest: in f16 those of S, of X, S's times dS's as two
+ * factors, sds and rest; in f32 X's times dS's, and dX's, which are as they are. */
+enum { UNIT_s, UNIT_x, UNIT_sds, UNIT_rest, UNIT_xds, UNIT_dx, UNITS, UNITS_f16 = UNIT_xds };
 
 /* A lane's 2 rows by 8 channels, f32, and as operand pairs. */
 typedef struct Tile { Val x[2][8]; } Tile;
@@ -40,7 +40,7 @@ typedef struct Pull {
     int pairs;               /* pairs of 16-row blocks that have a place among the operands dG */
     bool decays;             /* their cotangent is wanted */
     /* shared memory, byte offsets */
-    int sh_unit;             /* f32 [UNITS][vq] */
+    int sh_unit;             /* f16 [UNITS_f16][vq], f32 [UNITS - UNITS_f16][vq] */
     int sh_most;             /* f32 [2][warps] */
     int sh_left;             /* [families + 1][step][V slab][threads] 16-byte A fragments, lane-private:
                                 left rows for dW; Zt for dKt */
@@ -54,6 +54,7 @@ typedef struct Pull {
     int sh_sum;              /* f32: partial sums for decays */
     int sh_bytes;
     /* the present chunk */
+    Val state_at[2];         /* where this lane's rows of ldmatrix begin in a slab's first k-step */
     Val most[UNITS];         /* what the units were divided by */
     Val scale;               /* of Zt: the record's, and what Zt was multiplied by */
     Val row_most[MAX_FAMILIES][2]; /* largest of a left row */
@@ -70,6 +71,11 @@ typedef struct Pull {
 } Pull;
 
 static inline bool pull_erase(const Pull *p, int f) { return p->s->erase && f == 0; }
+
+static inline int pull_unit_base(const Pull *p, int unit) {
+    int wide = unit > UNITS_f16 ? unit - UNITS_f16 : 0;
+    return p->sh_unit + (unit + wide) * p->vq * 2;
+}
 
 /* grad_pull.c */
 Val pull_f32(Pull *p, int base, Val index);           /* pointer to f32 number `index` */
@@ -108,6 +114,7 @@ void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]); /* famil
 Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blocks */
 
 /* grad_pull_state.c */
+void pull_state_begin(Pull *p);
 void pull_copy_state(Pull *p, Val slab);
 void pull_state(Pull *p, Tile *dw, Tile *dkt);
 /* This warp's part of the slab's dD over sigma: of channel pull_dd_channel(p, i) in lanes where *here (i1),

@@ -16,11 +16,22 @@
 #define DG_TOP 0x1p14
 
 static int slabs(const Pull *p) { return p->vq / SLAB; }
-static int unit_base(const Pull *p, int unit) { return p->sh_unit + unit * p->vq * 4; }
 
 /* This lane's 8 columns of slab `slab`. */
 static Val first_column(Pull *p, Val slab) {
     return cg_add(p->cg, cg_shl(p->cg, slab, 5), cg_shl(p->cg, p->f.t, 3));
+}
+
+/* 8 units from column v on, as pairs. */
+static void load_unit_pairs(Pull *p, int which, Val v, Val pair[4]) {
+    Cg *cg = p->cg;
+    Val at = cg_gep8(cg, nv_shared(cg, pull_unit_base(p, which)), cg_shl(cg, v, 1));
+    factor_load_unit(cg, at, pair);
+}
+
+static void times_units(Pull *p, Packed *x, const Val unit[4]) {
+    for (int i = 0; i < 8; i++)
+        x->pair[i / 4][i % 4] = nv_mul_pair(p->cg, p->s->operand, x->pair[i / 4][i % 4], unit[i % 4]);
 }
 
 static Val zt_unit(Pull *p, Val row, Val unit) {
@@ -72,7 +83,8 @@ static void load_units(Pull *p, Val v, Val out[UNITS]) {
     out[UNIT_x] = x[2];
     out[UNIT_xds] = cg_fmul(cg, x[2], x[1]);
     out[UNIT_sds] = cg_fmul(cg, x[0], x[1]);
-    out[UNIT_dx] = out[UNIT_rest] = x[3];
+    out[UNIT_rest] = out[UNIT_s];
+    out[UNIT_dx] = x[3];
 }
 
 /* The power of two nearest to the root of one from 2^-126 to 1, above it. */
@@ -94,22 +106,25 @@ static void make_units(Pull *p) {
     for (int i = 0; i < UNITS; i++)
         cg_set(cg, most[i], nv_larger(cg, cg_get(cg, most[i]), x[i]));
     cg_end_for(cg, &look);
-    for (int i = 0; i < UNIT_rest; i++) {
+    for (int i = 0; i < UNIT_dx; i++) {
         Val m = cg_get(cg, most[i]);
         for (int lane = 1; lane < 32; lane *= 2)
             m = nv_larger(cg, m, nv_shuffle_xor(cg, m, lane));
         p->most[i] = nv_power_below(cg, m);
     }
-    p->most[UNIT_dx] = cg_float(cg, 1);
     Loop put = cg_for(cg, nv_tid(cg), cg_int(cg, p->vq), 32 * p->s->warps, false);
     load_units(p, put.i, x);
-    for (int i = 0; i < UNIT_rest; i++)
+    for (int i = 0; i < UNIT_dx; i++)
         x[i] = cg_fmul(cg, x[i], nv_power_inverse(cg, p->most[i]));
     Val half = half_power(cg, x[UNIT_sds]);
     x[UNIT_rest] = cg_fmul(cg, x[UNIT_sds], nv_power_inverse(cg, half));
     x[UNIT_sds] = half;
-    for (int i = 0; i < UNITS; i++)
-        cg_store(cg, x[i], pull_f32(p, unit_base(p, i), put.i), 4);
+    for (int i = UNITS_f16; i < UNITS; i++)
+        cg_store(cg, x[i], pull_f32(p, pull_unit_base(p, i), put.i), 4);
+    for (int i = 0; i < UNITS_f16; i++) {
+        Val at = cg_gep8(cg, nv_shared(cg, pull_unit_base(p, i)), cg_shl(cg, put.i, 1));
+        cg_store(cg, cg_from_f32(cg, x[i], p->s->operand), at, 2);
+    }
     cg_end_for(cg, &put);
 }
 
@@ -218,7 +233,8 @@ static void solve_zt(Pull *p) {
     Val most = cg_float(cg, 0), row[2] = {most, most};
     for (int i = 0; i < tiles; i++) {
         Val v = cg_add(cg, cg_shl(cg, p->f.t, 1), cg_int(cg, 8 * i));
-        Val unit = cg_load(cg, LLVMVectorType(cg->f32, 2), pull_f32(p, unit_base(p, UNIT_xds), v), 8);
+        Val at = pull_f32(p, pull_unit_base(p, UNIT_xds), v);
+        Val unit = cg_load(cg, LLVMVectorType(cg->f32, 2), at, 8);
         for (int e = 0; e < 4; e++)
             see_zt(p, cg_get(cg, acc[i][e]), cg_extract(cg, unit, e % 2), &row[e / 2], &most);
     }
@@ -259,7 +275,7 @@ static void copy_zt(Pull *p) {
         Loop u = cg_for(cg, p->f.t, cg_int(cg, units), 4, false);
         Val m[2] = {cg_get(cg, row), cg_get(cg, most)};
         x_unit(p, h, u.i, x);
-        pull_load8(p, unit_base(p, UNIT_xds), cg_shl(cg, u.i, 3), unit);
+        pull_load8(p, pull_unit_base(p, UNIT_xds), cg_shl(cg, u.i, 3), unit);
         for (int e = 0; e < 8; e++)
             see_zt(p, x[e], unit[e], &m[0], &m[1]);
         cg_set(cg, row, m[0]);
@@ -293,7 +309,7 @@ static void stash_zt(Pull *p) {
     Val unit[8], factor[2];
     Tile z;
     Packed packed;
-    pull_load8(p, unit_base(p, UNIT_xds), first_column(p, slab.i), unit);
+    pull_load8(p, pull_unit_base(p, UNIT_xds), first_column(p, slab.i), unit);
     for (int h = 0; h < 2; h++) {
         Val at = cg_add(cg, cg_shl(cg, slab.i, 2), p->f.t);
         factor_load_unit(cg, zt_unit(p, p->f.row[h], at), packed.pair[h]);
@@ -302,7 +318,7 @@ static void stash_zt(Pull *p) {
     pull_unpack(p, &z, &packed);
     for (int h = 0; h < 2; h++)
         for (int e = 0; e < 8; e++)
-            z.x[h][e] = cg_fmul(cg, cg_fmul(cg, z.x[h][e], factor[h]), unit[e]);
+            z.x[h][e] = cg_fmul(cg, cg_fmul(cg, z.x[h][e], unit[e]), factor[h]);
     pull_pack(p, &packed, &z);
     put_left(p, p->s->families, slab.i, &packed);
     cg_end_for(cg, &slab);
@@ -319,7 +335,7 @@ static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
         unit = cg_select(cg, there, unit, cg_int(cg, 0));
     }
     factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_dx, s->vp, p->f.row[h], unit), pair);
-    pull_load8(p, unit_base(p, UNIT_dx), first_column(p, slab), factor);
+    pull_load8(p, pull_unit_base(p, UNIT_dx), first_column(p, slab), factor);
     for (int j = 0; j < 4; j++)
         nv_unpack(cg, s->operand, pair[j], out + 2 * j);
     for (int e = 0; e < 8; e++)
@@ -435,35 +451,18 @@ Val pull_pair(Pull *p, Val row_block, Val block) {
     return cg_add(cg, cg_shr(cg, cg_mul(cg, row_block, next), 1), block);
 }
 
-/* A slab of family f's left rows to the stash; acc += dG of the blocks up to the warp's own, by distance.
- * factor_scores.c says why blocks that are not there are multiplied too. */
-static void left_slab(Pull *p, int f, Val slab, Var (*acc)[2][4]) {
+/* acc += dG of the blocks up to the warp's own, by distance; of[n]: where the own block's rows of parity n
+ * begin in Zt, with this lane's unit of the slab. factor_scores.c says why blocks that are not there are
+ * multiplied too. */
+static void multiply_dg(Pull *p, Val a[2][4], const Val of[2], Var (*acc)[2][4]) {
     Cg *cg = p->cg;
-    Val unit[2][8], a[2][4];
-    Tile of[2]; /* for dW, for dG */
-    Packed packed;
-    pull_load8(p, unit_base(p, UNIT_s), first_column(p, slab), unit[0]);
-    pull_load8(p, unit_base(p, UNIT_x), first_column(p, slab), unit[1]);
-    for (int h = 0; h < 2; h++) {
-        Val x[8], factor = row_factor(p, p->row_most[f][h]);
-        left_row(p, f, h, slab, x);
-        if (p->rescale[f][h])
-            factor = cg_fmul(cg, factor, p->rescale[f][h]);
-        for (int e = 0; e < 8; e++)
-            for (int i = 0; i < 2; i++)
-                of[i].x[h][e] = cg_fmul(cg, cg_fmul(cg, x[e], factor), unit[i][e]);
-    }
-    pull_pack(p, &packed, &of[0]);
-    put_left(p, f, slab, &packed);
-    pull_pack(p, &packed, &of[1]);
-    fragments(&packed, a);
     for (int d = 0; d < p->s->warps; d++) {
         Val there = cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d));
-        Val block = cg_select(cg, there, cg_sub(cg, p->f.warp, cg_int(cg, d)), cg_int(cg, 0));
+        Val below = cg_select(cg, there, cg_int(cg, d), p->f.warp);
+        Val byte = cg_mul(cg, below, cg_int(cg, -BLOCK_ROWS * p->vq * 2));
         for (int n = 0; n < 2; n++) {
-            Val b[4], c[4], row = cg_add(cg, cg_shl(cg, block, 4), cg_shl(cg, p->f.g, 1));
-            Val at = cg_add(cg, cg_shl(cg, slab, 2), p->f.t);
-            factor_load_unit(cg, zt_unit(p, cg_add(cg, row, cg_int(cg, n)), at), b);
+            Val b[4], c[4];
+            factor_load_unit(cg, cg_gep8(cg, of[n], byte), b);
             for (int e = 0; e < 4; e++)
                 c[e] = cg_get(cg, acc[d][n][e]);
             for (int step = 0; step < 2; step++)
@@ -472,6 +471,33 @@ static void left_slab(Pull *p, int f, Val slab, Var (*acc)[2][4]) {
                 cg_set(cg, acc[d][n][e], c[e]);
         }
     }
+}
+
+/* A slab of family f's left rows to the stash, and times Zt. */
+static void left_slab(Pull *p, int f, Val slab, Var (*acc)[2][4]) {
+    Cg *cg = p->cg;
+    Val unit[4], a[2][4], of[2];
+    Tile left;
+    Packed rounded, packed;
+    for (int h = 0; h < 2; h++) {
+        Val factor = row_factor(p, p->row_most[f][h]);
+        left_row(p, f, h, slab, left.x[h]);
+        if (p->rescale[f][h])
+            factor = cg_fmul(cg, factor, p->rescale[f][h]);
+        for (int e = 0; e < 8; e++)
+            left.x[h][e] = cg_fmul(cg, left.x[h][e], factor);
+        of[h] = zt_unit(p, p->f.row[h], cg_add(cg, cg_shl(cg, slab, 2), p->f.t));
+    }
+    pull_pack(p, &rounded, &left);
+    packed = rounded;
+    load_unit_pairs(p, UNIT_s, first_column(p, slab), unit);
+    times_units(p, &packed, unit);
+    put_left(p, f, slab, &packed);
+    packed = rounded;
+    load_unit_pairs(p, UNIT_x, first_column(p, slab), unit);
+    times_units(p, &packed, unit);
+    fragments(&packed, a);
+    multiply_dg(p, a, of, acc);
 }
 
 static void make_dg(Pull *p, int f) {

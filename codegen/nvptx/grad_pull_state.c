@@ -35,17 +35,28 @@ void pull_copy_state(Pull *p, Val slab) {
     nv_copy_commit(cg);
 }
 
-/* B fragments of a k-step for the four units of the slab, which are the four tiles: see gradient.h. */
+/* Rows of V of matrix m = 2 (unit % 2) + half: 8 (r / 2) + 4 step + 2 half + r % 2. */
+void pull_state_begin(Pull *p) {
+    Cg *cg = p->cg;
+    Val r = cg_and(cg, p->f.lane, cg_int(cg, 7)), m = cg_shr(cg, p->f.lane, 3);
+    Val turn = cg_shr(cg, r, 1), v = cg_add(cg, cg_shl(cg, turn, 3), cg_and(cg, r, cg_int(cg, 1)));
+    v = cg_add(cg, v, cg_shl(cg, cg_and(cg, m, cg_int(cg, 1)), 1));
+    for (int i = 0; i < 2; i++) {
+        Val unit = cg_add(cg, cg_shr(cg, m, 1), cg_int(cg, 2 * i));
+        p->state_at[i] = cg_shl(cg, cg_add(cg, cg_shl(cg, v, 2), cg_xor(cg, unit, turn)), 4);
+    }
+}
+
+/* B fragments of k-step `step` (two a slab) for the four units of the channels, which are the four tiles:
+ * see gradient.h. */
 static void load_state(Pull *p, int which, Val slab, Val step, Val b[4][2]) {
     Cg *cg = p->cg;
-    Val r = cg_and(cg, p->f.lane, cg_int(cg, 7)), matrix = cg_shr(cg, p->f.lane, 3);
-    Val v = cg_add(cg, cg_shl(cg, cg_shr(cg, r, 1), 3), cg_and(cg, r, cg_int(cg, 1)));
-    v = cg_add(cg, v, cg_shl(cg, cg_and(cg, matrix, cg_int(cg, 1)), 1));
-    v = cg_add(cg, cg_add(cg, v, cg_shl(cg, slab, 5)), cg_shl(cg, step, 2));
-    for (int i = 0; i < 4; i += 2) {
-        Val four[4], unit = cg_add(cg, cg_shr(cg, matrix, 1), cg_int(cg, i));
-        nv_ldmatrix4(cg, state_unit(p, which, v, unit), true, four);
-        memcpy(b[i], four, sizeof four);
+    Val at = nv_shared(cg, p->sh_state + which * p->vq * SLAB * 2);
+    at = cg_gep8(cg, at, cg_add(cg, cg_mul(cg, slab, cg_int(cg, SLAB * 64)), cg_shl(cg, step, 8)));
+    for (int i = 0; i < 2; i++) {
+        Val four[4];
+        nv_ldmatrix4(cg, cg_gep8(cg, at, p->state_at[i]), true, four);
+        memcpy(b[2 * i], four, sizeof four);
     }
 }
 
@@ -98,13 +109,11 @@ void pull_state(Pull *p, Tile *dw, Tile *dkt) {
 /* Fragments times their columns' units, of which a register has the pair [q]. */
 static void unit_state(Pull *p, int which, Val v, Val x[4][2]) {
     Cg *cg = p->cg;
-    Val at = pull_f32(p, p->sh_unit + which * p->vq * 4, v);
-    Val unit = cg_load(cg, LLVMVectorType(cg->f32, 4), at, 16);
-    for (int q = 0; q < 2; q++) {
-        Val pair = nv_pack(cg, p->s->operand, cg_extract(cg, unit, 2 * q), cg_extract(cg, unit, 2 * q + 1));
+    Val at = cg_gep8(cg, nv_shared(cg, pull_unit_base(p, which)), cg_shl(cg, v, 1));
+    Val unit = cg_load(cg, LLVMVectorType(cg->i32, 2), at, 8);
+    for (int q = 0; q < 2; q++)
         for (int i = 0; i < 4; i++)
-            x[i][q] = nv_mul_pair(cg, p->s->operand, x[i][q], pair);
-    }
+            x[i][q] = nv_mul_pair(cg, p->s->operand, x[i][q], cg_extract(cg, unit, q));
 }
 
 /* dD is the diagonal of S times dS', two tiles of S (units i, i + 1) as A operand with each of these of dS.

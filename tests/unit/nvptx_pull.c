@@ -622,6 +622,11 @@ static const Case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 
+/* Two cases a spec, by turns; all of them with GDR_ALL. */
+static bool chosen(size_t spec, int number) {
+    return getenv("GDR_ALL") || getenv("GDR_SPEC") || (spec + (size_t)number) % 2 == 0;
+}
+
 static void test_specs(void **state) {
     (void)state;
     glob_t files;
@@ -632,13 +637,29 @@ static void test_specs(void **state) {
         const char *base = strrchr(files.gl_pathv[i], '/') + 1;
         snprintf(name, sizeof name, "%.*s", (int)(strchr(base, '.') - base), base);
         for (int c = 0; c < CASES; c++)
-            ran += run_case(name, &cases[c]);
+            ran += chosen(i, c) && run_case(name, &cases[c]);
     }
     globfree(&files);
     assert_true(getenv("GDR_SPEC") || ran > 20);
 }
 
+/* As large as it gets, with every number of warps, and what overflows a careless number. */
+static void test_sizes(void **state) {
+    (void)state;
+    static const struct { const char *spec; Case c; } run[] = {
+        {"gdn2", {128, 128, ELEM_bf16, 64, 64, 1, NAN, .02, false, 1, 0}},
+        {"gdn2", {256, 40, ELEM_f32, 16, 20, 1, NAN, 0, false, 1, 0}},
+        {"gated_deltanet", {64, 256, ELEM_bf16, 64, 70, 1, NAN, .02, false, 1, 0}},
+        {"kda", {33, 17, ELEM_f32, 32, 64, 1, -.001, 0, false, 1e-20, .1}},
+        {"gla", {96, 72, ELEM_bf16, 64, 64, 1, 0, 0, false, 1e10, .1}},
+        {"simple_gla", {31, 48, ELEM_f16, 64, 64, 1, NAN, 0, true, 1e-3, 0}},
+    };
+    for (size_t i = 0; i < sizeof run / sizeof run[0]; i++)
+        if (!getenv("GDR_SPEC"))
+            assert_true(run_case(run[i].spec, &run[i].c));
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_specs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_specs), cmocka_unit_test(test_sizes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
