@@ -137,8 +137,9 @@ typedef enum {
  *      made ahead, see SCAN_TOKENS). factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
  *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
  *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
- *      frame by value. reverse: as chain, a choice of its own. grad, sums: any number of blocks, which
- *      share out the work; per_sm of them fit a multiprocessor.
+ *      frame by value. reverse: as chain, a choice of its own; of a gradient both have
+ *      min(N, GRAD_SLOTS)*H*vtiles blocks. grad, sums: any number of blocks, which share out the work;
+ *      per_sm of them fit a multiprocessor.
  *      recurrent_grad: N*H blocks, head fastest, each with scratch_bytes of its own from GRAD_SCRATCH
  *      on; one segment of all slots, a slot for every `chunk` tokens of a sequence as in the chunk
  *      gradient.

@@ -104,6 +104,8 @@ static int64_t blocks_of(const Queue *q, const CgEntry *e) {
         return tasks < (int64_t)b->processors * e->per_sm ? tasks : (int64_t)b->processors * e->per_sm;
     if (e->kind == ENTRY_sums)
         return (int64_t)b->processors * e->per_sm;
+    if ((e->kind == ENTRY_chain || e->kind == ENTRY_reverse) && q->at.slots && q->at.slots < b->N)
+        return tasks * entry_tiles(q->kernel, e);
     return b->N * b->H * entry_tiles(q->kernel, e);
 }
 

@@ -88,6 +88,20 @@ static bool choose_schedule(Chain *c, int wish, const char **why)
 
 /* set-up --------------------------------------------------------------------------------------- */
 
+/* The block's sequence is number `n` (i32); a gradient's is that much behind the one that owns the
+ * segment's first slot, and may be past the last one. */
+static Seq block_sequence(Chain *c, Val n)
+{
+    Cg *cg = c->cg;
+    if (!c->gradient)
+        return seq_of_index(cg, n, c->s->chunk);
+    Val slot = cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)), chunk;
+    Val N = cg_trunc32(cg, cg_frame_field(cg, FRAME_N));
+    n = cg_add(cg, n, seq_of_slot(cg, slot, c->s->chunk, &chunk).index);
+    c->exists = cg_cmp(cg, LLVMIntSLT, n, N);
+    return seq_of_index(cg, cg_select(cg, c->exists, n, cg_sub(cg, N, cg_int(cg, 1))), c->s->chunk);
+}
+
 static void place_block(Chain *c)
 {
     Cg *cg = c->cg;
@@ -104,7 +118,7 @@ static void place_block(Chain *c)
     c->head = cg_urem(cg, block, c->heads);
     Val factor_heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_HF));
     c->factor_head = cg_udiv(cg, cg_mul(cg, c->head, factor_heads), c->heads);
-    c->seq = seq_of_index(cg, cg_udiv(cg, block, c->heads), c->s->chunk);
+    c->seq = block_sequence(c, cg_udiv(cg, block, c->heads));
     c->pool = pool_of_sequence(cg, &c->seq);
     c->v_first = cg_mul(cg, tile, cg_int(cg, c->v_tile));
     for (int h = 0; h < 2; h++) {
@@ -469,7 +483,8 @@ static void build_block(Chain *c)
     }
     if (c->gradient) {
         Val some = cg_cmp(cg, LLVMIntSGT, c->count, zero);
-        here = cg_if(cg, cg_or(cg, some, cg_cmp(cg, LLVMIntEQ, c->chunks, zero)));
+        some = cg_or(cg, some, cg_cmp(cg, LLVMIntEQ, c->chunks, zero));
+        here = cg_if(cg, cg_and(cg, c->exists, some));
     }
     load_state(c);
     walk_chunks(c);

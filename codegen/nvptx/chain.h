@@ -70,6 +70,7 @@ typedef struct Chain {
     Pool pool;
     Val first, count;              /* i64: the sequence's chunks first .. first + count - 1 are walked */
     Val chunks;                    /* i64: that it has */
+    Val exists;                    /* gradients: i1, whether there is such a sequence */
     Var state[32][4];              /* wgmma with f16: divided by `unit` */
     Var unit[2];                   /* wgmma with f16: a power of two per V column */
     ValueAt at_v[2];               /* params with the V axis: at this lane's columns */

@@ -5,7 +5,6 @@
  *
  *     factor    (slot, head)           E, Qg, M, P, D and A, as forwards                 factor*.c
  *     chain     (sequence, head, tile) the states; keeps S at each chunk's start and X    chain*.c
- *               sequences from the one on that owns the segment's first slot
  *     reverse   (sequence, head, tile) chunks backwards:                                  reverse*.c
  *                                          dX = P dS' + sum_f M_f' dO_f
  *                                          dS = D dS' + sum_f Qg_f' dO_f - E' dX
@@ -37,7 +36,9 @@
  *
  * Segments. A launch works on the chunk slots GRAD_SLOT .. GRAD_SLOT + GRAD_SLOTS - 1. Slots follow each
  * other by sequence, so at most one sequence crosses either border; where one does, chain and reverse
- * pass its state and costate on through memory, f32 [H][K][V] at GRAD_STATE_IN and so on:
+ * pass its state and costate on through memory, f32 [H][K][V] at GRAD_STATE_IN and so on. Their blocks begin
+ * with the sequence that owns GRAD_SLOT, and those past the last sequence do nothing; where there are slots
+ * every sequence has one, so GRAD_SLOTS sequences are enough.
  *     chain      a sequence whose first chunk here is not its first starts from STATE_IN, not S0; one that
  *                goes on behind the segment leaves its state in STATE_OUT (a pointer may be 0: not wanted)
  *     reverse    a sequence that goes on behind the segment starts from COSTATE_IN, not dS; one whose first

@@ -128,7 +128,7 @@ Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq)
     cg_else(cg, &packed);
     {
         /* A launch has less than 2^31 blocks, so slots are 32-bit numbers. */
-        Val chunks = cg_trunc32(cg, dense_chunks(cg, chunk));
+        Val chunks = cg_trunc32(cg, max64(cg, dense_chunks(cg, chunk), cg_int64(cg, 1)));
         cg_set(cg, n, cg_udiv(cg, cg_trunc32(cg, slot), chunks));
     }
     cg_end_if(cg, &packed);
