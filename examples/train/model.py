@@ -57,9 +57,9 @@ def gate_projection(width, rank, out):
 
 
 def initial_decay(heads, shape):
-    """Decays of 0.1 % to 10 % a token, evenly spread in their logarithms over the channels of each
+    """Decays of 0.1 % to 1 % a token, evenly spread in their logarithms over the channels of each
     head, or the heads: at a rate exp(A_log) of 1, dt_bias is what softplus takes to them."""
-    decay = torch.logspace(-3, -1, shape[-1]).expand(shape)
+    decay = torch.logspace(-3, -2, shape[-1]).expand(shape)
     return {"A_log": torch.zeros(heads), "dt_bias": decay + torch.log(-torch.expm1(-decay))}
 
 
