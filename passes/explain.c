@@ -327,6 +327,7 @@ static void describe(Report *r, const Kernel *normal, const Kernel *tile, const 
         add_fact(r, "algorithms", "chunk, recurrent");
     } else {
         add_fact(r, "algorithms", "recurrent");
+        add_fact(r, "gradient", "of the recurrence: every token forwards twice, backwards once");
         locate_reason(r);
     }
     describe_names(r, &n);

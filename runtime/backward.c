@@ -9,6 +9,8 @@
  *                 backwards   factor, chain, reverse, grad, sums; between the last two, for gradients
  *                             that wait for those of later tokens: scan, carry, late
  *
+ *     GPU, token by token: recurrent_grad, sums
+ *
  * The state at a border comes from the pass forwards or from what the forward pass saved; costates swing
  * between two places, one read while the other is written. Nothing waits and nothing is read back, so
  * a CUDA graph can capture it all.
@@ -264,9 +266,18 @@ static gdr_status queue_empty(const Queue *q) {
     return driver_failed(q->kernel->ctx, &e);
 }
 
+/* The gradient of the recurrence: one piece, one kernel and the sums. */
+static gdr_status queue_tokens(Queue *q) {
+    go_to(q, 0, 0);
+    gdr_status status = queue_entry(q, ENTRY_recurrent_grad);
+    return status || !has_sums(q) ? status : queue_entry(q, ENTRY_sums);
+}
+
 static gdr_status queue_group(Queue *q, int64_t group) {
     const Segments *s = &q->b->seg;
     gdr_status status = GDR_OK;
+    if (q->kernel->rec.algo != ALGO_chunk)
+        return queue_tokens(q);
     for (int64_t i = 0; !status && s->crossed && !s->use_saved && i + 1 < s->pieces; i++)
         status = queue_forwards(q, group, i);
     for (int64_t i = s->pieces - 1; !status && i >= 0; i--)

@@ -174,8 +174,8 @@ typedef struct gdr_compile_options {
 /* Spec text (`length` bytes; `name` appears in messages) or a spec file -> a kernel ready to
  * launch. From the cache when the same text and options were compiled before on this kind of
  * machine. `options` may be NULL. ESPEC: the messages went to the context's diag callback, the
- * first one is also gdr_last_error(). ELIMIT: no chunk form, which backward passes are made from as
- * well, or more than the target holds. On failure *kernel is NULL. */
+ * first one is also gdr_last_error(). ELIMIT: no chunk form where one was asked for, or more than
+ * the target holds. On failure *kernel is NULL. */
 GDR_API gdr_status gdr_compile_string(gdr_context *ctx, const char *name, const char *text,
                                       size_t length, const gdr_compile_options *options,
                                       gdr_kernel **kernel);

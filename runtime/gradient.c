@@ -49,7 +49,7 @@ bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out) {
     const gdr_tensor *t = b->tensor[k->in.count + out];
     bool param = k->out.at[out].is_param;
     /* GPU: params have a part for each chunk. */
-    bool one = !param || (b->N == 1 && !(record_on_gpu(r) && r->algo == ALGO_chunk));
+    bool one = !param || (b->N == 1 && !record_on_gpu(r));
     return t && (t->shape[param ? 0 : 2] != b->H || !one);
 }
 

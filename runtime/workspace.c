@@ -168,6 +168,8 @@ static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
     b->grad_blocks = 0;
     for (int i = 0; i < r->module.entry.count && !l.over; i++) {
         const CgEntry *e = &r->module.entry.at[i];
+        if (e->kind == ENTRY_recurrent_grad)
+            b->scratch = place(&l, b->N, b->H, e->scratch_bytes);
         if (e->kind != ENTRY_grad)
             continue;
         l.over = __builtin_mul_overflow(b->seg.piece, b->H, &tasks);
@@ -224,6 +226,8 @@ static double traffic(const Record *r, const BoundLaunch *b, const gdr_launch *l
 static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what) {
     if (b->slots == 0 || b->H == 0)
         return lay_out(r, b, 1);
+    if (r->algo != ALGO_chunk) /* all of a sequence is one block's */
+        return lay_out(r, b, b->slots);
     if (has_late(r))
         return lay_out(r, b, b->slots);
     if (what == BIND_least || (what == BIND_launch && l->workspace))

@@ -301,6 +301,45 @@ static void compiled_kernels_are_queued(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* Token by token: a block a sequence and head, its scratch its own; then the sums. */
+static void recurrences_are_one_kernel(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k;
+    gdr_compile_options o = {.size = sizeof o,
+                             .pass = GDR_PASS_BACKWARD,
+                             .algo = GDR_ALGO_RECURRENT,
+                             .dtype = GDR_BF16,
+                             .opt_level = 1,
+                             .target = "cuda"};
+    assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k), GDR_OK);
+    stub.fields = record_frame_fields(&k->rec);
+    stub.launches = 0;
+    Call c = packed(3, 700, 4, 2);
+    call_init(&c);
+    assert_int_equal(gdr_backward(k, &c.launch), GDR_OK);
+    static const char *const order[] = {"recurrent_grad", "sums"};
+    const CgEntry *e = &k->rec.module.entry.at[0];
+    int at = 0, field = frame_gradient(k->rec.shell, GRAD_SCRATCH);
+    for (int i = 0; i < stub.launches; i++) {
+        const StubLaunch *l = &stub.launch[i];
+        if (!l->name)
+            continue;
+        assert_true(at < 2);
+        assert_non_null(strstr(l->name, order[at++]));
+        int64_t ws = l->frame[FRAME_WS], scratch = l->frame[field];
+        assert_int_equal(l->frame[FRAME_SLOTS], frame_slots(700, 3, true, k->rec.module.chunk));
+        assert_int_equal(l->frame[frame_gradient(k->rec.shell, GRAD_SLOTS)], l->frame[FRAME_SLOTS]);
+        int64_t starts = l->frame[FRAME_SLOTS] * 4 * k->rec.module.ws_bytes_per_slot_head;
+        assert_true(scratch >= ws + starts);
+        assert_true(scratch + 12 * e->scratch_bytes <= ws + (int64_t)stub.pool_bytes);
+        assert_true(at > 1 || l->grid == 12);
+    }
+    assert_int_equal(at, 2);
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(everything_fits_at_once, fresh),
@@ -311,6 +350,7 @@ int main(void) {
         cmocka_unit_test_setup(no_tokens_launch_nothing, fresh),
         cmocka_unit_test_setup(failures_lose_nothing, fresh),
         cmocka_unit_test_setup(compiled_kernels_are_queued, fresh),
+        cmocka_unit_test_setup(recurrences_are_one_kernel, fresh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
