@@ -23,7 +23,7 @@ const char *header_field(Arena *a, const Port *p) {
         "S",         "dS",     "dS0",      "workspace", "slots",    "S0_stride", "S0_slots",
         "S0_columns", "S0_pool", "S0_accepted", "S_stride", "S_slots", "S_pool", "S_accepted",
         "S_each", "index_width", "past0", "past", "saved",   "slot",   "slot_count", "state_in",
-        "state_out", "costate_in", "costate_out", "scratch", "auto",      "break",
+        "state_out", "costate_in", "costate_out", "scratch", "ahead", "auto",      "break",
         "case",      "char",   "const",    "continue",  "default",  "do",        "double",
         "else",      "enum",   "extern",   "float",     "for",      "goto",      "if",
         "inline",    "int",    "long",     "register",  "restrict", "return",    "short",

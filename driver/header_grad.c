@@ -22,9 +22,23 @@ static int64_t number_of(const Writer *w, char letter) {
     case 'S': return w->grad->scratch_bytes;
     case 'B': return border_bytes(w->r);
     case 'G': return w->grad->per_sm;
+    case 'A': return m->scan_token_bytes;
+    case 'R': return m->scan_carry_bytes;
+    case 'K': return SCAN_TOKENS;
     case 'N': return w->r->shell->out.count > 0 ? w->r->shell->out.count : 1;
     }
     BUG("no $%c in the header's templates", letter);
+}
+
+static const CgEntry *find(const Record *r, EntryKind kind) {
+    for (int i = 0; i < r->module.entry.count; i++)
+        if (r->module.entry.at[i].kind == kind)
+            return &r->module.entry.at[i];
+    return NULL;
+}
+
+static bool has(const Record *r, EntryKind kind) {
+    return find(r, kind) != NULL;
 }
 
 static void put_text(const Writer *w, const char *text) {
@@ -39,6 +53,10 @@ static void put_text(const Writer *w, const char *text) {
             buf_puts(w->out, w->label);
         else if (at[1] == 'F')
             buf_printf(w->out, "%s_frame", w->name);
+        else if (at[1] == 'P')
+            buf_puts(w->out, has(w->r, ENTRY_late) ? "    p.piece = f->slots; /* gradients wait for those "
+                                                     "of later tokens */\n"
+                                                   : "");
         else
             buf_printf(w->out, "%lld", (long long)number_of(w, at[1]));
     }
@@ -63,7 +81,7 @@ static long long row_bytes(const Writer *w, int i) {
 void header_gradient_fields(const Kernel *k, Buf *out) {
     buf_puts(out, "    /* GPU, set by ..._run: the chunk slots at work, what crosses their borders, where\n"
                   "     * sums over heads and chunks go. */\n"
-                  "    int64_t slot, slot_count, state_in, state_out, costate_in, costate_out, scratch;\n");
+                  "    int64_t slot, slot_count, state_in, state_out, costate_in, costate_out, scratch, ahead;\n");
     for (int i = 0; i < k->out.count; i++) {
         const char *field = header_field(out->arena, &k->out.at[i]);
         buf_printf(out, "    int64_t %s_sum, %s_sum_heads;\n", field, field);
@@ -83,7 +101,7 @@ static const char plan_text[] =
     "typedef struct $L_plan {\n"
     "    int64_t processors, piece, pieces; /* multiprocessors; chunk slots at a time */\n"
     "    int64_t crossed;                   /* whether a sequence may go on behind a piece */\n"
-    "    int64_t grad_blocks, scratch, states, costates, part[$N];\n"
+    "    int64_t grad_blocks, scratch, ahead, states, costates, part[$N];\n"
     "    int64_t bytes;                     /* of the workspace, aligned to 256 bytes */\n"
     "} $L_plan;\n\n"
     "static inline int64_t $L_take($L_plan *p, int64_t bytes)\n{\n"
@@ -99,6 +117,7 @@ static const char plan_text[] =
     "    f->HF = f->H;\n"
     "    p.processors = processors;\n"
     "    p.piece = piece > 0 && piece < f->slots ? piece : f->slots;\n"
+    "$P"
     "    p.pieces = f->T && p.piece ? (f->slots + p.piece - 1) / p.piece : 0;\n"
     "    p.crossed = p.pieces > 1 && (f->cu || p.piece % each != 0);\n"
     "    most = (p.piece + (f->cu ? f->N : 0)) * $C;\n"
@@ -108,6 +127,8 @@ static const char plan_text[] =
     "    p.bytes = 0;\n"
     "    $L_take(&p, p.piece * f->H * INT64_C($W));\n"
     "    p.scratch = $L_take(&p, p.grad_blocks * INT64_C($S));\n"
+    "    p.ahead = $L_take(&p, (f->cu ? f->T : f->N * f->T) * f->H * INT64_C($A));\n"
+    "    $L_take(&p, (f->cu ? f->T / $K + f->N : f->N * ((f->T + $K - 1) / $K)) * f->H * INT64_C($R));\n"
     "    p.states = $L_take(&p, p.crossed ? (p.pieces - 1) * f->H * INT64_C($B) : 0);\n"
     "    p.costates = $L_take(&p, p.crossed ? 2 * f->H * INT64_C($B) : 0);\n";
 
@@ -126,13 +147,6 @@ static void put_plan(const Writer *w) {
 }
 
 /* run ------------------------------------------------------------------------------------------ */
-
-static const CgEntry *find(const Record *r, EntryKind kind) {
-    for (int i = 0; i < r->module.entry.count; i++)
-        if (r->module.entry.at[i].kind == kind)
-            return &r->module.entry.at[i];
-    return NULL;
-}
 
 static void put_simple(const Writer *w, const CgEntry *e, const char *blocks) {
     buf_printf(w->out, "launch(user, \"%s\", %s, %d, %d, f)", e->symbol, blocks, e->threads,
@@ -214,6 +228,30 @@ static void put_sums(const Writer *w) {
     }
 }
 
+/* What makes values ahead of the factor entry, or goes back behind the grad entry. */
+static void put_scans(const Writer *w, bool back, const char *indent) {
+    const CgModule *m = &w->r->module;
+    int grad = (int)(w->grad - m->entry.at);
+    for (int i = back ? grad + 1 : 0; i < (back ? m->entry.count : grad); i++) {
+        const CgEntry *e = &m->entry.at[i];
+        Buf blocks;
+        buf_init(&blocks, w->out->arena);
+        if (e->kind == ENTRY_scan)
+            buf_printf(&blocks, "(f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d)) * f->H",
+                       SCAN_TOKENS, SCAN_TOKENS - 1, SCAN_TOKENS);
+        else if (e->kind == ENTRY_carry)
+            buf_puts(&blocks, "f->N * f->H");
+        else if (e->kind == ENTRY_late)
+            buf_printf(&blocks, "f->slots * f->H < p->processors * %d ? f->slots * f->H : p->processors * %d",
+                       e->per_sm, e->per_sm);
+        else
+            continue;
+        buf_printf(w->out, "%sstatus = status ? status : ", indent);
+        put_simple(w, e, blocks.text);
+        put_text(w, ";\n");
+    }
+}
+
 static void put_run(const Writer *w) {
     put_text(w, "/* Queues the pass of a frame that was prepared and has its workspace. */\n"
                 "static inline int $L_run(const $F *given, const $L_plan *p, $L_launch *launch,\n"
@@ -224,8 +262,10 @@ static void put_run(const Writer *w) {
         buf_printf(w->out, "%sf->%s", i ? ", " : "", member(w, i));
     put_text(w, w->r->shell->out.count ? "};\n" : "0};\n");
     put_text(w, "    if (!p->pieces)\n        return 0;\n"
-                "    f->scratch = f->workspace + p->scratch;\n    (void)zero;\n");
+                "    f->scratch = f->workspace + p->scratch;\n"
+                "    f->ahead = f->workspace + p->ahead;\n    (void)zero;\n");
     put_sums(w);
+    put_scans(w, false, "    ");
     put_text(w, "    for (int64_t i = 0; !status && p->crossed && i + 1 < p->pieces; i++) {\n"
                 "        $L_place(f, p, i, out);\n"
                 "        f->state_out = f->workspace + p->states + i * f->H * INT64_C($B);\n"
@@ -242,7 +282,9 @@ static void put_run(const Writer *w) {
                 "        status = status ? status : $L_reverse(f, p, launch, user);\n"
                 "        status = status ? status : ");
     put_simple(w, w->grad, "tasks < p->grad_blocks ? tasks : p->grad_blocks");
-    put_text(w, ";\n        if (!status && sums)\n            status = ");
+    put_text(w, ";\n");
+    put_scans(w, true, "        ");
+    put_text(w, "        if (!status && sums)\n            status = ");
     Buf blocks;
     buf_init(&blocks, w->out->arena);
     buf_printf(&blocks, "p->processors * %d", w->sums->per_sm);

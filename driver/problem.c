@@ -45,7 +45,8 @@ gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
         &p->S0_accepted, &p->S_slots, &p->S_accepted, &p->past0, &o->past};
     const gdr_tensor *at[PROBLEM_EXTRA];
     for (int i = 0; i < PROBLEM_EXTRA; i++) {
-        extra[i] = describe(tensor[i], GDR_CPU, tensor[i]->data);
+        bool unused = i == EXTRA_dS && !p->grad;
+        extra[i] = describe(tensor[i], GDR_CPU, unused ? NULL : tensor[i]->data);
         at[i] = tensor[i]->data ? &extra[i] : NULL;
     }
     return (gdr_launch){
