@@ -39,7 +39,7 @@ static int read_of(const Gradient *g, int v) {
 }
 
 /* Whether v is among what the chunk's kernels leave for the tokens phase. */
-static bool in_memory(const Tokens *x, int v) {
+bool tokens_in_memory(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     if (x->late)
         return false;
@@ -66,22 +66,6 @@ static Val run_base(const Tokens *x, int axis) {
     return cg_select(cg, inside, base, cg_int(cg, 0));
 }
 
-/* This lane's elements of a row of f32 along `axis` in the scratch; -1: the row is one. */
-static void load_scratch(Tokens *x, int64_t base, Val row, int axis, Val *out) {
-    Cg *cg = x->g->cg;
-    const System *s = &x->g->g->s;
-    int n = axis == AXIS_K ? x->n_k : axis == AXIS_V ? x->n_v : 1;
-    int group = grad_group(n, n, ELEM_f32);
-    Val p = cg_gep8(cg, x->g->scratch, cg_int64(cg, base)), element = row;
-    if (axis >= 0) {
-        element = cg_mul(cg, row, cg_int(cg, axis == AXIS_K ? s->kp : s->vp));
-        element = cg_add(cg, element, run_base(x, axis));
-    }
-    p = cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, element, 2)));
-    for (int j = 0; j < n; j += group)
-        grad_load(cg, ELEM_f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, out + j);
-}
-
 static void load_units(Tokens *x) {
     Cg *cg = x->g->cg;
     Val p = cg_gep8(cg, x->g->record, cg_int64(cg, x->g->g->s.ws_unit_dx));
@@ -91,8 +75,16 @@ static void load_units(Tokens *x) {
         grad_load(cg, ELEM_f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), group, x->unit_dx + j);
 }
 
-/* This lane's columns of a row of dX. */
-static void load_dx(Tokens *x, Val row, Val *out) {
+static Elem row_elem(const Tokens *x, int v) {
+    return v == x->g->g->dX ? ELEM_f16 : ELEM_f32;
+}
+
+int tokens_row_bytes(const Tokens *x, int v) {
+    return tokens_count(x, inst_at(x->g->k, v)->shape) * elem_size(row_elem(x, v));
+}
+
+/* This lane's columns of row `row` of dX. */
+static Val dx_pointer(Tokens *x, Val row) {
     Cg *cg = x->g->cg;
     const System *s = &x->g->g->s;
     Val v = run_base(x, AXIS_V), eight = cg_int(cg, 7);
@@ -100,30 +92,65 @@ static void load_dx(Tokens *x, Val row, Val *out) {
     if (x->n_v < 8)
         place = cg_add(cg, place, cg_shl(cg, cg_and(cg, v, eight), 1));
     Val p = cg_gep8(cg, x->g->record, cg_int64(cg, s->ws_dx));
-    p = cg_gep8(cg, p, cg_zext64(cg, place));
-    grad_load(cg, ELEM_f16, p, x->n_v, out);
-    for (int j = 0; j < x->n_v; j++)
-        out[j] = cg_fmul(cg, out[j], x->unit_dx[j]);
+    return cg_gep8(cg, p, cg_zext64(cg, place));
+}
+
+/* Where this lane's elements of value v at this token's update `place` are. */
+static Val row_pointer(Tokens *x, int v, int place) {
+    const Grad *grad = x->g;
+    const Gradient *g = grad->g;
+    Cg *cg = grad->cg;
+    int axis = tokens_run_axis(inst_at(grad->k, v)->shape), read = read_of(g, v);
+    Val row = lattice_row(x, place), element = row;
+    if (v == g->dX)
+        return dx_pointer(x, row);
+    int64_t base = v == g->a_root   ? grad->scratch_da
+                   : v == g->p_root ? grad->scratch_dp
+                   : read >= 0      ? grad->scratch_o[read]
+                                    : grad->scratch_dx[family_of(g, v)];
+    if (axis >= 0) {
+        element = cg_mul(cg, row, cg_int(cg, axis == AXIS_K ? g->s.kp : g->s.vp));
+        element = cg_add(cg, element, run_base(x, axis));
+    }
+    Val p = cg_gep8(cg, grad->scratch, cg_int64(cg, base));
+    return cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, element, 2)));
+}
+
+void tokens_row_units(Tokens *x, int v, int place, int units, Val *address) {
+    Val p = row_pointer(x, v, place);
+    for (int u = 0; u < units; u++)
+        address[u] = cg_gep8(x->g->cg, p, cg_int64(x->g->cg, 16 * u));
 }
 
 /* Value v at this token's update `place`. */
 static void load_cotangent(Tokens *x, int v, int place, Val *out) {
-    const Grad *grad = x->g;
-    const Gradient *g = grad->g;
-    int axis = tokens_run_axis(inst_at(grad->k, v)->shape), read = read_of(g, v);
-    int64_t at = v == g->a_root   ? grad->scratch_da
-                 : v == g->p_root ? grad->scratch_dp
-                 : read >= 0      ? grad->scratch_o[read]
-                 : v != g->dX     ? grad->scratch_dx[family_of(g, v)]
-                                  : 0;
-    if (v == g->dX)
-        load_dx(x, lattice_row(x, place), out);
-    else
-        load_scratch(x, at, lattice_row(x, place), axis, out);
+    Cg *cg = x->g->cg;
+    Elem e = row_elem(x, v);
+    int n = tokens_count(x, inst_at(x->g->k, v)->shape), width = elem_size(e);
+    int group = grad_group(n, n, e);
+    Val copy[TOKEN_RUN];
+    bool copied = tokens_copy_of(x, v, place, copy);
+    Val p = copied ? NULL : row_pointer(x, v, place);
+    for (int j = 0; j < n; j += group)
+        grad_load(cg, e, copied ? copy[j * width / 16] : cg_gep8(cg, p, cg_int64(cg, j * width)),
+                  group, out + j);
+    for (int j = 0; j < n && v == x->g->g->dX; j++)
+        out[j] = cg_fmul(cg, out[j], x->unit_dx[j]);
+}
+
+/* This lane's elements of an input's row, where it has been copied. */
+static bool load_input(Tokens *x, int v, Val *out) {
+    Val copy[TOKEN_RUN], loaded[TOKEN_RUN];
+    if (!tokens_copy_of(x, v, -1, copy))
+        return false;
+    value_load_copy(&x->at, v, copy, loaded);
+    value_unpack(&x->at, v, loaded, out);
+    return true;
 }
 
 /* The place within its token where a value with axis C is kept. */
-static int place_in_token(const Gradient *g, int v) {
+int tokens_place(const Tokens *x, int v) {
+    const Gradient *g = x->g->g;
     int f = family_of(g, v);
     if (read_of(g, v) >= 0)
         return g->s.slots - 1;
@@ -143,7 +170,7 @@ static void lattice_value(Tokens *x, int v, int place, Val *out) {
     int n = tokens_count(x, i->shape);
     if (x->g->g->zero[v]) {
         zeros(cg, n, out);
-    } else if (in_memory(x, v)) {
+    } else if (tokens_in_memory(x, v)) {
         load_cotangent(x, v, place, out);
     } else if (i->op == OP_rename) {
         lattice_value(x, i->arg[0], place, out);
@@ -171,12 +198,14 @@ static bool lookup(ValueAt *at, int v, Val *out) {
     const Inst *i = inst_at(x->g->k, v);
     if (g->zero[v])
         zeros(at->cg, tokens_count(x, i->shape), out);
+    else if (i->op == OP_in)
+        return load_input(x, v, out);
     else if (x->late)
         return false;
     else if (i->op == OP_slot)
         lattice_value(x, i->arg[0], i->place, out);
-    else if (in_memory(x, v))
-        load_cotangent(x, v, place_in_token(g, v), out);
+    else if (tokens_in_memory(x, v))
+        load_cotangent(x, v, tokens_place(x, v), out);
     else
         return false;
     return true;
@@ -196,7 +225,7 @@ static Val sum_lanes(ValueAt *at, int v, int axis, Val partial) {
 static const char *lattice_unsupported(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     const Inst *i = inst_at(x->g->k, v);
-    if (g->zero[v] || in_memory(x, v))
+    if (g->zero[v] || tokens_in_memory(x, v))
         return NULL;
     if (i->op == OP_rename)
         return lattice_unsupported(x, i->arg[0]);
@@ -226,7 +255,7 @@ bool tokens_is_dot(const Kernel *k, int v) {
 const char *tokens_unsupported(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     const Inst *i = inst_at(x->g->k, v);
-    if (g->zero[v] || in_memory(x, v))
+    if (g->zero[v] || tokens_in_memory(x, v))
         return NULL;
     if (x->late && scan_stored(g->s.scan, v))
         return NULL;
@@ -269,46 +298,13 @@ static bool leaves(const Tokens *x, const ScanValue *made) {
     return !x->late && made->round == x->g->g->s.scan->grad_round;
 }
 
-static bool plan(Grad *g, bool late, int *sh_bytes, const char **why) {
-    const Kernel *k = g->k;
-    const System *s = &g->g->s;
-    Tokens *x = g->tokens = NEW(g->cg->arena, Tokens);
-    x->g = g;
-    x->late = late;
-    x->lanes = power_of_two(divided(s->K > s->V ? s->K : s->V, TOKEN_RUN));
-    x->n_k = run_of(s->K, x->lanes);
-    x->n_v = run_of(s->V, x->lanes);
-    CHECK(x->lanes <= 32 && x->n_k <= TOKEN_RUN && x->n_v <= TOKEN_RUN);
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (i->op != OP_out || k->out.at[i->index].is_param || !tokens_gives(x, i))
-            continue;
-        *why = tokens_unsupported(x, i->arg[0]);
-        if (*why)
-            return false;
-    }
-    for (int j = 0; j < s->scan->count; j++) {
-        const ScanValue *made = &s->scan->value[j];
-        *why = leaves(x, made) ? tokens_unsupported(x, made->value) : NULL;
-        if (*why)
-            return false;
-    }
-    return tokens_plan_sums(x, sh_bytes, why);
-}
-
-bool grad_token_plan(Grad *g, int *sh_bytes, const char **why) {
-    return plan(g, false, sh_bytes, why);
-}
-
-/* tokens --------------------------------------------------------------------------------------- */
-
 /* Values that a token's gradients need at that token: not what stands behind those in memory. */
 static void mark_needed(const Tokens *x, int v, bool *mark) {
     const Gradient *g = x->g->g;
     if (v < 0 || mark[v] || g->zero[v])
         return;
     const Inst *i = inst_at(x->g->k, v);
-    bool elsewhere = i->op == OP_prev || i->op == OP_after || in_memory(x, v) ||
+    bool elsewhere = i->op == OP_prev || i->op == OP_after || tokens_in_memory(x, v) ||
                      value_in_memory(&x->at, v);
     mark[v] = true;
     for (int j = 0; j < i->nargs && !elsewhere; j++)
@@ -332,14 +328,55 @@ static bool *needed_values(const Tokens *x) {
     return needed;
 }
 
-static void read_ahead(Tokens *x, const bool *needed) {
+static bool plan(Grad *g, bool late, int *sh_bytes, const char **why) {
+    const Kernel *k = g->k;
+    const System *s = &g->g->s;
+    Tokens *x = g->tokens = NEW(g->cg->arena, Tokens);
+    x->g = g;
+    x->late = late;
+    x->lanes = power_of_two(divided(s->K > s->V ? s->K : s->V, TOKEN_RUN));
+    x->n_k = run_of(s->K, x->lanes);
+    x->n_v = run_of(s->V, x->lanes);
+    CHECK(x->lanes <= 32 && x->n_k <= TOKEN_RUN && x->n_v <= TOKEN_RUN);
+    x->at = (ValueAt){.cg = g->cg, .n_k = x->n_k, .n_v = x->n_v, .scan = s->scan};
+    x->at.round = late ? s->scan->rounds : s->scan->grad_round;
+    x->at.past_k = x->lanes * x->n_k > s->K;
+    x->at.past_v = x->lanes * x->n_v > s->V;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op != OP_out || k->out.at[i->index].is_param || !tokens_gives(x, i))
+            continue;
+        *why = tokens_unsupported(x, i->arg[0]);
+        if (*why)
+            return false;
+    }
+    for (int j = 0; j < s->scan->count; j++) {
+        const ScanValue *made = &s->scan->value[j];
+        *why = leaves(x, made) ? tokens_unsupported(x, made->value) : NULL;
+        if (*why)
+            return false;
+    }
+    if (!tokens_plan_sums(x, sh_bytes, why))
+        return false;
+    x->needed = needed_values(x);
+    tokens_plan_ahead(x, sh_bytes);
+    return true;
+}
+
+bool grad_token_plan(Grad *g, int *sh_bytes, const char **why) {
+    return plan(g, false, sh_bytes, why);
+}
+
+/* tokens --------------------------------------------------------------------------------------- */
+
+static void read_ahead(Tokens *x) {
     const Kernel *k = x->g->k;
     for (int v = 0; v < k->inst.count; v++) {
         Op op = inst_at(k, v)->op;
         bool lattice = shape_has(inst_at(k, v)->shape, AXIS_R) ||
                        shape_has(inst_at(k, v)->shape, AXIS_U);
-        if (needed[v] && !lattice &&
-            (op == OP_slot || value_in_memory(&x->at, v) || in_memory(x, v)))
+        if (x->needed[v] && !lattice &&
+            (op == OP_slot || value_in_memory(&x->at, v) || tokens_in_memory(x, v)))
             value_get(&x->at, v);
     }
 }
@@ -347,25 +384,23 @@ static void read_ahead(Tokens *x, const bool *needed) {
 static void place_lane(Tokens *x) {
     Grad *g = x->g;
     Cg *cg = g->cg;
-    const System *s = &g->g->s;
     x->lane = cg_and(cg, g->lane, cg_int(cg, x->lanes - 1));
+    ValueAt at = x->at;
     x->at = (ValueAt){.cg = cg, .token = g->seq.begin, .begin = g->seq.begin,
                       .end = cg_add(cg, g->seq.begin, g->seq.length),
                       .head = g->head, .heads = g->heads,
                       .base_k = cg_mul(cg, x->lane, cg_int(cg, x->n_k)),
                       .base_v = cg_mul(cg, x->lane, cg_int(cg, x->n_v)),
-                      .n_k = x->n_k, .n_v = x->n_v,
-                      .past_k = x->lanes * x->n_k > s->K, .past_v = x->lanes * x->n_v > s->V,
+                      .n_k = at.n_k, .n_v = at.n_v, .past_k = at.past_k, .past_v = at.past_v,
                       .lookup = lookup, .sum = sum_lanes, .user = x,
-                      .scan = s->scan,
-                      .round = x->late ? s->scan->rounds : s->scan->grad_round};
+                      .scan = at.scan, .round = at.round};
     value_ports(&x->at);
     if (!x->late)
         load_units(x);
 }
 
 /* The token that these lanes work on when the warp is at `first`, of `left` tokens. */
-static void place_token(Tokens *x, Val first, Val left) {
+void tokens_place_at(Tokens *x, Val first, Val left) {
     Grad *g = x->g;
     Cg *cg = g->cg;
     int log = 0;
@@ -382,9 +417,9 @@ static void place_token(Tokens *x, Val first, Val left) {
     value_begin(&x->at);
 }
 
-static void build_token(Tokens *x, const bool *needed) {
+static void build_token(Tokens *x) {
     const Kernel *k = x->g->k;
-    read_ahead(x, needed);
+    read_ahead(x);
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
         if (i->op == OP_out && !k->out.at[i->index].is_param && tokens_gives(x, i))
@@ -403,16 +438,19 @@ void grad_tokens(Grad *g) {
     Tokens *x = g->tokens;
     int at_once = 32 / x->lanes;
     place_lane(x);
-    bool *needed = needed_values(x);
     tokens_open_sums(x);
     Val left = cg_sub(cg, g->seq.length, g->start), chunk = cg_int64(cg, s->chunk);
     left = cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, chunk), left, chunk);
     left = cg_trunc32(cg, left);
     Val first = cg_mul(cg, g->warp, cg_int(cg, at_once));
-    Loop l = cg_for(cg, first, left, (int64_t)s->warps * at_once, false);
-    place_token(x, l.i, left);
-    build_token(x, needed);
+    int64_t step = (int64_t)s->warps * at_once;
+    tokens_begin_ahead(x, first, left, step);
+    Loop l = cg_for(cg, first, left, step, false);
+    tokens_enter(x, l.i, left, step);
+    tokens_place_at(x, l.i, left);
+    build_token(x);
     cg_end_for(cg, &l);
+    tokens_end_ahead(x);
     tokens_finish_sums(x);
 }
 

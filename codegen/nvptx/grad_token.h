@@ -6,6 +6,7 @@
  * of K and l n_v .. of V. The block takes warps * 32 / lanes tokens at a time.
  *
  *     grad_token.c      the plan, cotangents from scratch and record, the loop over tokens
+ *     grad_token_ahead.c  rows of tokens to come, copied while others are worked on
  *     grad_token_out.c  rows of gradients to memory
  *     grad_token_sum.c  sums over the chunk's tokens: gradients of params
  */
@@ -16,6 +17,8 @@
 
 enum { TOKEN_RUN = 8 }; /* channels of a lane, at most */
 
+typedef struct Ahead Ahead;
+
 typedef struct Tokens {
     Grad *g;
     bool late;           /* the late kernel's */
@@ -25,6 +28,8 @@ typedef struct Tokens {
     Val t;               /* i32 token in the chunk; where there is none left, the last one again */
     Val live;            /* i1: there is one */
     Val unit_dx[TOKEN_RUN];
+    bool *needed;        /* by value: a token's gradients ask for it */
+    Ahead *ahead;        /* NULL: every row is read when it is wanted */
     bool *over_tokens;   /* by value: a sum over the chunk's tokens that a param's gradient needs */
     Var **sum;           /* by value: those sums' elements, this lane's tokens so far */
     int *sh_sum;         /* by value: f32 [warps][lanes * elements] in shared memory */
@@ -33,6 +38,24 @@ typedef struct Tokens {
 /* Elements that a lane holds of a value with these axes. */
 int tokens_count(const Tokens *x, Shape s);
 int tokens_run_axis(Shape s); /* K, V or -1 */
+
+/* Whether v is among what the chunk's kernels leave for the tokens phase: rows of the lattice, this
+ * lane's part of one `bytes` long. */
+bool tokens_in_memory(const Tokens *x, int v);
+int tokens_row_bytes(const Tokens *x, int v);
+/* Its place within the token where v has axis C; where `units` 16-byte units of such a row are. */
+int tokens_place(const Tokens *x, int v);
+void tokens_row_units(Tokens *x, int v, int place, int units, Val *address);
+/* x at the token that these lanes work on when the warp is at `first`, of `left` tokens. */
+void tokens_place_at(Tokens *x, Val first, Val left);
+
+/* grad_token_ahead.c: all but the first do nothing where `ahead` is NULL. */
+void tokens_plan_ahead(Tokens *x, int *sh_bytes);
+void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step); /* the first tokens' copies */
+void tokens_enter(Tokens *x, Val first, Val left, int64_t step); /* the token at `first` has arrived */
+void tokens_end_ahead(Tokens *x);
+/* Whether this lane's part of v's row at update `place` (an input's: -1) is a copy; its units. */
+bool tokens_copy_of(Tokens *x, int v, int place, Val *copy);
 
 /* Whether v is a product of two vectors that are no matrices of the chunk. */
 bool tokens_is_dot(const Kernel *k, int v);

@@ -1,0 +1,165 @@
+/* Rows of tokens to come, on their way to shared memory while the present token is worked on.
+ *
+ *     stages    a ring in shared memory, a stage for each token that a lane has under way
+ *     items     what a token's gradients read: cotangents in scratch and record, inputs' rows
+ *
+ * Every lane copies the 16-byte units that it will read itself, so no barrier is needed; what does not
+ * come in such units is read when it is wanted. */
+#include "codegen/nvptx/grad_token.h"
+
+enum { UNIT = 16, STAGES_MOST = 4, ITEMS_MOST = 24, UNITS_MOST = 4 };
+
+/* The rows of value v at a token's update `place`; an input: -1. */
+typedef struct Item {
+    int v, place, unit, units; /* of a stage: the first of this lane's, and their number */
+} Item;
+
+struct Ahead {
+    int stages, units, threads, base;
+    Item item[ITEMS_MOST];
+    int items;
+    Tokens at;   /* as the present token's, at the one that is copied */
+    Var which;   /* i32: the present token's stage */
+    Val stage;   /* the same in this iteration */
+};
+
+/* plan ------------------------------------------------------------------------------------------- */
+
+static void add_item(Ahead *a, int v, int place, int units) {
+    if (a->items == ITEMS_MOST || units < 1 || units > UNITS_MOST)
+        return;
+    a->item[a->items++] = (Item){v, place, a->units, units};
+    a->units += units;
+}
+
+static void add_input(Ahead *a, Tokens *x, int v) {
+    const Kernel *k = x->g->k;
+    const Inst *i = inst_at(k, v);
+    if (!k->in.at[i->index].is_param && tokens_run_axis(i->shape) >= 0 &&
+        value_access_bytes(&x->at, v) == UNIT)
+        add_item(a, v, -1, value_accesses(&x->at, v));
+}
+
+static void add_cotangent(Ahead *a, Tokens *x, int v, int place) {
+    int bytes = tokens_row_bytes(x, v);
+    if (bytes % UNIT == 0 && tokens_in_memory(x, v))
+        add_item(a, v, place, bytes / UNIT);
+}
+
+/* Under renamings and sums of cotangents. */
+static void add_lattice(Ahead *a, Tokens *x, int v, int place) {
+    const Inst *i = inst_at(x->g->k, v);
+    if (x->g->g->zero[v])
+        return;
+    if (tokens_in_memory(x, v))
+        add_cotangent(a, x, v, place);
+    else if (i->op == OP_rename || op_info[i->op].class == CLASS_PURE)
+        for (int j = 0; j < i->nargs; j++)
+            add_lattice(a, x, i->arg[j], place);
+}
+
+static void add_items(Ahead *a, Tokens *x) {
+    const Kernel *k = x->g->k;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (!x->needed[v] || x->g->g->zero[v])
+            continue;
+        if (i->op == OP_in)
+            add_input(a, x, v);
+        else if (i->op == OP_slot && !x->late)
+            add_lattice(a, x, i->arg[0], i->place);
+        else if (tokens_in_memory(x, v) && shape_has(i->shape, AXIS_C))
+            add_cotangent(a, x, v, tokens_place(x, v));
+    }
+}
+
+/* As many stages as the phases before leave room for, two at least where there is any for them. */
+void tokens_plan_ahead(Tokens *x, int *sh_bytes) {
+    Grad *g = x->g;
+    Ahead *a = NEW(g->cg->arena, Ahead);
+    *a = (Ahead){.threads = 32 * g->g->s.warps, .base = (*sh_bytes + UNIT - 1) / UNIT * UNIT};
+    add_items(a, x);
+    int stage = a->units * a->threads * UNIT;
+    a->stages = stage ? (g->sh_bytes - a->base) / stage : 0;
+    a->stages = a->stages > STAGES_MOST ? STAGES_MOST : a->stages;
+    x->ahead = a->stages > 1 ? a : NULL;
+    if (x->ahead)
+        *sh_bytes = a->base + a->stages * stage;
+}
+
+/* copies ----------------------------------------------------------------------------------------- */
+
+static Val unit_place(const Ahead *a, Cg *cg, Val stage, int unit) {
+    Val at = cg_add(cg, cg_mul(cg, stage, cg_int(cg, a->units)), cg_int(cg, unit));
+    at = cg_add(cg, cg_mul(cg, at, cg_int(cg, a->threads)), nv_tid(cg));
+    return cg_gep8(cg, nv_shared(cg, a->base), cg_shl(cg, at, 4));
+}
+
+/* The token at `first` (tokens_place_at) into a stage. */
+static void copy_token(Ahead *a, Val first, Val left, Val stage) {
+    Tokens *y = &a->at;
+    Cg *cg = y->g->cg;
+    tokens_place_at(y, first, left);
+    for (int i = 0; i < a->items; i++) {
+        const Item *item = &a->item[i];
+        Val from[UNITS_MOST];
+        if (item->place < 0)
+            value_addresses(&y->at, item->v, from);
+        else
+            tokens_row_units(y, item->v, item->place, item->units, from);
+        for (int u = 0; u < item->units; u++)
+            nv_copy_async(cg, unit_place(a, cg, stage, item->unit + u), from[u], cg_int(cg, UNIT));
+    }
+    nv_copy_commit(cg);
+}
+
+void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step) {
+    Ahead *a = x->ahead;
+    Cg *cg = x->g->cg;
+    if (!a)
+        return;
+    a->at = *x;
+    a->at.at.memo = NULL;
+    a->at.at.before = NULL;
+    a->which = cg_var(cg, cg->i32, cg_int(cg, 0));
+    for (int s = 0; s < a->stages - 1; s++)
+        copy_token(a, cg_add(cg, first, cg_int(cg, s * step)), left, cg_int(cg, s));
+}
+
+/* (stage + n) % stages for 0 <= n < stages. */
+static Val stage_after(const Ahead *a, Cg *cg, Val stage, int n) {
+    Val next = cg_add(cg, stage, cg_int(cg, n));
+    Val over = cg_cmp(cg, LLVMIntUGE, next, cg_int(cg, a->stages));
+    return cg_select(cg, over, cg_sub(cg, next, cg_int(cg, a->stages)), next);
+}
+
+void tokens_enter(Tokens *x, Val first, Val left, int64_t step) {
+    Ahead *a = x->ahead;
+    Cg *cg = x->g->cg;
+    if (!a)
+        return;
+    int far = a->stages - 1;
+    a->stage = cg_get(cg, a->which);
+    copy_token(a, cg_add(cg, first, cg_int(cg, far * step)), left, stage_after(a, cg, a->stage, far));
+    nv_copy_wait(cg, far);
+    cg_set(cg, a->which, stage_after(a, cg, a->stage, 1));
+}
+
+/* The shared memory is another phase's next. */
+void tokens_end_ahead(Tokens *x) {
+    if (x->ahead)
+        nv_copy_wait(x->g->cg, 0);
+}
+
+bool tokens_copy_of(Tokens *x, int v, int place, Val *copy) {
+    const Ahead *a = x->ahead;
+    for (int i = 0; a && i < a->items; i++) {
+        const Item *item = &a->item[i];
+        if (item->v != v || item->place != place)
+            continue;
+        for (int u = 0; u < item->units; u++)
+            copy[u] = unit_place(a, x->g->cg, a->stage, item->unit + u);
+        return true;
+    }
+    return false;
+}
