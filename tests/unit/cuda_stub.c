@@ -85,6 +85,73 @@ static void recurrent_needs_no_workspace(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* A draft of T tokens: bf16 states [V,K] of a pool with gaps, a slot for every token. */
+static gdr_status draft(gdr_kernel *k, int64_t stride, int64_t columns) {
+    enum { T = 4 };
+    static const int64_t narrow[] = {3, T, 2, 64}, wide[] = {3, T, 4, 96}, vector[] = {3};
+    const int64_t pool[] = {7, 4, 96, 64}, strides[] = {stride, 96 * 64, 64, 1},
+                  slots[] = {3, columns};
+    void *p = (void *)(uintptr_t)0x1000; /* nobody looks at what is there */
+    gdr_arg arg[] = {
+        {"q", {p, GDR_CUDA, GDR_BF16, 4, narrow, NULL}},
+        {"k", {p, GDR_CUDA, GDR_BF16, 4, narrow, NULL}},
+        {"v", {p, GDR_CUDA, GDR_BF16, 4, wide, NULL}},
+        {"g", {p, GDR_CUDA, GDR_BF16, 3, wide, NULL}},
+        {"o", {p, GDR_CUDA, GDR_BF16, 4, wide, NULL}},
+    };
+    gdr_tensor S = {p, GDR_CUDA, GDR_BF16, 4, pool, strides};
+    gdr_tensor slot = {(char *)p + 0x100, GDR_CUDA, GDR_I32, 2, slots, NULL};
+    gdr_tensor accepted = {(char *)p + 0x204, GDR_CUDA, GDR_I32, 1, vector, NULL};
+    gdr_launch l = {.size = sizeof l,
+                    .args = arg,
+                    .nargs = 5,
+                    .S0 = &S,
+                    .S = &S,
+                    .S0_slots = &slot,
+                    .S0_accepted = &accepted,
+                    .S_slots = &slot};
+    return gdr_forward(k, &l);
+}
+
+static void pools_are_named_by_device_memory(void **state) {
+    (void)state;
+    enum { DENSE = 4 * 96 * 64 };
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k;
+    gdr_compile_options o = {.size = sizeof o,
+                             .target = "cuda",
+                             .algo = GDR_ALGO_RECURRENT,
+                             .dtype = GDR_BF16,
+                             .state_dtype = GDR_BF16,
+                             .state_layout = GDR_LAYOUT_VK};
+    assert_int_equal(gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k), GDR_OK);
+    stub.fields = record_frame_fields(&k->rec);
+    assert_int_equal(draft(k, DENSE + 24, 5), GDR_OK);
+    const int64_t *f = stub.launch[0].frame;
+    assert_int_equal(f[FRAME_S0], 0x1000);
+    assert_int_equal(f[FRAME_S], 0x1000);
+    assert_int_equal(f[FRAME_S0_STRIDE], 2 * (DENSE + 24));
+    assert_int_equal(f[FRAME_S_STRIDE], 2 * (DENSE + 24));
+    assert_int_equal(f[FRAME_S0_SLOTS], 0x1100);
+    assert_int_equal(f[FRAME_S_SLOTS], 0x1100);
+    assert_int_equal(f[FRAME_S0_COLUMNS], 5);
+    assert_int_equal(f[FRAME_S_EACH], 5);
+    assert_int_equal(f[FRAME_S0_POOL], 7);
+    assert_int_equal(f[FRAME_S_POOL], 7);
+    assert_int_equal(f[FRAME_S0_ACCEPTED], 0x1204);
+    assert_int_equal(f[FRAME_S_ACCEPTED], 0);
+    assert_int_equal(f[FRAME_INDEX_WIDTH], 4);
+    assert_int_equal(f[FRAME_PAST0], 0);
+    assert_int_equal(draft(k, DENSE + 3, 5), GDR_EINPUT);
+    assert_non_null(strstr(gdr_last_error(ctx), "S0: stride 24579 is no multiple of 16 bytes"));
+    assert_int_equal(draft(k, DENSE - 8, 5), GDR_EINPUT);
+    assert_non_null(strstr(gdr_last_error(ctx), "S0: not dense: dimension 0 has stride 24568"));
+    assert_int_equal(draft(k, DENSE, 3), GDR_EINPUT);
+    assert_non_null(strstr(gdr_last_error(ctx), "S_slots: room for the states after 3 tokens"));
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+}
+
 static void callers_workspace_is_checked_and_used(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
@@ -263,6 +330,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(chunk_launches_factor_then_chain, fresh),
         cmocka_unit_test_setup(recurrent_needs_no_workspace, fresh),
+        cmocka_unit_test_setup(pools_are_named_by_device_memory, fresh),
         cmocka_unit_test_setup(callers_workspace_is_checked_and_used, fresh),
         cmocka_unit_test_setup(failures_have_a_status_and_a_text, fresh),
         cmocka_unit_test_setup(old_driver_without_pools_asks_for_a_workspace, fresh),
