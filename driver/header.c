@@ -157,7 +157,7 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
     int tiles = e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1;
     buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
                e->symbol,
-               e->kind == ENTRY_chain && kernel->rec.module.entry.count > 2
+               e->kind == ENTRY_chain && record_entries(&kernel->rec, ENTRY_chain) > 1
                    ? "\n * Of several chain kernels launch one: that with the least "
                      "turns * (64 + V columns of a block),\n * turns = blocks / "
                      "multiprocessors, rounded up."
@@ -166,10 +166,29 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
                e->symbol, target, name);
     if (e->kind == ENTRY_factor)
         buf_puts(out, "f->slots * f->HF;\n}\n");
+    else if (e->kind == ENTRY_scan)
+        buf_printf(out, "(f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d)) * f->H;\n}\n",
+                   SCAN_TOKENS, SCAN_TOKENS - 1, SCAN_TOKENS);
     else
         buf_printf(out, "f->N * f->H * %d;\n}\n", tiles);
     buf_printf(out, "enum { %s_%s_threads = %d, %s_%s_shared = %d };\n\n", e->symbol, target,
                e->threads, e->symbol, target, e->smem_bytes);
+}
+
+/* The workspace in bytes: records, then what is made ahead (codegen.h at SCAN_TOKENS). */
+static void put_workspace_bytes(const CgModule *m, Buf *out) {
+    buf_printf(out, "    int64_t bytes = f->slots * f->HF * INT64_C(%lld);\n",
+               (long long)m->ws_bytes_per_slot_head);
+    if (m->scan_token_bytes + m->scan_carry_bytes > 0)
+        buf_printf(out,
+                   "    bytes = (bytes + 255) / 256 * 256;\n"
+                   "    bytes += (f->cu ? f->T : f->N * f->T) * f->H * INT64_C(%lld);\n"
+                   "    bytes = (bytes + 255) / 256 * 256;\n"
+                   "    bytes += (f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d)) * f->H *\n"
+                   "             INT64_C(%lld);\n",
+                   (long long)m->scan_token_bytes, SCAN_TOKENS, SCAN_TOKENS - 1, SCAN_TOKENS,
+                   (long long)m->scan_carry_bytes);
+    buf_puts(out, "    return bytes;\n}\n\n");
 }
 
 /* Slots, factor heads and workspace of a kernel that works by chunks on the GPU. */
@@ -177,8 +196,10 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
     const Record *r = &kernel->rec;
     buf_printf(out,
                "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns "
-               "the bytes of\n * workspace that the %s kernels need. */\n",
-               label);
+               "the bytes of\n * workspace that the %s kernels need.%s */\n",
+               label,
+               record_entries(r, ENTRY_scan)
+                   ? "\n * All kernels in the order of this file, in one stream." : "");
     buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", label, name);
     buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
                r->module.chunk, r->module.chunk - 1, r->module.chunk);
@@ -189,8 +210,7 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
                        "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
                        "        f->HF += step;\n",
                        header_field(out->arena, &r->shell->in.at[i]));
-    buf_printf(out, "    return f->slots * f->HF * INT64_C(%lld);\n}\n\n",
-               (long long)r->module.ws_bytes_per_slot_head);
+    put_workspace_bytes(&r->module, out);
 }
 
 static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {

@@ -228,8 +228,11 @@ static gdr_status verify_properties(Verify *v) {
             if (m == METHOD_chunk && !chunkable(&p))
                 continue;
             gdr_status status = find_engine(v, &c, &p, (Method)m, &e);
-            if (status == GDR_ELIMIT)
+            if (status == GDR_ELIMIT) {
+                printf("bitwise: %s %dx%d %s: not done: %s\n", gdr_dtype_name(c.type), c.K, c.V,
+                       method_name((Method)m), gdr_last_error(v->d->ctx));
                 continue;
+            }
             if (!status)
                 status = property_check(v->d, v->s, v->variant, &c, e, &broken);
             if (status)

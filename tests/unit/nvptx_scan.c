@@ -1,0 +1,150 @@
+/* Values made ahead of the GPU's chunk kernels (codegen/nvptx/scan.h): which a spec needs, and that the
+ * kernels which make and read them compute what the spec means, in sequences of all lengths. */
+#include "tests/unit/nvptx_run.h"
+
+#define STATE " state S[K, V]\n S = exp(g) * S + "
+
+/* What is made ahead: values, those in memory, rounds. */
+typedef struct Ahead {
+    const char *name, *text;
+    int values, stored, rounds, entries;
+} Ahead;
+
+static const Ahead specs[] = {
+    /* Nothing. */
+    {"plain",
+     "variant plain { dim K = 4, V = 4\n in q[K], k[K], v[V], g <= 0\n" STATE
+     "l2norm(k) * v'\n out o[V] = S' * q }",
+     0, 0, 0, 0},
+    /* A sum of a sum, and what it goes into, of this token and of the one before. */
+    {"nested",
+     "variant nested { dim K = 4, V = 4\n in q[K], k[K], v[V], g <= 0, b\n"
+     " let s = cumsum(b)\n let c = cumsum(cos(s) * k)\n" STATE
+     "prev(l2norm(k)) .* c * v'\n out o[V] = sin(s) * (S' * (q .* prev(c))) }",
+     5, 5, 3, 7},
+    /* Both sides of the state. */
+    {"values",
+     "variant values { dim K = 4, V = 4\n in q[K], k[K], v[V], z[V], g <= 0\n"
+     " let u = cumsum(0.1 * v)\n let w = prev(u) + z\n" STATE
+     "dot(v, z) * k * (turn(z) + prev(prev(z .* v)))'\n"
+     " out o[V] = S' * q + prev(w) .* u }",
+     4, 4, 2, 4},
+    /* What feeds another value stays in registers; sums of params. */
+    {"divided",
+     "variant divided { dim K = 4, V = 4\n in q[K], k[K], v[V], g <= 0\n param a[V]\n"
+     " let z = cumsum(sigmoid(k))\n" STATE
+     "k * v'\n out o[V] = (S' * q) * dot(a, a) / (dot(sigmoid(q), z) + 1) }",
+     2, 1, 1, 3},
+    /* A decay that is a running sum's; the norm of an earlier token. */
+    {"erasing",
+     "variant erasing { dim K = 4, V = 4\n in q[K], k[K], v[V], b in [0, 1]\n"
+     " let n = l2norm(k)\n let a = sigmoid(cumsum(b))\n state S[K, V]\n"
+     " S = (I - b * n * n') * (a * S) + prev(n) * (prev(b) * v)'\n out o[V] = S' * q }",
+     4, 3, 1, 3},
+};
+enum { SPECS = sizeof specs / sizeof specs[0] };
+
+static const Launch launches[] = {
+    {.H = 2, .N = 1, .T = 130, .start = true, .final = true, .gate = NAN},
+    {.H = 2, .N = 5, .length = {1, 0, 33, 64, 2}, .cu_width = 8, .final = true, .gate = NAN},
+    {.H = 1, .N = 2, .T = 32, .start = true, .gate = -.1},
+    {.H = 3, .N = 3, .length = {0, 97, 1}, .cu_width = 4, .start = true, .final = true, .gate = -.1},
+};
+
+static const Elem elems[] = {ELEM_f32, ELEM_bf16};
+static const char *const targets[] = {"sm_80", "sm_90a"};
+
+static const Scan *plan_of(const char *text, Kernel **kernel, Spec **spec) {
+    Spec *s = *spec = spec_open(text);
+    SpecBind bind = {NULL, 0};
+    System system;
+    const char *why = NULL;
+    Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, &bind, &s->d);
+    if (!k)
+        fail_msg("%s", messages(s));
+    passes_run(k, "normal", NULL);
+    kernel_set_chunk(k, 16);
+    passes_run_after(k, "normal", NULL, NULL);
+    if (!nv_system(&s->arena, k, &system, &why))
+        fail_msg("%s", why);
+    *kernel = k;
+    return system.scan;
+}
+
+static void test_plans(void **state) {
+    (void)state;
+    for (int i = 0; i < SPECS; i++) {
+        Kernel *k;
+        Spec *spec;
+        const Scan *scan = plan_of(specs[i].text, &k, &spec);
+        int stored = 0;
+        for (int j = 0; j < scan->count; j++)
+            stored += scan->value[j].stored;
+        int entries = scan_entries(k, scan, false);
+        if (scan->count != specs[i].values || stored != specs[i].stored ||
+            scan->rounds != specs[i].rounds || entries != specs[i].entries)
+            fail_msg("%s: %d values, %d stored, %d rounds, %d entries", specs[i].name, scan->count,
+                     stored, scan->rounds, entries);
+        spec_close(spec);
+    }
+}
+
+/* Rows of no value lie on another's, and each begins where its accesses are aligned. */
+static void test_places(void **state) {
+    (void)state;
+    for (int i = 0; i < SPECS; i++) {
+        Kernel *k;
+        Spec *spec;
+        const Scan *scan = plan_of(specs[i].text, &k, &spec);
+        int64_t bytes = 0;
+        for (int j = 0; j < scan->count; j++) {
+            const ScanValue *m = &scan->value[j];
+            int64_t row = m->axis < 0 ? 4 : 4 * (int64_t)k->axis.at[m->axis].size;
+            if (!m->stored)
+                continue;
+            assert_int_equal(m->rows_at % (row & -row), 0);
+            assert_true(m->rows_at + row <= scan->token_bytes);
+            bytes += row;
+            for (int n = 0; n < j; n++)
+                assert_true(!scan->value[n].stored || scan->value[n].rows_at != m->rows_at);
+        }
+        assert_int_equal(bytes, scan->token_bytes);
+        spec_close(spec);
+    }
+}
+
+static void test_values(void **state) {
+    (void)state;
+    static const struct { int K, V; } size[] = {{32, 32}, {36, 20}, {64, 96}};
+    for (int i = 0; i < SPECS; i++)
+        for (int n = 0; n < 2; n++) {
+            int s = (i + n) % 3;
+            Build b = {specs[i].name, size[s].K, size[s].V,      elems[n],
+                       ALGO_chunk,    targets[(i + n) % 2], specs[i].text};
+            assert_true(run_build(&b, launches, sizeof launches / sizeof launches[0]));
+        }
+}
+
+/* A sequence of many stretches: the sums of stretches take more than one step, and an angle that has
+ * turned many times is still exact. */
+static void test_long(void **state) {
+    (void)state;
+    static const char text[] = "variant turning { dim K = 4, V = 4\n in q[K], k[K], v[V], w[K]\n"
+                               " let phi = cumsum(3 + tanh(w))\n state S[K, V]\n"
+                               " S = 0.5 * S + k .* cos(phi) * v'\n"
+                               " out o[V] = S' * (q .* cos(phi) + turn(q) .* sin(phi)) }";
+    static const Launch l = {.H = 1, .N = 1, .T = 32 * 16 * 8 + 77, .final = true, .gate = NAN};
+    Build b = {"turning", 4, 4, ELEM_f32, ALGO_chunk, "sm_80", text};
+    assert_true(run_build(&b, &l, 1));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_plans),
+        cmocka_unit_test(test_places),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_long),
+    };
+    print_message("GDR_SEED=%llu\n", (unsigned long long)first_seed());
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
