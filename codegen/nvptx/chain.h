@@ -120,23 +120,27 @@ void chain_save_start(Chain *c, Val number);          /* forward: the state befo
 
 /* chain_value.c */
 bool chain_plan_values(Chain *c, const char **why);   /* staged, row_value */
-int64_t chain_staged_bytes(const Chain *c, const Staged *in); /* of a stage */
 void chain_sum_params(Chain *c);                      /* once at_v is there */
 void chain_begin_values(Chain *c);                    /* of the next chunk: nothing is known */
 void chain_rows(Chain *c, Val start, Val stage);      /* evaluate row values of a chunk into a stage */
 /* The same in two halves, one before products are issued and one after; threads >= rows. */
 void chain_rows_ahead(Chain *c, Val start);
 void chain_rows_store(Chain *c, Val stage);
-void chain_copy_inputs(Chain *c, Val start, Val stage);
-/* x (i32), as far as LLVM knows another one in every chunk: what is computed from it stays in the loop,
- * where it takes no register while products run. */
-Val chain_keep(Chain *c, Val x);
-Val chain_tokens_left(Chain *c, Val start);           /* i32: of the chunk that begins there, or <= 0 */
 const Val *chain_get(Chain *c, int v);
 void chain_set(Chain *c, int v, const Val *x);
 
 /* Before anything that waits for the state: what v needs of everything else. */
 void chain_prefetch(Chain *c, int v);
+
+/* chain_stage.c */
+int64_t chain_staged_bytes(const Chain *c, const Staged *in); /* of a stage */
+void chain_copy_inputs(Chain *c, Val start, Val stage);
+void chain_load_staged(Chain *c, int v, Val *x);      /* a fragment, of tokens c->earlier before the rows' */
+Val chain_token_of_row(Chain *c, Val row);            /* rows of no token take the chunk's last */
+/* x (i32), as far as LLVM knows another one in every chunk: what is computed from it stays in the loop,
+ * where it takes no register while products run. */
+Val chain_keep(Chain *c, Val x);
+Val chain_tokens_left(Chain *c, Val start);           /* i32: of the chunk that begins there, or <= 0 */
 
 /* chain_gemm.c, chain_wgmma.c: the steps of a chunk, in this order */
 void chain_read_state(Chain *c);                      /* W_f S of every family, as values */
