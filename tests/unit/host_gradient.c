@@ -14,7 +14,7 @@ typedef struct Grad {
     Guarded dstate, dstate0, ws;
 } Grad;
 
-/* False when the spec has no chunk form, hence no gradient kernel. */
+/* By c->algo of the chunk form or of the recurrence; false when the spec has no chunk form. */
 static bool compile_gradient(Grad *g) {
     Run *r = &g->run;
     const Case *c = r->c;
@@ -31,13 +31,16 @@ static bool compile_gradient(Grad *g) {
     for (int i = 0; i < k->out.count; i++)
         k->out.at[i].elem = c->elem;
     passes_run(k, "normal", NULL);
-    if (!k->facts.chunkable)
-        return false;
-    kernel_set_chunk(k, c->rows);
-    passes_run_after(k, "normal", "peel", NULL);
+    if (c->algo == ALGO_chunk) {
+        if (!k->facts.chunkable)
+            return false;
+        kernel_set_chunk(k, c->rows);
+        passes_run_after(k, "normal", "peel", NULL);
+    }
     r->token = kernel_adjoint(k, ~0ull, ~0ull);
-    passes_run_after(r->token, "collapse", NULL, NULL);
-    const CgOptions opt = {.target = "host", .algo = ALGO_chunk, .io = c->elem,
+    if (c->algo == ALGO_chunk)
+        passes_run_after(r->token, "collapse", NULL, NULL);
+    const CgOptions opt = {.target = "host", .algo = c->algo, .io = c->elem,
                            .opt_level = c->opt_level};
     const char *why = NULL;
     char text[256];
@@ -309,12 +312,56 @@ static void test_features(void **state) {
     }
 }
 
+/* Token by token: every spec, and what has no chunk form; segments and their borders; sizes that leave
+ * a part of a vector. */
+static void test_recurrent(void **state) {
+    (void)state;
+    static const char *const body[] = {
+        "S = diag(exp(g)) * S * diag(x * sigmoid(w)) - p * (S' * p)' + p * v'\n out o[K] = S * v",
+        "let r = S' * q\n S = exp(c) * S + p * (v * rsqrt(1 + dot(r, r)))'\n out o[V] = S' * p + r",
+        "let y = S * w\n S = S - (S * v) * v' * x + l2norm(p + y) * v'\n"
+        "out o[V] = S' * (q + 0.1 * y)\n out r[K] = S * prev(w) + B * cumsum(a)",
+        "for j in n { S = S * diag(sigmoid(W[j])) - kn[j] * (w .* (S' * kn[j]))' * bn[j] }\n"
+        "S = S + p * v' * A\n out o[V] = S' * (q .* cos(cumsum(p)))\n out r = sum(S * v)",
+    };
+    for (size_t i = 0; i < sizeof body / sizeof *body; i++) {
+        char text[1000];
+        snprintf(text, sizeof text,
+                 "variant t { dim K = 3, V = 2, n = 2\n in p[K], q[K], v[V], w[V], a\n"
+                 "in g[K] <= 0, c <= 0, x in [0, 1]\n in kn[n, K], bn[n] in [0, 1]\n"
+                 "param A, B[K], W[n, V]\n state S[K, V]\n%s\n}", body[i]);
+        static const struct { int K, V; } dims[] = {{1, 1}, {7, 33}, {20, 12}, {5, 130}};
+        Case c = usual;
+        c.algo = ALGO_recurrent, c.text = text, c.T = 70, c.N = 2;
+        c.K = dims[i].K, c.V = dims[i].V;
+        assert_true(run_gradient(&c));
+    }
+}
+
+static void test_recurrent_sequences(void **state) {
+    (void)state;
+    static const char *const spec[] = {"gated_oja", "mamba3_siso", "gdn2_raw"};
+    static const int length[] = {5, 0, 64, 1, 31, 130};
+    for (int i = 0; i < 3; i++) {
+        Case c = usual;
+        c.algo = ALGO_recurrent, c.spec = spec[i], c.K = 20, c.V = 24;
+        c.N = 6, c.length = length, c.cu_width = i % 2 ? 4 : 8, c.resets = i == 2;
+        if (!wanted(spec[i]))
+            continue;
+        assert_true(run_gradient(&c));
+        c.N = 1, c.length = NULL, c.T = 64, c.elem = i % 2 ? ELEM_f16 : ELEM_bf16;
+        c.start = c.final = false;
+        assert_true(run_gradient(&c));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_specs),   cmocka_unit_test(test_features),
         cmocka_unit_test(test_dims),    cmocka_unit_test(test_chunks),
         cmocka_unit_test(test_packed),  cmocka_unit_test(test_elements),
-        cmocka_unit_test(test_gates_and_states),
+        cmocka_unit_test(test_gates_and_states), cmocka_unit_test(test_recurrent),
+        cmocka_unit_test(test_recurrent_sequences),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -145,9 +145,44 @@ static void cotangents_of_scores(void **state) {
     world_close(w);
 }
 
+/* S = a S + p v', o = S' 1, by hand over two tokens of a 1 x 1 state: 1, 2+5 = 7, 21+7 = 28. */
+#define TOKEN_HEAD \
+    "kernel t recurrence {\n axis C = 0, R = 0, U = 0, K = 1, V = 1\n in a : f32[]\n in p : f32[K]\n" \
+    "in v : f32[V]\n in do : f32[V]\n out da : f32[]\n out dp : f32[K]\n out param dv : f32[V]\n" \
+    "state S\n %a = in a\n %p = in p\n %v = in v\n decay %a\n update %p, %v\n"
+#define TOKEN_TAIL "out da = %a\n out dp = %p\n out dv = %v\n}\n"
+
+static void a_token_in_two_halves(void **state) {
+    (void)state;
+    World *w = world_open();
+    Kernel *k = parse_legal(w, TOKEN_HEAD
+        "rewind\n %do = in do\n %one = const 1\n coupdate %one, %do\n"
+        "%s = reread %do over V place 2 : [K]\n %dp = coread %v over V : [K]\n"
+        "%dv = coread %p over K : [V]\n %da = decay_a %a place 0\n codecay %a\n %x = add %dp, %s\n"
+        "out da = %da\n out dp = %x\n out dv = %dv\n}\n");
+    assert_true(kernel_is_gradient(k));
+    double a[2] = {2, 3}, p[2] = {1, 1}, v[2] = {5, 7}, o[2] = {10, 100};
+    double da[2], dp[2], dv = 99, S = 1, D = 1;
+    EvalArgs args = {2, (const double *[]){a, p, v, o}, (double *[]){da, dp, &dv}, &S, &D};
+    kernel_eval(k, &w->arena, &args);
+    assert_true(S == 28 && D == 626); /* 2 (10 + 3 (100 + 1)) */
+    assert_true(da[1] == 7 * 101 && da[0] == 1 * 313);
+    assert_true(dp[1] == 7 * 101 + 28 * 100 && dp[0] == 5 * 313 + 7 * 10);
+    assert_true(dv == 101 + 313); /* of a param: of both tokens */
+    world_close(w);
+}
+
 static void refused(void **state) {
     (void)state;
     static const struct { const char *text, *why; } bad[] = {
+        {TOKEN_HEAD "codecay %a\n rewind\n" TOKEN_TAIL, "codecay: stands before `rewind`"},
+        {TOKEN_HEAD "rewind\n decay %a\n" TOKEN_TAIL, "decay: stands behind `rewind`"},
+        {TOKEN_HEAD "rewind\n %b = prev %a\n" TOKEN_TAIL, "prev: stands behind `rewind`"},
+        {TOKEN_HEAD "rewind\n rewind\n" TOKEN_TAIL, "a second one"},
+        {TOKEN_HEAD "codecay %a\n" TOKEN_TAIL, "belongs to a gradient kernel"},
+        {TOKEN_HEAD "rewind\n %b = reread %p over K place 3 : [V]\n" TOKEN_TAIL,
+         "a place that is not there"},
+        {TOKEN_HEAD "rewind\n %b = coread %p over V : [K]\n" TOKEN_TAIL, "sums over K or V"},
         {HEAD "%D = costate\n %S = state\n next %S\n}\n", "belongs to a gradient kernel"},
         {HEAD "in x : f32[]\n out o : f32[K]\n %x = in x\n out o = %x\n %S = state\n next %S\n}\n",
          "the operand's axes are not the output's"},
@@ -179,6 +214,7 @@ int main(void) {
         cmocka_unit_test(sums_over_time),
         cmocka_unit_test(outputs_by_rows_and_repeated),
         cmocka_unit_test(cotangents_of_scores),
+        cmocka_unit_test(a_token_in_two_halves),
         cmocka_unit_test(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
