@@ -103,8 +103,9 @@ int frame_sum_heads(const Kernel *k, int output); /* and its heads, those of the
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
 
 /* Values made ahead (codegen/nvptx/scan.h) take workspace behind the records (gradient kernels: from
- * GRAD_AHEAD, which is one, on): from the next multiple of 256 bytes on tokens*H*scan_token_bytes, with all tokens of the batch, and from the next one on
- * stretches*H*scan_carry_bytes, stretches = frame_slots(T, N, packed, SCAN_TOKENS). */
+ * GRAD_AHEAD, which is one, on): from the next multiple of 256 bytes on tokens*H*scan_token_bytes, with
+ * all tokens of the batch, and from the next one on stretches*H*scan_carry_bytes, stretches =
+ * frame_slots(T, N, packed, SCAN_TOKENS). */
 enum { SCAN_TOKENS = 32 };
 
 /* What a sequence and head remembers besides the state: the last token's values under prev, and

@@ -1,8 +1,9 @@
 /* The gradient on the GPU: what its kernels share. Private to codegen/nvptx.
  *
- * A gradient kernel (passes/adjoint.c, docs/passes.md) becomes four entries, launched in this order for
+ * A gradient kernel (passes/adjoint.c, docs/passes.md) becomes these entries, launched in this order for
  * one segment of chunk slots after another:
  *
+ *     scan, carry                      values made ahead, once for all segments          scan*.c
  *     factor    (slot, head)           E, Qg, M, P, D and A, as forwards                 factor*.c
  *     chain     (sequence, head, tile) the states; keeps S at each chunk's start and X    chain*.c
  *     reverse   (sequence, head, tile) chunks backwards:                                  reverse*.c
@@ -10,12 +11,16 @@
  *                                          dS = D dS' + sum_f Qg_f' dO_f - E' dX
  *                                      keeps dS' (at each chunk's end) and dX
  *     grad      any number of blocks   everything else, a (slot, head) at a time           grad*.c
+ *     scan, carry, late                gradients that wait for those of later tokens (after, cumsum_back):
+ *                                      running sums from the sequences' ends, then the tokens phase
+ *                                      again. One segment then is all there is    scan*.c, grad_token*.c
  *     sums      elements               over heads that share an input; params: over chunks grad_sums.c
  *
  * In the grad kernel a chunk has two phases, with the block's scratch (f32, small enough to stay in the
  * L2 cache) between them:
  *     pull      products with an axis V, then back through scores, carries, tail and total:
  *               cotangents of the lattice's rows x_f, keys p and decays a                  grad_pull*.c
+ *     (read     what the outs read of the state, where gradients need it                  grad_read.c)
  *     tokens    the spec's own expressions, elementwise with row sums, token by token:
  *               gradients of inputs and params                                              grad_token*.c
  *

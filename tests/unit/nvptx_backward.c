@@ -207,7 +207,7 @@ static void test_specs(void **state) {
         done += grad_spec_wanted(spec) && run_case(&c);
     }
     globfree(&files);
-    assert_true(done >= tried - 4);
+    assert_true(done >= tried - 1);
 }
 
 static const char *const few[] = {"gdn2", "gated_deltanet", "gla", "rwkv7", "gated_deltaproduct", "comba_raw"};
