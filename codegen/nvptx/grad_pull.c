@@ -5,7 +5,7 @@
  */
 #include "codegen/nvptx/grad_pull.h"
 
-/* shared memory ---------------------------------------------------------------------------------- */
+/* shared memory -------------------------------------------------------------------------------- */
 
 Val pull_f32(Pull *p, int base, Val index) {
     return cg_gep8(p->cg, nv_shared(p->cg, base), cg_shl(p->cg, index, 2));
@@ -25,7 +25,7 @@ void pull_load8(Pull *p, int base, Val index, Val out[8]) {
     }
 }
 
-/* tiles ------------------------------------------------------------------------------------------ */
+/* tiles ---------------------------------------------------------------------------------------- */
 
 void pull_pack(Pull *p, Packed *out, const Tile *x) {
     for (int h = 0; h < 2; h++)
@@ -88,9 +88,10 @@ Val pull_lane_channel(Pull *p) {
     return cg_add(p->cg, cg_shl(p->cg, p->f.t, 3), p->f.g);
 }
 
-/* operands --------------------------------------------------------------------------------------- */
+/* operands ------------------------------------------------------------------------------------- */
 
-/* Pair n of the rows of one parity is an 8x8 matrix (g, 2t + c); its transpose is half a fragment. */
+/* Pair n of the rows of one parity is an 8x8 matrix (g, 2t + c); its transpose is half a fragment.
+ */
 void pull_turn(Pull *p, const Packed *x, Val b[4][2]) {
     for (int n = 0; n < 4; n++)
         for (int h = 0; h < 2; h++)
@@ -174,7 +175,7 @@ void pull_multiply(Pull *p, Tile *acc, const Val a[4], Val b[4][2]) {
     }
 }
 
-/* to the scratch --------------------------------------------------------------------------------- */
+/* to the scratch ------------------------------------------------------------------------------- */
 
 void pull_store_row(Pull *p, int64_t base, int h, Val slab, const Val x[8]) {
     Cg *cg = p->cg;
@@ -230,9 +231,11 @@ void pull_store_dp(Pull *p, Val slab, Tile *dp) {
     }
 }
 
-/* plan ------------------------------------------------------------------------------------------- */
+/* plan ----------------------------------------------------------------------------------------- */
 
-static int larger_of(int a, int b) { return a > b ? a : b; }
+static int larger_of(int a, int b) {
+    return a > b ? a : b;
+}
 
 static int take(int *at, int bytes) {
     int here = *at;
@@ -250,10 +253,12 @@ static void plan_shared(Pull *p) {
     p->sh_left = take(&at, (s->families + 1) * 2 * (p->vq / SLAB) * threads * 16);
     p->sh_state = take(&at, 2 * p->vq * SLAB * 2);
     p->sh_dg = take(&at, s->families * p->pairs * fragment);
-    p->sh_raw = take(&at, p->decays && !s->a_key && !p->g->a_log ? s->families * p->pairs * fragment : 0);
+    p->sh_raw =
+        take(&at, p->decays && !s->a_key && !p->g->a_log ? s->families * p->pairs * fragment : 0);
     p->sh_total = take(&at, s->a_key ? s->warps * SLAB * 4 : 0);
     p->sh_sum = take(&at, s->a_key ? pull_key_bytes(p) : pull_scalar_bytes(p));
-    p->f.sh_row = take(&at, s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0);
+    p->f.sh_row =
+        take(&at, s->a >= 0 && !s->a_key ? s->rows * (ROW_TABLE + 2) * 4 + MAX_WARPS * 4 : 0);
     p->sh_zt = at;
     int before = larger_of(s->rows * s->vp * 2 + square, s->rows * p->vq * 2);
     p->sh_exchange = take(&at, (s->families + 1) * s->warps * 2 * fragment);
@@ -280,8 +285,8 @@ static void plan_copies(Pull *p) {
     p->f.nstaged = 0;
 }
 
-/* Left rows are evaluated where they are used: nothing in them may need other threads. What is made ahead
- * is read. */
+/* Left rows are evaluated where they are used: nothing in them may need other threads. What is
+ * made ahead is read. */
 static bool plan_left(Pull *p, const char **why) {
     const Kernel *k = p->grad->k;
     bool *needed = NEW_ARRAY(p->cg->arena, bool, k->inst.count);
@@ -306,7 +311,8 @@ static bool plan_roots(Pull *p, const char **why) {
         for (int i = 0; i < f; i++)
             if (g->family[f].root >= 0 && g->family[f].root == g->family[i].root &&
                 p->s->family[f].position != p->s->family[i].position) {
-                *why = "one row reads the state at two places of a token, which has no GPU gradient";
+                *why =
+                    "one row reads the state at two places of a token, which has no GPU gradient";
                 return false;
             }
     return true;
@@ -315,7 +321,11 @@ static bool plan_roots(Pull *p, const char **why) {
 static Pull *pull_new(Grad *g) {
     Pull *p = NEW(g->cg->arena, Pull);
     const System *s = &g->g->s;
-    *p = (Pull){.grad = g, .cg = g->cg, .g = g->g, .s = s, .vq = (s->V + SLAB - 1) / SLAB * SLAB,
+    *p = (Pull){.grad = g,
+                .cg = g->cg,
+                .g = g->g,
+                .s = s,
+                .vq = (s->V + SLAB - 1) / SLAB * SLAB,
                 .decays = g->g->a_root >= 0};
     p->f = (Factor){.cg = g->cg, .k = g->k, .s = s};
     factor_plan_stage(&p->f);
@@ -332,7 +342,7 @@ bool grad_pull_plan(Grad *g, int *sh_bytes, const char **why) {
     return factor_sums_fit(&p->f, why) && plan_left(p, why) && plan_roots(p, why);
 }
 
-/* the chunk -------------------------------------------------------------------------------------- */
+/* the chunk ------------------------------------------------------------------------------------ */
 
 static Val record_f32(Pull *p, int64_t base, Val index) {
     Val at = cg_add(p->cg, cg_shl(p->cg, index, 2), cg_int(p->cg, (int)base));

@@ -1,28 +1,28 @@
-/* The pull phase of the grad kernel in the making: one chunk of one head, from S, dS', X and dX back to
- * the lattice's rows, keys and decays. Private to codegen/nvptx/grad_pull*.c.
+/* The pull phase of the grad kernel in the making: one chunk of one head, from S, dS', X and dX
+ * back to the lattice's rows, keys and decays. Private to codegen/nvptx/grad_pull*.c.
  *
- *   left     Zt = A X; left rows; dG_f = left_f Zt', as operands                  grad_pull_left.c
- *   state    a slab of 32 channels: dW_f = left_f S', dKt = Zt dS', dD            grad_pull_state.c
- *   key      vector decay: a slab's products with Lam backwards                   grad_pull_key.c
- *   scalar   scalar or no decay                                                   grad_pull_scalar.c
+ *   left     Zt = A X; left rows; dG_f = left_f Zt', as operands        grad_pull_left.c
+ *   state    a slab of 32 channels: dW_f = left_f S', dKt = Zt dS', dD  grad_pull_state.c
+ *   key      vector decay: a slab's products with Lam backwards         grad_pull_key.c
+ *   scalar   scalar or no decay                                         grad_pull_scalar.c
  *
- * A lane holds rows and channels as the factor kernel's do (factor.h): rows 2g + h of its warp's block,
- * channels 8t .. 8t+7 of a slab. Accumulators of products with 32 channels are asked for in that layout
- * too: operands stand so that column 2t + c of tile n is channel 8t + 2n + c.
+ * A lane holds rows and channels as the factor kernel's do (factor.h): rows 2g + h of its warp's
+ * block, channels 8t .. 8t+7 of a slab. Accumulators of products with 32 channels are asked for in
+ * that layout too: operands stand so that column 2t + c of tile n is channel 8t + 2n + c.
  *
- * Numbers. Left rows are divided by powers of two, row by row, before they are rounded to f16, and units
- * of columns of V (gradient.h) are multiplied into them. dG is f16 in one unit a chunk, sigma, a bound of
- * its largest element over 2^14: what is 2^-28 as large still has all its bits. Everything after is f32
- * divided by sigma. Families that are subtracted are so from their left rows on. Rows divided by a scale
- * (factor.h) have dG and dW times it, keys likewise: so products of x and dx, p and dp are what they are.
- */
+ * Numbers. Left rows are divided by powers of two, row by row, before they are rounded to f16, and
+ * units of columns of V (gradient.h) are multiplied into them. dG is f16 in one unit a chunk,
+ * sigma, a bound of its largest element over 2^14: what is 2^-28 as large still has all its bits.
+ * Everything after is f32 divided by sigma. Families that are subtracted are so from their left
+ * rows on. Rows divided by a scale (factor.h) have dG and dW times it, keys likewise: so products
+ * of x and dx, p and dp are what they are. */
 #ifndef GDR_CODEGEN_NVPTX_GRAD_PULL_H
 #define GDR_CODEGEN_NVPTX_GRAD_PULL_H
 
 #include "codegen/nvptx/gradient.h"
 
-/* Units of columns of V, each array divided by its largest: in f16 those of S, of X, S's times dS's as two
- * factors, sds and rest; in f32 X's times dS's, and dX's, which are as they are. */
+/* Units of columns of V, each array divided by its largest: in f16 those of S, of X, S's times
+ * dS's as two factors, sds and rest; in f32 X's times dS's, and dX's, which are as they are. */
 enum { UNIT_s, UNIT_x, UNIT_sds, UNIT_rest, UNIT_xds, UNIT_dx, UNITS, UNITS_f16 = UNIT_xds };
 
 /* A lane's 2 rows by 8 channels, f32, and as operand pairs. */
@@ -42,14 +42,14 @@ typedef struct Pull {
     /* shared memory, byte offsets */
     int sh_unit;             /* f16 [UNITS_f16][vq], f32 [UNITS - UNITS_f16][vq] */
     int sh_most;             /* f32 [2][warps] */
-    int sh_left;             /* [families + 1][step][V slab][threads] 16-byte A fragments, lane-private:
-                                left rows for dW; Zt for dKt */
+    int sh_left;             /* [families + 1][step][V slab][threads] 16-byte A fragments of the
+                                lane's own: left rows for dW; Zt for dKt */
     int sh_state;            /* S, then dS: [vq][32 channels] f16 */
     int sh_zt;               /* f16 [rows][vq]; before it X and A as in the record; after it: */
     int sh_exchange;         /* [families + 1][block][h][n][lane]: a slab's pairs of keys, rows */
     int sh_dg;               /* [family][pair][n][h][lane]: pairs of dG's accumulators */
-    int sh_raw;              /* scalar decay that is no exponential: likewise dG without the decays */
-    int sh_keys;             /* scalar decay: [block][half][lane] 16 bytes: keys as B fragments along K */
+    int sh_raw;              /* scalar decay, not of log a: likewise dG without the decays */
+    int sh_keys;             /* scalar decay: [block][h][lane] 16-byte B fragments along K: keys */
     int sh_total;            /* f32 [block][32]: products of a block's decays, of this slab */
     int sh_sum;              /* f32: partial sums for decays */
     int sh_bytes;
@@ -64,8 +64,9 @@ typedef struct Pull {
     Val key_scale[2];
     Val sigma, inverse;      /* and 1 / sigma */
     Val dw_unit[MAX_FAMILIES][2], dkt_unit[2], dd_unit; /* what accumulators lack, over sigma */
-    Val own[MAX_FAMILIES][4], turned[MAX_FAMILIES][4];  /* vector decay: dG of the block with itself, A
-                                fragments of it and its transpose, between pairs of rows */
+    /* vector decay: dG of the block with itself */
+    Val own[MAX_FAMILIES][4];      /* A fragments, between pairs of rows */
+    Val turned[MAX_FAMILIES][4];   /* of its transpose */
     Val below[MAX_FAMILIES];       /* dG of a pair's second row with its first update */
     Val same[MAX_FAMILIES][2];     /* inclusive: of a row with its own update */
 } Pull;
@@ -117,8 +118,8 @@ Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blo
 void pull_state_begin(Pull *p);
 void pull_copy_state(Pull *p, Val slab);
 void pull_state(Pull *p, Tile *dw, Tile *dkt);
-/* This warp's part of the slab's dD over sigma: of channel pull_dd_channel(p, i) in lanes where *here (i1),
- * 0 in others. */
+/* This warp's part of the slab's dD over sigma: of channel pull_dd_channel(p, i) in lanes where
+ * *here (i1), 0 in others. */
 void pull_dd(Pull *p, Val dd[4], Val *here);
 Val pull_dd_channel(Pull *p, int i);
 

@@ -1,19 +1,19 @@
 /* The pull phase under vector decay: factor_scores.c's segmented products, backwards.
  *
- * Top down. A row's dx starts as dW, carried over the blocks below it: times a block's decays, plus that
- * block's dG p^, and so on up to its own; then on into halves of the block: times the decays of the lower
- * half if it is in the upper, plus that level's dG p~; down to pairs. At every level dx counts as if the
- * row began at its segment's start. Likewise dp from dKt downwards.
+ * Top down. A row's dx starts as dW, carried over the blocks below it: times a block's decays,
+ * plus that block's dG p^, and so on up to its own; then on into halves of the block: times the
+ * decays of the lower half if it is in the upper, plus that level's dG p~; down to pairs. At every
+ * level dx counts as if the row began at its segment's start. Likewise dp from dKt downwards.
  *
- * So before a segment is cut in halves, x~ dx of a row is the sum of all its pairs with updates before
- * the segment, and p~ dp of an update that of all with rows behind it. Those are what the decays of the
- * segment get: of the lower half, the whole of the upper half's rows; of the upper half, the whole of the
- * lower half's updates; the rest in the halves themselves. Every term is added as what it is.
+ * So before a segment is cut in halves, x~ dx of a row is the sum of all its pairs with updates
+ * before the segment, and p~ dp of an update that of all with rows behind it. Those are what the
+ * decays of the segment get: of the lower half, the whole of the upper half's rows; of the upper
+ * half, the whole of the lower half's updates; the rest in the halves themselves. Every term is
+ * added as what it is.
  *
- * Blocks: the decays of block M get every pair of a row above it and an update below it. Warp I has the
- * sum for every M below it on the way (`over`); the chunk's end is a row above all blocks (`end`), its
- * start an update below all, in dW and in dd.
- */
+ * Blocks: the decays of block M get every pair of a row above it and an update below it. Warp I
+ * has the sum for every M below it on the way (`over`); the chunk's end is a row above all blocks
+ * (`end`), its start an update below all, in dW and in dd. */
 #include "codegen/nvptx/grad_pull.h"
 
 enum { LEVELS = 3 }; /* halves of 8, 4 and 2 rows: bits 2, 1, 0 of a pair's number */
@@ -21,31 +21,41 @@ enum { LEVELS = 3 }; /* halves of 8, 4 and 2 rows: bits 2, 1, 0 of a pair's numb
 /* What a lane holds of a slab. */
 typedef struct Lane {
     Val slab;
-    Val own[2][8];           /* decays */
-    Val other[LEVELS][4];    /* of the neighbouring segment of 2^b pairs, as operand pairs */
-    Packed x[MAX_FAMILIES], p;         /* rows and keys as they are */
+    Val own[2][8];             /* decays */
+    Val other[LEVELS][4];      /* of the neighbouring segment of 2^b pairs, as operand pairs */
+    Packed x[MAX_FAMILIES], p; /* rows and keys as they are */
     Packed pair_x[MAX_FAMILIES], pair_p; /* exclusive, carried to the pair's ends */
     Val mask[LEVELS];
-    Val F[LEVELS][4];        /* from the pair's ends to the segment's, at a level; [0] is 1 */
+    Val F[LEVELS][4]; /* from the pair's ends to the segment's, at a level; [0] is 1 */
     TileVar dx[MAX_FAMILIES], dp;
-    Var da[8];               /* of the pair's decays alike */
+    Var da[8]; /* of the pair's decays alike */
 } Lane;
 
-static bool inclusive(const Pull *p, int f) { return p->s->family[f].inclusive; }
+static bool inclusive(const Pull *p, int f) {
+    return p->s->family[f].inclusive;
+}
 
-/* sums ------------------------------------------------------------------------------------------- */
+/* sums ----------------------------------------------------------------------------------------- */
 
 /* over [I][M], end [J], dd [warp]: 32 channels each. */
-static int over_base(const Pull *p) { return p->sh_sum; }
-static int end_base(const Pull *p) { return over_base(p) + p->s->warps * p->s->warps * SLAB * 4; }
-static int dd_base(const Pull *p) { return end_base(p) + p->s->warps * SLAB * 4; }
-int pull_key_bytes(const Pull *p) { return p->decays ? (p->s->warps + 2) * p->s->warps * SLAB * 4 : 0; }
+static int over_base(const Pull *p) {
+    return p->sh_sum;
+}
+static int end_base(const Pull *p) {
+    return over_base(p) + p->s->warps * p->s->warps * SLAB * 4;
+}
+static int dd_base(const Pull *p) {
+    return end_base(p) + p->s->warps * SLAB * 4;
+}
+int pull_key_bytes(const Pull *p) {
+    return p->decays ? (p->s->warps + 2) * p->s->warps * SLAB * 4 : 0;
+}
 
 static Val in_slab(Pull *p, Val row) {
     return cg_add(p->cg, cg_shl(p->cg, row, 5), pull_lane_channel(p));
 }
 
-/* dG --------------------------------------------------------------------------------------------- */
+/* dG ------------------------------------------------------------------------------------------- */
 
 static void pack_block(Pull *p, Val x[2][4], Val a[4]) {
     for (int n = 0; n < 2; n++)
@@ -98,7 +108,7 @@ void pull_key_dg(Pull *p, int f, Var (*acc)[2][4], Val unit[2]) {
     }
 }
 
-/* rows ------------------------------------------------------------------------------------------- */
+/* rows ----------------------------------------------------------------------------------------- */
 
 static Val bit(Pull *p, int b) {
     Cg *cg = p->cg;
@@ -193,7 +203,7 @@ static void exchange(Pull *p, Lane *l) {
     cg_end_if(cg, &first);
 }
 
-/* blocks ----------------------------------------------------------------------------------------- */
+/* blocks --------------------------------------------------------------------------------------- */
 
 static void block_total(Pull *p, Val block, Val total[8]) {
     Cg *cg = p->cg;
@@ -296,7 +306,8 @@ static void pull_keys(Pull *p, Lane *l) {
                 p->f.warp);
     }
     Loop m = cg_for(cg, cg_int(cg, 0), cg_sub(cg, last, p->f.warp), 1, false);
-    Val block = cg_sub(cg, last, m.i), pair = pull_pair(p, block, p->f.warp), total[8], b[4][2], a[4];
+    Val block = cg_sub(cg, last, m.i), pair = pull_pair(p, block, p->f.warp), total[8], b[4][2],
+        a[4];
     Tile dp;
     pull_get(p, &dp, &l->dp);
     block_total(p, block, total);
@@ -339,10 +350,11 @@ static void gather(Pull *p, Lane *l, Val whole) {
     }
 }
 
-/* levels ----------------------------------------------------------------------------------------- */
+/* levels --------------------------------------------------------------------------------------- */
 
 /* sum += packed x times y, of a lane's rows; y is carried over `factor` first. */
-static void carry_and_add(Pull *p, const TileVar *y, const Val factor[8], const Packed *x, Val sum[8]) {
+static void carry_and_add(Pull *p, const TileVar *y, const Val factor[8], const Packed *x,
+                          Val sum[8]) {
     Tile t;
     pull_get(p, &t, y);
     carry(p, &t, factor);
@@ -351,8 +363,8 @@ static void carry_and_add(Pull *p, const TileVar *y, const Val factor[8], const 
         add_products(p, sum, x, &t);
 }
 
-/* Segments of 2^(b+1) pairs are cut: dx goes on over the lower half into the upper, dp the other way, and
- * each half's decays get the sum of the other's. */
+/* Segments of 2^(b+1) pairs are cut: dx goes on over the lower half into the upper, dp the other
+ * way, and each half's decays get the sum of the other's. */
 static void cut(Pull *p, Lane *l, int b) {
     Cg *cg = p->cg;
     Val factor[8], sum[8];
@@ -403,8 +415,8 @@ static void of_level(Pull *p, Val mask, const Val a[4], Val out[4]) {
         out[i] = cg_and(p->cg, a[i], mask);
 }
 
-/* x, as far as LLVM knows another one in every slab: what is made of it stays in the loop, where it takes
- * no register before it is used. */
+/* x, as far as LLVM knows another one in every slab: what is made of it stays in the loop, where
+ * it takes no register before it is used. */
 static Val another(Pull *p, Val x) {
     return cg_asm(p->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
 }
@@ -439,9 +451,10 @@ static void pull_level(Pull *p, Lane *l, int b) {
     pull_set(p, &l->dp, &t);
 }
 
-/* pairs ------------------------------------------------------------------------------------------ */
+/* pairs ---------------------------------------------------------------------------------------- */
 
-/* Decays of a pair: rows and updates with others outside, and inclusive rows with its first update. */
+/* Decays of a pair: rows and updates with others outside, and inclusive rows with its first
+ * update. */
 static void pair_decays(Pull *p, Lane *l, const Tile *dx, const Tile *dp, Val da[2][8]) {
     Cg *cg = p->cg;
     Tile x, key, raw;

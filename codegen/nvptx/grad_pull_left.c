@@ -5,17 +5,19 @@
  *     left     rows: their largest, which makes sigma; then as A operands of dW and of
  *     dG       left Zt', block by block, which the lattice's files take over
  *
- * The order of V within a k-step is free as long as both operands agree: a lane's 8 consecutive columns
- * of a row are fragments as they lie.
- */
+ * The order of V within a k-step is free as long as both operands agree: a lane's 8 consecutive
+ * columns of a row are fragments as they lie. */
 #include "codegen/nvptx/grad_pull.h"
 
-/* Left rows, Zt, and rows of it for dKt are rounded with their largest element between 2^12 and 2^13. */
+/* Left rows, Zt, and rows of it for dKt are rounded with their largest element between 2^12 and
+ * 2^13. */
 #define ROW_TOP 0x1p12
 /* sigma: the bound of dG over it is between 2^14 and 2^15. */
 #define DG_TOP 0x1p14
 
-static int slabs(const Pull *p) { return p->vq / SLAB; }
+static int slabs(const Pull *p) {
+    return p->vq / SLAB;
+}
 
 /* This lane's 8 columns of slab `slab`. */
 static Val first_column(Pull *p, Val slab) {
@@ -31,7 +33,8 @@ static void load_unit_pairs(Pull *p, int which, Val v, Val pair[4]) {
 
 static void times_units(Pull *p, Packed *x, const Val unit[4]) {
     for (int i = 0; i < 8; i++)
-        x->pair[i / 4][i % 4] = nv_mul_pair(p->cg, p->s->operand, x->pair[i / 4][i % 4], unit[i % 4]);
+        x->pair[i / 4][i % 4] =
+            nv_mul_pair(p->cg, p->s->operand, x->pair[i / 4][i % 4], unit[i % 4]);
 }
 
 static Val zt_unit(Pull *p, Val row, Val unit) {
@@ -64,7 +67,7 @@ void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]) {
     factor_load_unit(p->cg, stash_unit(p, operand, step, slab), a);
 }
 
-/* units ------------------------------------------------------------------------------------------ */
+/* units ---------------------------------------------------------------------------------------- */
 
 /* Columns that do not exist have unit 0: they are no one's largest. */
 static void load_units(Pull *p, Val v, Val out[UNITS]) {
@@ -128,16 +131,21 @@ static void make_units(Pull *p) {
     cg_end_for(cg, &put);
 }
 
-/* Zt --------------------------------------------------------------------------------------------- */
+/* Zt ------------------------------------------------------------------------------------------- */
 
-static int a_base(const Pull *p) { return p->sh_zt + p->s->rows * p->s->vp * 2; }
+static int a_base(const Pull *p) {
+    return p->sh_zt + p->s->rows * p->s->vp * 2;
+}
 
 /* X and A as they lie in the record. */
 static void copy_matrices(Pull *p) {
     Cg *cg = p->cg;
     const System *s = p->s;
-    struct { int64_t from; int to, units; } part[] = {
-        {s->ws_x, p->sh_zt, s->rows * s->vp / 8}, {s->ws_a, a_base(p), s->rows * s->rows / 8}};
+    struct {
+        int64_t from;
+        int to, units;
+    } part[] = {{s->ws_x, p->sh_zt, s->rows * s->vp / 8},
+                {s->ws_a, a_base(p), s->rows * s->rows / 8}};
     for (int i = 0; i < 2; i++) {
         Loop u = cg_for(cg, nv_tid(cg), cg_int(cg, part[i].units), 32 * s->warps, false);
         Val byte = cg_shl(cg, u.i, 4);
@@ -193,8 +201,8 @@ static void clear_end(Pull *p) {
     }
 }
 
-/* What puts the chunk's largest element of Zt, which is as large as X's units and keys' scales make it,
- * to ROW_TOP; `most`: this lane's. A block barrier. */
+/* What puts the chunk's largest element of Zt, which is as large as X's units and keys' scales
+ * make it, to ROW_TOP; `most`: this lane's. A block barrier. */
 static Val level_zt(Pull *p, Val most) {
     Cg *cg = p->cg;
     int base = p->sh_most + MAX_WARPS * 4;
@@ -324,7 +332,7 @@ static void stash_zt(Pull *p) {
     cg_end_for(cg, &slab);
 }
 
-/* left rows -------------------------------------------------------------------------------------- */
+/* left rows ------------------------------------------------------------------------------------ */
 
 static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
     Cg *cg = p->cg;
@@ -391,7 +399,7 @@ static void measure_left(Pull *p) {
         }
 }
 
-/* sigma ------------------------------------------------------------------------------------------ */
+/* sigma ---------------------------------------------------------------------------------------- */
 
 /* The largest left element in the chunk. */
 static Val largest_left(Pull *p) {
@@ -443,7 +451,7 @@ static void make_units_of_products(Pull *p) {
     p->dd_unit = cg_fmul(cg, p->most[UNIT_sds], p->inverse);
 }
 
-/* dG --------------------------------------------------------------------------------------------- */
+/* dG ------------------------------------------------------------------------------------------- */
 
 Val pull_pair(Pull *p, Val row_block, Val block) {
     Cg *cg = p->cg;
@@ -451,9 +459,9 @@ Val pull_pair(Pull *p, Val row_block, Val block) {
     return cg_add(cg, cg_shr(cg, cg_mul(cg, row_block, next), 1), block);
 }
 
-/* acc += dG of the blocks up to the warp's own, by distance; of[n]: where the own block's rows of parity n
- * begin in Zt, with this lane's unit of the slab. factor_scores.c says why blocks that are not there are
- * multiplied too. */
+/* acc += dG of the blocks up to the warp's own, by distance; of[n]: where the own block's rows of
+ * parity n begin in Zt, with this lane's unit of the slab. factor_scores.c says why blocks that
+ * are not there are multiplied too. */
 static void multiply_dg(Pull *p, Val a[2][4], const Val of[2], Var (*acc)[2][4]) {
     Cg *cg = p->cg;
     for (int d = 0; d < p->s->warps; d++) {

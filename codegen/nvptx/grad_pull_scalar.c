@@ -1,15 +1,14 @@
 /* The pull phase when all channels decay alike, or not at all.
  *
- * Then Lam(l,u) is a number and goes into dG: rows and keys are pulled by products of dG Lam with keys
- * and rows, blocks up to the diagonal. What decays get is made of H[l,u] = dG[l,u] (x_l . p_u), without
- * Lam, row by row of the lattice:
+ * Then Lam(l,u) is a number and goes into dG: rows and keys are pulled by products of dG Lam with
+ * keys and rows, blocks up to the diagonal. What decays get is made of H[l,u] = dG[l,u] (x_l .
+ * p_u), without Lam, row by row of the lattice:
  *
  *     before[m+1] = before[m] a[m] + H[l,m]        da[m] += Lam(l,m) before[m]
  *
- * with before[0] = x_l . dW_l, what the state at the start gives. The chunk's end is one more row: H is
- * p_u . dKt_u, before[0] the sum of S dS'. For log a everything has its Lam, and these are plain sums
- * over u < m <= l. Nothing cancels, nothing is divided.
- */
+ * with before[0] = x_l . dW_l, what the state at the start gives. The chunk's end is one more row:
+ * H is p_u . dKt_u, before[0] the sum of S dS'. For log a everything has its Lam, and these are
+ * plain sums over u < m <= l. Nothing cancels, nothing is divided. */
 #include "codegen/nvptx/grad_pull.h"
 
 /* One lane's columns of a block are 4t .. 4t+3; of accumulators [n][2h + c] that is 4t + 2c + n. */
@@ -17,28 +16,39 @@ enum { RUN = 4 };
 
 typedef struct Scalar {
     Val slab;
-    Val carried[MAX_FAMILIES][2], tail[2];   /* Lam(l, start), Lam(end, u); NULL: 1 */
-    Var score[MAX_FAMILIES][MAX_WARPS][2][4];/* x . p, by distance of the blocks */
-    Var start[MAX_FAMILIES][2], end[2], dd;  /* this lane's part of x . dW, p . dKt, S . dS' */
+    Val carried[MAX_FAMILIES][2], tail[2];    /* Lam(l, start), Lam(end, u); NULL: 1 */
+    Var score[MAX_FAMILIES][MAX_WARPS][2][4]; /* x . p, by distance of the blocks */
+    Var start[MAX_FAMILIES][2], end[2], dd;   /* this lane's part of x . dW, p . dKt, S . dS' */
 } Scalar;
 
-/* shared sums: f32 [rows] p . dKt, [rows] what the end gives, [warps] S . dS', [warp][rows] columns */
-static int update_base(const Pull *p) { return p->sh_sum; }
-static int end_base(const Pull *p) { return update_base(p) + p->s->rows * 4; }
-static int dd_base(const Pull *p) { return end_base(p) + p->s->rows * 4; }
-static int column_base(const Pull *p) { return dd_base(p) + MAX_WARPS * 4; }
+/* shared sums: f32 [rows] p . dKt, [rows] what the end gives, [warps] S . dS', [warp][rows]
+ * columns */
+static int update_base(const Pull *p) {
+    return p->sh_sum;
+}
+static int end_base(const Pull *p) {
+    return update_base(p) + p->s->rows * 4;
+}
+static int dd_base(const Pull *p) {
+    return end_base(p) + p->s->rows * 4;
+}
+static int column_base(const Pull *p) {
+    return dd_base(p) + MAX_WARPS * 4;
+}
 int pull_scalar_bytes(const Pull *p) {
     int rows = p->s->rows;
     return p->decays ? (2 * rows + MAX_WARPS + p->s->warps * rows) * 4 : 0;
 }
 
-static const Family *family(const Pull *p, int f) { return &p->s->family[f]; }
+static const Family *family(const Pull *p, int f) {
+    return &p->s->family[f];
+}
 
 static Val column(Pull *p, int i) {
     return cg_add(p->cg, cg_shl(p->cg, p->f.t, 2), cg_int(p->cg, i));
 }
 
-/* dG --------------------------------------------------------------------------------------------- */
+/* dG ------------------------------------------------------------------------------------------- */
 
 /* x times Lam with the block `distance` below the warp's own, 0 where not seen; in place. */
 static void decay(Pull *p, int f, int distance, Var (*x)[4]) {
@@ -57,7 +67,8 @@ static void put_block(Pull *p, int base, int f, Val pair, Var (*x)[4]) {
     Val a[4];
     for (int n = 0; n < 2; n++)
         for (int h = 0; h < 2; h++)
-            a[2 * n + h] = nv_pack(cg, p->s->operand, cg_get(cg, x[n][2 * h]), cg_get(cg, x[n][2 * h + 1]));
+            a[2 * n + h] =
+                nv_pack(cg, p->s->operand, cg_get(cg, x[n][2 * h]), cg_get(cg, x[n][2 * h + 1]));
     pull_put_block(p, base, f, pair, a);
 }
 
@@ -78,7 +89,7 @@ void pull_scalar_dg(Pull *p, int f, Var (*acc)[2][4], Val unit[2]) {
     }
 }
 
-/* slabs ------------------------------------------------------------------------------------------ */
+/* slabs ---------------------------------------------------------------------------------------- */
 
 static Val key_place(Pull *p, Val block, int h) {
     Cg *cg = p->cg;
@@ -206,13 +217,15 @@ static void pull_slab(Pull *p, Scalar *c) {
     pull_store_dp(p, c->slab, &dp);
 }
 
-/* decays ----------------------------------------------------------------------------------------- */
+/* decays --------------------------------------------------------------------------------------- */
 
 /* The map before -> before * factor + sum that a run of columns makes. */
-typedef struct Affine { Val factor, sum; } Affine;
+typedef struct Affine {
+    Val factor, sum;
+} Affine;
 
-/* Decays of a lane's columns of a block (1 where it is not there, and for log a), running products, and
- * the inclusive products over the lanes of a row by steps 1 and 2. */
+/* Decays of a lane's columns of a block (1 where it is not there, and for log a), running
+ * products, and the inclusive products over the lanes of a row by steps 1 and 2. */
 typedef struct Columns {
     Val a[RUN], product[RUN + 1], scan[3];
 } Columns;
@@ -293,7 +306,8 @@ static void add_columns(Pull *p, Scalar *c, int f, const Columns *columns, Val (
         Val block = cg_select(cg, there, cg_sub(cg, p->f.warp, cg_int(cg, d)), cg_int(cg, 0));
         Val raw[4], row_block = cg_select(cg, there, p->f.warp, cg_int(cg, 0));
         Var lam[2][4];
-        pull_get_block(p, p->g->a_log ? p->sh_dg : p->sh_raw, f, pull_pair(p, row_block, block), false, raw);
+        pull_get_block(p, p->g->a_log ? p->sh_dg : p->sh_raw, f, pull_pair(p, row_block, block),
+                       false, raw);
         for (int i = 0; i < 8; i++)
             lam[i / 4][i % 4] = cg_var(cg, cg->f32, cg_select(cg, there, cg_float(cg, 1), zero));
         If seen = cg_if(cg, there);
@@ -399,7 +413,7 @@ static void store_decays(Pull *p) {
     cg_end_if(cg, &row);
 }
 
-/* the chunk -------------------------------------------------------------------------------------- */
+/* the chunk ------------------------------------------------------------------------------------ */
 
 void pull_scalar_begin(Pull *p) {
     if (p->s->a < 0)

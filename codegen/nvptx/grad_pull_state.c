@@ -1,10 +1,9 @@
-/* The pull phase's products with the states, 32 channels at a time: dW_f = left_f S', dKt = Zt dS', and
- * the sum over V of S dS' that decays want.
+/* The pull phase's products with the states, 32 channels at a time: dW_f = left_f S', dKt = Zt
+ * dS', and the sum over V of S dS' that decays want.
  *
- * A slab of S or dS' lies in shared memory as [vq] rows of four 16-byte units, permuted so that the
- * eight rows of a matrix that ldmatrix reads, which are those of a lane's 8 consecutive columns of V,
- * meet no bank twice.
- */
+ * A slab of S or dS' lies in shared memory as [vq] rows of four 16-byte units, permuted so that
+ * the eight rows of a matrix that ldmatrix reads, which are those of a lane's 8 consecutive
+ * columns of V, meet no bank twice. */
 #include "codegen/nvptx/grad_pull.h"
 
 static Val state_unit(Pull *p, int which, Val v, Val unit) {
@@ -20,7 +19,8 @@ void pull_copy_state(Pull *p, Val slab) {
     const System *s = p->s;
     int64_t base[2] = {s->ws_s, s->ws_ds};
     Loop u = cg_for(cg, nv_tid(cg), cg_int(cg, p->vq * 4), 32 * s->warps, false);
-    Val v = cg_shr(cg, u.i, 2), unit = cg_and(cg, u.i, cg_int(cg, 3)), from = v, bytes = cg_int(cg, 16);
+    Val v = cg_shr(cg, u.i, 2), unit = cg_and(cg, u.i, cg_int(cg, 3)), from = v,
+        bytes = cg_int(cg, 16);
     if (p->vq > s->vp) {
         Val there = cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->vp));
         from = cg_select(cg, there, v, cg_int(cg, 0));
@@ -47,8 +47,8 @@ void pull_state_begin(Pull *p) {
     }
 }
 
-/* B fragments of k-step `step` (two a slab) for the four units of the channels, which are the four tiles:
- * see gradient.h. */
+/* B fragments of k-step `step` (two a slab) for the four units of the channels, which are the four
+ * tiles: see gradient.h. */
 static void load_state(Pull *p, int which, Val slab, Val step, Val b[4][2]) {
     Cg *cg = p->cg;
     Val at = nv_shared(cg, p->sh_state + which * p->vq * SLAB * 2);
@@ -116,8 +116,9 @@ static void unit_state(Pull *p, int which, Val v, Val x[4][2]) {
             x[i][q] = nv_mul_pair(cg, p->s->operand, x[i][q], cg_extract(cg, unit, q));
 }
 
-/* dD is the diagonal of S times dS', two tiles of S (units i, i + 1) as A operand with each of these of dS.
- * The warps share out the k-steps. Either operand takes about half of the units' range. */
+/* dD is the diagonal of S times dS', two tiles of S (units i, i + 1) as A operand with each of
+ * these of dS. The warps share out the k-steps. Either operand takes about half of the units'
+ * range. */
 static void dd_step(Pull *p, Val number, Var (*acc)[4]) {
     Cg *cg = p->cg;
     Val s[4][2], ds[4][2], slab = cg_shr(cg, number, 1), step = cg_and(cg, number, cg_int(cg, 1));
