@@ -258,7 +258,6 @@ static void find_place(Recurrent *r)
     r->row_group = cg_udiv(cg, r->lane, cg_int(cg, r->column_groups));
     r->column_group = cg_urem(cg, r->lane, cg_int(cg, r->column_groups));
     r->seq = seq_of_index(cg, cg_udiv(cg, of_head, H), 0);
-    r->pool = pool_of_sequence(cg, &r->seq);
 
     r->at = (ValueAt){
         .cg = cg,
@@ -277,7 +276,8 @@ static void find_place(Recurrent *r)
     value_ports(&r->at);
 }
 
-/* The sequence from its first token to its last, for the columns of r->tile. */
+/* The sequence from its first token to its last, for the columns of r->tile. The first inputs set out
+ * before anything waits: for an index, which says where the state is, and for the state. */
 static void walk_tokens(Recurrent *r)
 {
     Cg *cg = r->cg;
@@ -285,12 +285,13 @@ static void walk_tokens(Recurrent *r)
     Val tile = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
     r->at.base_v = cg_add(cg, tile, cg_mul(cg, group, cg_int(cg, r->n_v)));
     value_begin(&r->at);
-    recurrent_load_state(r);
     r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
     Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, zero));
     read_ahead(r, zero);
     cg_end_if(cg, &some);
+    r->pool = pool_of_sequence(cg, &r->seq);
+    recurrent_load_state(r);
     Loop token = cg_for(cg, zero, cg_add(cg, r->seq.length, one), 1, false);
     recurrent_store_state(r, token.i);
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, token.i, r->seq.length));
