@@ -8,15 +8,15 @@
  *         for its tokens, backwards  every gradient, from the record and the state's cotangent D
  *
  * Every token runs forwards twice and backwards once. States are made again and never divided out, so
- * decays of 0 are exact. A segment has 16 to 64 tokens: as many as have records in 2 MiB, so that
- * they stay in the second cache level; the workspace has one state a segment, which for K = V = 128
- * is 2 KiB a token and head, as much as 16 vectors of the inputs.
+ * decays of 0 are exact. A segment has 16 to 64 tokens: as many as have records in 3 MiB, so that
+ * they mostly stay in cache; the workspace has one state a segment, which for K = V = 128 is
+ * 2 KiB a token and head, as much as four f32 vectors of the inputs.
  *
  * A record is the state as it lies in scratch, then one row of every history and of every read.
  */
 #include "codegen/host/host.h"
 
-enum { MOST_TOKENS = 64, FEWEST_TOKENS = 16, MOST_BYTES = 2 << 20 };
+enum { MOST_TOKENS = 64, FEWEST_TOKENS = 16, MOST_BYTES = 3 << 20 };
 
 /* Bytes in a record for value v: a history's row from the token before, or what a read gave. */
 static int64_t row_bytes(const Host *h, int v) {
