@@ -89,9 +89,18 @@ static int64_t take(int64_t *at, int64_t bytes) {
     return here;
 }
 
+/* Gradients that are rounded to 16 bits come from rows that are: half the bytes through the caches. */
+static Elem scratch_elem(const Kernel *k) {
+    for (int o = 0; o < k->out.count; o++)
+        if (!k->out.at[o].is_param && elem_size(k->out.at[o].elem) > 2)
+            return ELEM_f32;
+    return ELEM_bf16;
+}
+
 void grad_plan_scratch(Grad *g) {
     const System *s = &g->g->s;
-    int64_t at = 0, wide = (int64_t)s->rows * s->kp * 4;
+    g->scratch_elem = scratch_elem(g->k);
+    int64_t at = 0, wide = (int64_t)s->rows * s->kp * elem_size(g->scratch_elem);
     for (int f = 0; f < s->families; f++) {
         int first = same_root(g->g, f);
         g->scratch_dx[f] = first < f ? g->scratch_dx[first] : take(&at, wide);

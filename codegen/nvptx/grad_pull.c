@@ -179,15 +179,14 @@ void pull_multiply(Pull *p, Tile *acc, const Val a[4], Val b[4][2]) {
 
 void pull_store_row(Pull *p, int64_t base, int h, Val slab, const Val x[8]) {
     Cg *cg = p->cg;
+    Elem e = p->grad->scratch_elem;
+    int size = elem_size(e), group = GRAD_ACCESS / size;
     Val channel = cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, p->f.t, 3));
     Val at = cg_add(cg, cg_mul(cg, p->f.row[h], cg_int(cg, p->s->kp)), channel);
-    Val to = cg_gep8(cg, p->grad->scratch, cg_zext64(cg, cg_shl(cg, at, 2)));
-    for (int q = 0; q < 2; q++) {
-        Val v = LLVMGetUndef(LLVMVectorType(cg->f32, 4));
-        for (int j = 0; j < 4; j++)
-            v = cg_insert(cg, v, x[4 * q + j], j);
-        cg_store(cg, v, cg_gep8(cg, to, cg_int64(cg, base + 16 * q)), 16);
-    }
+    at = cg_mul(cg, at, cg_int(cg, size));
+    Val to = cg_gep8(cg, p->grad->scratch, cg_zext64(cg, at));
+    for (int j = 0; j < 8; j += group)
+        grad_store(cg, e, cg_gep8(cg, to, cg_int64(cg, base + j * size)), group, x + j);
 }
 
 /* What dx over sigma of a family's row lacks. */

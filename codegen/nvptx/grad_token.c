@@ -2,7 +2,7 @@
  *
  * Every gradient is an elementwise value with row sums, made on demand (value.c) of the inputs and of
  * cotangents that stand in memory, all of them on the lattice:
- *     rows x_f, keys, decays    f32, in the block's scratch, from the pull phase
+ *     rows x_f, keys, decays    in the block's scratch, from the pull phase
  *     dX                        f16 in units of V columns, in the chunk's record
  *     what the outs read        f32, in the scratch, from grad_read.c
  * What a token needs of memory is read first, so that it is under way at once.
@@ -76,7 +76,9 @@ static void load_units(Tokens *x) {
 }
 
 static Elem row_elem(const Tokens *x, int v) {
-    return v == x->g->g->dX ? ELEM_f16 : ELEM_f32;
+    const Gradient *g = x->g->g;
+    bool wide = read_of(g, v) >= 0 || tokens_run_axis(inst_at(x->g->k, v)->shape) < 0;
+    return v == g->dX ? ELEM_f16 : wide ? ELEM_f32 : x->g->scratch_elem;
 }
 
 int tokens_row_bytes(const Tokens *x, int v) {
@@ -113,7 +115,8 @@ static Val row_pointer(Tokens *x, int v, int place) {
         element = cg_add(cg, element, run_base(x, axis));
     }
     Val p = cg_gep8(cg, grad->scratch, cg_int64(cg, base));
-    return cg_gep8(cg, p, cg_zext64(cg, cg_shl(cg, element, 2)));
+    element = cg_mul(cg, element, cg_int(cg, elem_size(row_elem(x, v))));
+    return cg_gep8(cg, p, cg_zext64(cg, element));
 }
 
 void tokens_row_units(Tokens *x, int v, int place, int units, Val *address) {

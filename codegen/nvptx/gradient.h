@@ -16,8 +16,8 @@
  *                                      again. One segment then is all there is    scan*.c, grad_token*.c
  *     sums      elements               over heads that share an input; params: over chunks grad_sums.c
  *
- * In the grad kernel a chunk has two phases, with the block's scratch (f32, small enough to stay in the
- * L2 cache) between them:
+ * In the grad kernel a chunk has two phases, with the block's scratch (small enough to stay in the L2
+ * cache) between them:
  *     pull      products with an axis V, then back through scores, carries, tail and total:
  *               cotangents of the lattice's rows x_f, keys p and decays a                  grad_pull*.c
  *     (read     what the outs read of the state, where gradients need it                  grad_read.c)
@@ -100,10 +100,11 @@ typedef struct Grad {
     Val slot;                 /* i64 */
     Val record;               /* global byte pointer: this chunk's record */
     Val scratch;              /* global byte pointer: this block's scratch */
-    int64_t scratch_dx[MAX_FAMILIES]; /* [rows][kp] f32 by family, on lattice rows (out family: row
+    Elem scratch_elem;        /* of the next three: bf16 where all gradients are 16-bit, else f32 */
+    int64_t scratch_dx[MAX_FAMILIES]; /* [rows][kp] by family, on lattice rows (out family: row
                                          t*slots + position); families of one root share the place */
-    int64_t scratch_dp;       /* [rows][kp] f32 */
-    int64_t scratch_da;       /* [rows][kp] f32, or [rows] */
+    int64_t scratch_dp;       /* [rows][kp] */
+    int64_t scratch_da;       /* [rows][kp], or f32 [rows] */
     int64_t scratch_o[MAX_FAMILIES];  /* [rows][vp] f32, of families with a read: a token's last row */
     int64_t scratch_bytes;
     int sh_bytes;             /* shared memory: the larger of the phases' */

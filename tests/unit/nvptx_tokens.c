@@ -96,7 +96,7 @@ static double memory_element(const Plain *p, int v, int64_t t, int place, int64_
     for (int f = 0; f < s->families; f++)
         if (p->g->family[f].root == v)
             at = p->plan.scratch_dx[f];
-    return ((const float *)(scratch + at))[row * columns + j];
+    return grad_get(scratch + at, row * columns + j, columns > 1 ? p->plan.scratch_elem : ELEM_f32);
 }
 
 static double lattice(Plain *p, int v, int64_t t, int place, int64_t j) {
@@ -231,11 +231,13 @@ static void fill_reads(GradRun *r, const Gradient *g, char *record) {
     }
 }
 
-/* The scratch whole, of records what is read, nothing else. */
+/* The scratch whole, of records what is read, nothing else. A word of the scratch is as good a number when
+ * it is read as one f32 as it is as two bf16. */
 static void fill(GradRun *r, const Gradient *g, int64_t scratch_bytes) {
     const System *s = &g->s;
-    for (int64_t j = 0; j < r->blocks * scratch_bytes / 4; j++)
-        ((float *)r->scratch)[j] = (float)(2 * random_unit(&r->seed) - 1);
+    for (int64_t j = 0; j < r->blocks * scratch_bytes / 2; j++)
+        ((uint16_t *)r->scratch)[j] =
+            (uint16_t)number_put(NUMBER_bf16, (float)(2 * random_unit(&r->seed) - 1));
     for (int64_t task = 0; task < r->segment * r->c->H; task++) {
         char *record = (char *)r->ws + task * s->ws_bytes;
         fill_matrix(r, record + s->ws_dx, (int64_t)s->rows * s->vp);
@@ -342,7 +344,7 @@ static bool run_case(const GradCase *c) {
     why = why ? why : grad_add(&r, nv_build_sums);
     if (!why) {
         assert_true(nv_gradient(&r.arena, r.code, &g, &why));
-        Grad plan = {.g = &g};
+        Grad plan = {.g = &g, .k = r.code};
         grad_plan_scratch(&plan);
         r.module.ws_bytes_per_slot_head = g.s.ws_bytes;
         grad_tensors(&r);
