@@ -104,7 +104,7 @@ void pull_multiply(Pull *p, Tile *acc, const Val a[4], Val b[4][2]);
 /* A block of dG in shared memory, as A fragments of it or of its transpose. */
 void pull_put_block(Pull *p, int base, int family, Val pair, const Val a[4]);
 void pull_get_block(Pull *p, int base, int family, Val pair, bool turned, Val a[4]);
-/* Cotangents of the slab in f32 to the scratch: dx over sigma, of every family; dp; */
+/* Cotangents of the slab to the scratch: a row; dx, over sigma, of every family; dp, likewise. */
 void pull_store_row(Pull *p, int64_t base, int h, Val slab, const Val x[8]);
 void pull_store_dx(Pull *p, Val slab, Tile *dx);
 void pull_store_dp(Pull *p, Val slab, Tile *dp);

@@ -9,16 +9,6 @@
 
 /* compiling ------------------------------------------------------------------------------------ */
 
-/* The one phase; where it is told to leave its results is noted on the way. */
-static int64_t places[MAX_FAMILIES + 2];
-
-static bool plan_phase(Grad *g, int *sh_bytes, const char **why) {
-    memcpy(places, g->scratch_dx, sizeof g->scratch_dx);
-    places[MAX_FAMILIES] = g->scratch_dp;
-    places[MAX_FAMILIES + 1] = g->scratch_da;
-    return grad_pull_plan(g, sh_bytes, why);
-}
-
 static Kernel *gradient_of(World *w) {
     SpecDim dim[] = {{intern_z(&w->spec->names, "K"), w->c->K},
                      {intern_z(&w->spec->names, "V"), w->c->V}};
@@ -45,7 +35,7 @@ static Kernel *gradient_of(World *w) {
 /* False where there is no chunk form, or none that the GPU kernels hold; or where other kernels
  * have to run first, those of values made ahead. */
 static bool compile(World *w) {
-    static const GradPhase phase[] = {{plan_phase, grad_pull}};
+    static const GradPhase phase[] = {{grad_pull_plan, grad_pull}};
     const char *why = NULL;
     w->k = gradient_of(w);
     if (!w->k || !nv_gradient(w->k->arena, w->k, &w->g, &why) || w->g.s.scan->count > 0)
@@ -56,9 +46,8 @@ static bool compile(World *w) {
     w->cg = cg_open(&w->spec->arena, w->k, opt, &why);
     if (!w->cg || !grad_build(w->cg, &w->module, phase, 1, &why) || !cg_optimize(w->cg, &why))
         fail_msg("%s: %s", w->name, why);
-    memcpy(w->at_dx, places, sizeof w->at_dx);
-    w->at_dp = places[MAX_FAMILIES];
-    w->at_da = places[MAX_FAMILIES + 1];
+    w->plan = (Grad){.cg = w->cg, .k = w->k, .g = &w->g};
+    grad_plan_scratch(&w->plan);
     w->simt = simt_open(&w->spec->arena, w->cg->mod, w->module.entry.at[0].symbol, &why);
     if (!w->simt)
         fail_msg("%s: %s", w->name, why);
@@ -164,9 +153,10 @@ static double judge(World *w, const char *what, const Error *e, double limit) {
     return ratio;
 }
 
-static float result(World *w, int task, int64_t base, int row, int k) {
-    const char *at = (const char *)w->scratch + task * w->module.entry.at[0].scratch_bytes + base;
-    return ((const float *)at)[row * w->s->kp + k];
+/* Element k of a row of K in the scratch. */
+static double result(World *w, int task, int64_t base, int row, int k) {
+    const char *at = (const char *)w->scratch + task * w->plan.scratch_bytes + base;
+    return grad_get(at, row * w->s->kp + k, w->plan.scratch_elem);
 }
 
 /* The sum of dx over families of one root, which stands at the first. */
@@ -184,15 +174,17 @@ static void measure(World *w, Chunk *c, int task, Error *e) {
         double sum = 0;
         for (int k = 0; k < s->K; k++) {
             for (int f = 0; f < s->families; f++)
-                compare(&e[f], expected_dx(w, c, f, l, k), result(w, task, w->at_dx[f], l, k));
-            compare(&e[MAX_FAMILIES], c->dp[l][k], result(w, task, w->at_dp, l, k));
+                compare(&e[f], expected_dx(w, c, f, l, k),
+                        result(w, task, w->plan.scratch_dx[f], l, k));
+            compare(&e[MAX_FAMILIES], c->dp[l][k], result(w, task, w->plan.scratch_dp, l, k));
             sum += c->da[l][k];
             if (w->g.a_root >= 0 && s->a_key)
-                compare(&e[MAX_FAMILIES + 1], c->da[l][k], result(w, task, w->at_da, l, k));
+                compare(&e[MAX_FAMILIES + 1], c->da[l][k],
+                        result(w, task, w->plan.scratch_da, l, k));
         }
         if (w->g.a_root >= 0 && !s->a_key) {
-            const char *at = (const char *)w->scratch + task * w->module.entry.at[0].scratch_bytes;
-            compare(&e[MAX_FAMILIES + 1], sum, ((const float *)(at + w->at_da))[l]);
+            const char *at = (const char *)w->scratch + task * w->plan.scratch_bytes;
+            compare(&e[MAX_FAMILIES + 1], sum, ((const float *)(at + w->plan.scratch_da))[l]);
         }
     }
 }

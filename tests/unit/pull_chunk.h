@@ -37,7 +37,7 @@ typedef struct World {
     int slots;
     unsigned char *records;
     float *scratch;
-    int64_t at_dx[MAX_FAMILIES], at_dp, at_da; /* bytes into a scratch */
+    Grad plan;         /* where what lies in the scratch */
 } World;
 
 /* A chunk on the lattice, and what is expected of it. */
