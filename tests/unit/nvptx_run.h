@@ -451,8 +451,7 @@ static void run_launch(World *w, const Launch *l) {
     arena_free(&w->arena);
 }
 
-/* False when there is no such code. */
-static bool run_build(const Build *b, const Launch *l, int launches) {
+static World *world_open(const Build *b) {
     char path[512];
     World *w = calloc(1, sizeof *w);
     assert_non_null(w);
@@ -462,15 +461,26 @@ static bool run_build(const Build *b, const Launch *l, int launches) {
     if (w->spec->d.errors)
         fail_msg("%s", messages(w->spec));
     w->seed = first_seed();
-    SpecDim dim[] = {{intern_z(&w->spec->names, "K"), b->K},
-                     {intern_z(&w->spec->names, "V"), b->V}};
+    SpecDim *dim = NEW_ARRAY(&w->spec->arena, SpecDim, 2);
+    dim[0] = (SpecDim){intern_z(&w->spec->names, "K"), b->K};
+    dim[1] = (SpecDim){intern_z(&w->spec->names, "V"), b->V};
     w->bind = (SpecBind){dim, 2};
-    bool has_code = compile(w);
-    for (int i = 0; has_code && i < launches; i++)
-        run_launch(w, &l[i]);
+    return w;
+}
+
+static void world_close(World *w) {
     close_code(w);
     spec_close(w->spec);
     free(w);
+}
+
+/* False when there is no such code. */
+static bool run_build(const Build *b, const Launch *l, int launches) {
+    World *w = world_open(b);
+    bool has_code = compile(w);
+    for (int i = 0; has_code && i < launches; i++)
+        run_launch(w, &l[i]);
+    world_close(w);
     return has_code;
 }
 
