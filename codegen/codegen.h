@@ -48,7 +48,8 @@ enum {
     FRAME_INDEX_WIDTH,/* 4 or 8: bytes of all these indices and counts */
     FRAME_PAST0,      /* recurrent: f32 [states,H,past] beside S0 and S, addressed by the same numbers: */
     FRAME_PAST,       /*   what prev and cumsum remember (past_size); or 0 for zero, not wanted */
-    FRAME_SAVED,      /* chain of a forward pass with save_every: where states go, or 0; see there */
+    FRAME_SAVED,      /* forward pass, chunk: with save_every where states go, or 0; with save_all where the
+                         records are. See CgOptions */
     FRAME_PORTS       /* per input: pointer, heads; then per output: pointer */
 };
 /* A sequence starts from state number
@@ -162,6 +163,9 @@ typedef struct CgModule {
     VEC(CgEntry) entry;
     int64_t ws_bytes_per_slot_head;   /* GPU chunk: workspace bytes for one slot and factor head;
                                          host: of a gradient kernel, for one slot and head of H */
+    uint64_t records;                 /* GPU chunk, gradient kernels and forward ones with save_all: says what
+                                         is where in a record; kernels with the same number understand each
+                                         other's. 0: others */
     int64_t scan_token_bytes;         /* GPU chunk: further workspace, for values made ahead: for a */
     int64_t scan_carry_bytes;         /*   token and head, for a stretch of SCAN_TOKENS and head */
     int chunk;                        /* tokens per chunk */
@@ -183,6 +187,10 @@ typedef struct CgOptions {
     int save_every;        /* GPU chain of a forward pass: the state at the start of every chunk whose slot
                               is a multiple of it, and not its sequence's first, goes to FRAME_SAVED, as number
                               slot / save_every - 1 of what GRAD_STATE_IN points to one of; 0: never */
+    bool save_all;         /* GPU forward pass: records are what a gradient kernel's would be, with A and the
+                              trail (codegen/nvptx/gradient.h), one a slot and head of H, HF = H; they lie from
+                              FRAME_SAVED on, and FRAME_WS is for values made ahead alone. Whoever has them needs
+                              no factor and no chain for gradients, if CgModule.records is the same */
     bool no_wgmma;         /* the schedule of older GPUs: what the other is compared with */
     bool want_llvm;        /* fill text with LLVM IR instead of PTX */
     const char *prefix;    /* symbol prefix */

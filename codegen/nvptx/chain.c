@@ -294,7 +294,7 @@ static Val record_of(Chain *c, Val i)
         slot = cg_sub(cg, slot, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)));
     Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
                         cg_zext64(cg, c->factor_head));
-    return cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
+    return cg_gep8(cg, nv_records(cg), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
 }
 
 /* Start copying the record of the chunk that is walked as number i (i64) into stage `which` (i32, 0 or
@@ -348,7 +348,7 @@ static void read_state(Chain *c)
 static void save_state(Chain *c)
 {
     const System *s = c->s;
-    if (!c->gradient)
+    if (!s->trail)
         return;
     if (c->wgmma)
         chain_units(c, c->state_scale);
@@ -364,10 +364,10 @@ static void mix(Chain *c)
 static void save_rows(Chain *c)
 {
     const System *s = c->s;
-    if (c->gradient && c->back)
+    if (c->back)
         chain_save_rows(c, chain_get(c, c->gradient->dX), s->ws_dx, s->ws_unit_dx);
-    else if (c->gradient)
-        chain_save_rows(c, chain_get(c, c->gradient->X), s->ws_x, s->ws_unit_x);
+    else if (s->trail)
+        chain_save_rows(c, chain_get(c, s->X), s->ws_x, s->ws_unit_x);
 }
 
 static void advance(Chain *c)
@@ -427,7 +427,7 @@ static void walk_chunks(Chain *c)
     wait_for_copies(c, chunk.i, here);
     c->stage = stage_offset(c, here);
     c->start = chunk_start(c, chunk.i);
-    c->record = c->gradient ? record_of(c, chunk.i) : NULL;
+    c->record = c->s->trail ? record_of(c, chunk.i) : NULL;
     chain_begin_values(c);
     Val next = cg_add(cg, chunk.i, cg_int64(cg, 1)), other = cg_xor(cg, here, cg_int(cg, 1));
     (c->wgmma ? chunk_by_warpgroups : chunk_by_warps)(c, next, other);
@@ -519,12 +519,12 @@ bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
             return false;
         g->s.families = g->s.erase;
         c->gradient = g;
-    } else if (!nv_system(cg->arena, cg->k, &g->s, why)) {
+    } else if (!nv_system_of(cg->arena, cg->k, cg->opt, &g->s, why)) {
         return false;
     }
     c->cg = cg;
     c->k = cg->k;
     c->s = &g->s;
-    c->copied = g->s.ws_copied;
+    c->copied = g->s.trail && !c->gradient ? g->s.ws_reversed : g->s.ws_copied;
     return chain_build(c, out, why);
 }

@@ -79,7 +79,7 @@ typedef struct Chain {
     Val empty_column;              /* wgmma: some V column has no state yet */
     Val start;                     /* i64 first token in the sequence */
     Val stage;                     /* i32 byte offset of its stage */
-    Val record;                    /* gradients: its record, in global memory */
+    Val record;                    /* with a trail: its record, in global memory */
     Val state_scale[2], x_scale[2];/* powers of two per V column */
     Val state_operand[64], x_operand[MAX_FRAGMENT / 2];
     Val left_operand[MAX_FAMILIES][MAX_FRAGMENT / 2]; /* reverse: dO_f times what W_f and M_f lack */

@@ -204,23 +204,12 @@ static void build_body(Factor *f)
     factor_products(f);
 }
 
-static bool find_system(Cg *cg, System *s, const char **why)
-{
-    if (!kernel_is_gradient(cg->k))
-        return nv_system(cg->arena, cg->k, s, why);
-    Gradient g;
-    if (!nv_gradient(cg->arena, cg->k, &g, why))
-        return false;
-    *s = g.s;
-    return true;
-}
-
 /* This block's chunk slot; a gradient's blocks are those of a segment. */
 static Val block_slot(Factor *f, Val heads)
 {
     Cg *cg = f->cg;
     Val slot = cg_zext64(cg, cg_udiv(cg, nv_block(cg), heads));
-    if (f->s->gradient)
+    if (kernel_is_gradient(f->k))
         slot = cg_add(cg, slot, cg_frame_field(cg, frame_gradient(f->k, GRAD_SLOT)));
     return slot;
 }
@@ -228,7 +217,7 @@ static Val block_slot(Factor *f, Val heads)
 bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
 {
     System s;
-    if (!find_system(cg, &s, why))
+    if (!nv_system_of(cg->arena, cg->k, cg->opt, &s, why))
         return false;
     Factor *f = NEW(cg->arena, Factor);
     f->cg = cg;
@@ -257,13 +246,14 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     Seq seq = seq_of_slot(cg, block_slot(f, heads), s.chunk, &chunk);
     Val start = cg_mul(cg, chunk, cg_int64(cg, s.chunk));
     Val record = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, s.ws_bytes));
-    f->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
+    f->record = cg_gep8(cg, nv_records(cg), record);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, start, seq.length));
     factor_place_rows(f, seq, start, head, heads);
     build_body(f);
     cg_end_if(cg, &some);
     nv_kernel_close(cg);
     out->ws_bytes_per_slot_head = s.ws_bytes;
+    out->records = s.trail ? nv_record_number(cg->k, &s) : 0;
     out->chunk = s.chunk;
     VEC_PUSH(cg->arena, &out->entry,
              ((CgEntry){.kind = ENTRY_factor, .symbol = symbol, .threads = threads,

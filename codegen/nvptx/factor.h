@@ -20,7 +20,7 @@
  *     scale f32, a power of two
  *     rows  [rows] f32 per family that is scaled: what W_f's and M_f's rows lack
  *     keys  [rows] f32, nothing erased and keys scaled: what M's and P's columns are divided by, which
- *           the chain makes good in X; gradient kernels: also where something is erased
+ *           the chain makes good in X; with a trail: also where something is erased
  *
  * Numbers. Matrix operands are f16: 3 more bits than bf16 at the same speed, but a range of 2^-14 to
  * 2^16. Rows and keys that their declared ranges bound (normalised ones) fit as they are; others are
@@ -71,9 +71,9 @@ typedef struct System {
     int X;            /* chain value contracted with P */
     int64_t ws_p, ws_d, ws_scale, ws_keys, ws_bytes;
     int64_t ws_copied;        /* the record's first bytes, which the chain copies */
-    /* gradient kernels: see gradient.h */
+    /* with `trail`: see gradient.h */
     int64_t ws_reversed, ws_a, ws_s, ws_ds, ws_x, ws_dx, ws_unit_s, ws_unit_ds, ws_unit_x, ws_unit_dx;
-    bool gradient;
+    bool trail;       /* records are those of gradient kernels: theirs, and forward ones' that save all */
     int slots, chunk; /* updates a token, tokens a chunk */
     int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */
     int K, kp;        /* key channels; padded to a multiple of 32 */
@@ -96,6 +96,12 @@ bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);
 bool nv_system_sizes(Arena *arena, const Kernel *tile, System *s, const char **why);
 void nv_system_scales(const Kernel *tile, System *s);
 void nv_system_place(System *s);
+/* The system of a forward kernel that saves all, from nv_system's. */
+void nv_system_keep(const Kernel *tile, System *s);
+/* Where the records begin, in global memory. */
+Val nv_records(Cg *cg);
+/* record.c: CgModule.records */
+uint64_t nv_record_number(const Kernel *tile, const System *s);
 
 /* The factor kernel in the making. Lane l of warp w works on lattice rows 16w + 2g and 16w + 2g + 1
  * (g = l/4), at channels 8*(l%4) .. +7 of each slab of 32. Half h is the row 16w + 2g + h. In the

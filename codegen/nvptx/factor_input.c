@@ -397,15 +397,15 @@ static void store_family_scale(Factor *f, int i, int h)
     store_row_scale(f, f->row_scale[i][h], cg_gep8(cg, f->record, byte));
 }
 
-/* The power of two below a row's largest element, the same in the four lanes of the row. In gradient
- * kernels a row's cotangent goes through f16 times that scale, and a row of zeros has one too. */
+/* The power of two below a row's largest element, the same in the four lanes of the row. In a
+ * gradient a row's cotangent goes through f16 times that scale, and a row of zeros has one too. */
 static Val row_scale(Factor *f, Var most)
 {
     Cg *cg = f->cg;
     Val x = cg_get(cg, most);
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 1));
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 2));
-    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, f->s->gradient ? 0x1p-14 : 0x1p-60)));
+    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, f->s->trail ? 0x1p-14 : 0x1p-60)));
 }
 
 void factor_scale_rows(Factor *f)
@@ -444,7 +444,7 @@ void factor_scale_rows(Factor *f)
         Val byte = cg_add(cg, cg_shl(cg, f->row[h], 2), cg_int(cg, (int)s->ws_keys));
         if (s->erase)
             store_row_scale(f, scale, factor_shared_f32(f, f->sh_keys, f->row[h]));
-        if (!s->erase || s->gradient)
+        if (!s->erase || s->trail)
             store_row_scale(f, scale, cg_gep8(cg, f->record, byte));
     }
 }

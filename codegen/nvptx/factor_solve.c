@@ -298,7 +298,7 @@ static void scale_inverse(Factor *f)
         }
         for (int part = 0; part < 2; part++)
             store_words(cg, pair_element(f, f->sh_a[part], row, column), pair[part], 4);
-        if (s->gradient)
+        if (s->trail)
             factor_store_unit(cg, factor_ws_unit(f, s->ws_a, s->rows, row, cg_shr(cg, column, 3)),
                               pair[0]);
     }

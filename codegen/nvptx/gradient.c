@@ -326,3 +326,18 @@ bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
     }
     return true;
 }
+
+bool nv_system_of(Arena *arena, const Kernel *k, const CgOptions *opt, System *s, const char **why) {
+    Gradient g;
+    if (kernel_is_gradient(k)) {
+        bool ok = nv_gradient(arena, k, &g, why);
+        if (ok)
+            *s = g.s;
+        return ok;
+    }
+    if (!nv_system(arena, k, s, why))
+        return false;
+    if (opt->save_all)
+        nv_system_keep(k, s);
+    return true;
+}

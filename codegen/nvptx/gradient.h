@@ -39,6 +39,9 @@
  * all placed by nv_place, all elements written (zeros past K, V and the last token), also where the
  * sequence has no such chunk's tokens; slots of no chunk are neither written nor read.
  *
+ * A forward pass that saves all (CgOptions.save_all) has such records too, filled by its own factor and
+ * chain, but for dS and dX. Gradients then begin with reverse.
+ *
  * Segments. A launch works on the chunk slots GRAD_SLOT .. GRAD_SLOT + GRAD_SLOTS - 1. Slots follow each
  * other by sequence, so at most one sequence crosses either border; where one does, chain and reverse
  * pass its state and costate on through memory, f32 [H][K][V] at GRAD_STATE_IN and so on. Their blocks begin
@@ -85,6 +88,10 @@ typedef struct Gradient {
 /* Recognise the gradient system in a tile-level gradient kernel; false with *why when this target
  * cannot run it. s is filled as nv_system does. */
 bool nv_gradient(Arena *arena, const Kernel *tile, Gradient *g, const char **why);
+
+/* The forward system of any chunk kernel: a gradient kernel's, or a forward one's, which with
+ * opt->save_all has records like those. */
+bool nv_system_of(Arena *arena, const Kernel *tile, const CgOptions *opt, System *s, const char **why);
 
 /* Frame fields of gradient kernels behind those of frame_costate (codegen.h): see frame_gradient. */
 

@@ -71,19 +71,10 @@ static bool add(Work *w, bool (*build)(Cg *, CgModule *, const char **), int v_t
     return cg && build(cg, w->out, why);
 }
 
-static bool find_system(Work *w, System *s, const char **why) {
-    Gradient g;
-    bool gradient = kernel_is_gradient(w->k);
-    bool ok = gradient ? nv_gradient(w->arena, w->k, &g, why) : nv_system(w->arena, w->k, s, why);
-    if (ok && gradient)
-        *s = g.s;
-    return ok;
-}
-
 /* What makes values ahead of the factor kernel, or those behind the grad kernel. */
 static bool add_scans(Work *w, bool back, const char **why) {
     System s;
-    if (!find_system(w, &s, why))
+    if (!nv_system_of(w->arena, w->k, w->opt, &s, why))
         return false;
     for (int i = 0; i < scan_entries(w->k, s.scan, back); i++) {
         Cg *cg = next_module(w, w->opt, why);

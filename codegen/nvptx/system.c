@@ -95,6 +95,18 @@ static bool add_out(const Kernel *k, System *s, int v, int m, int state, const i
     return false;
 }
 
+/* The outs in the order of their scores, in which nv_gradient has them. */
+static void sort_outs(System *s)
+{
+    for (int f = s->erase + 1; f < s->families; f++) {
+        Family moved = s->family[f];
+        int at = f;
+        for (; at > s->erase && s->family[at - 1].scores > moved.scores; at--)
+            s->family[at] = s->family[at - 1];
+        s->family[at] = moved;
+    }
+}
+
 static bool find_families(const Kernel *k, System *s, const char **why)
 {
     int state = find_op(k, OP_state), *reads = NEW_ARRAY(k->arena, int, k->inst.count), count = 0;
@@ -123,6 +135,7 @@ static bool find_families(const Kernel *k, System *s, const char **why)
     if (erase >= 0 && inst_at(k, erase)->op != OP_scores)
         return !fail(why, "an update reads the state before earlier updates of its token, and the "
                           "GPU chunk kernels hold rows in time order");
+    sort_outs(s);
     return true;
 }
 
@@ -243,9 +256,9 @@ static void place_writes(System *s, int64_t *at)
     s->ws_d = *at;
     s->ws_scale = *at + (s->a_key ? s->kp * 4 : 16);
     *at = s->ws_scale + 16;
-    place_row_factors(s, at, 0, s->gradient ? s->erase : s->families);
+    place_row_factors(s, at, 0, s->trail ? s->erase : s->families);
     s->ws_keys = *at;
-    *at += s->p_scaled && (!s->erase || s->gradient) ? s->rows * 4 : 0;
+    *at += s->p_scaled && (!s->erase || s->trail) ? s->rows * 4 : 0;
 }
 
 static void place_outs(System *s, int64_t *at)
@@ -279,7 +292,7 @@ void nv_system_place(System *s)
     int64_t at = 0;
     for (int f = 0; f < s->erase; f++)
         s->family[f].ws_w = take(&at, (int64_t)s->rows * s->kp * 2);
-    if (!s->gradient) {
+    if (!s->trail) {
         place_outs(s, &at);
         place_writes(s, &at);
         s->ws_copied = s->ws_bytes = round128(at);
@@ -300,7 +313,7 @@ bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why)
 {
     *s = (System){.slots = k->facts.slots, .chunk = k->axis.at[AXIS_C].size,
                   .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size,
-                  .gradient = kernel_is_gradient(k)};
+                  .trail = kernel_is_gradient(k)};
     CHECK(k->level == LEVEL_tile);
     int rows = s->slots * s->chunk;
     if (s->K > 256 || s->V > 256 || rows > 64) {
@@ -320,7 +333,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
 {
     if (!nv_system_sizes(arena, k, s, why))
         return false;
-    CHECK(find_op(k, OP_next) >= 0 && !s->gradient);
+    CHECK(find_op(k, OP_next) >= 0 && !s->trail);
     if (!find_families(k, s, why) || !find_keys(k, s, why))
         return false;
     nv_system_scales(k, s);
@@ -328,4 +341,16 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
     s->scan = scan_plan(k, s, NULL);
     return s->scan->rounds <= SCAN_ROUNDS_MAX ||
            !fail(why, "running sums of running sums, more than four deep, have no GPU chunk kernel");
+}
+
+void nv_system_keep(const Kernel *k, System *s)
+{
+    s->trail = true;
+    nv_system_place(s);
+    s->scan = scan_plan(k, s, NULL);
+}
+
+Val nv_records(Cg *cg)
+{
+    return nv_global(cg, cg->opt->save_all ? FRAME_SAVED : FRAME_WS);
 }
