@@ -33,10 +33,13 @@ def is_gradient(r):
 
 def case_name(run, r):
     trains = any(other["algorithm"] == "training" for other in run["results"])
-    step = "_step" if r["T"] == 1 else f"_{r['algorithm']}" if is_gradient(r) else \
+    step = "_step" if r["T"] == 1 or r.get("step") else f"_{r['algorithm']}" if is_gradient(r) else \
         "_saving" if trains else ""
     keys = f" ({r['key_heads']} key heads)" if r["key_heads"] != r["H"] else ""
-    return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}"
+    state = run.get("state_type", "f32"), run.get("state_layout", "kv")
+    states = f" ({state[0]} states{' [V,K]' if state[1] == 'vk' else ''})" \
+        if step and state != ("f32", "kv") else ""
+    return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}{states}"
 
 
 def machine_of(run):
