@@ -240,7 +240,7 @@ GDR_API const char *gdr_kernel_manifest(const gdr_kernel *kernel);
 typedef enum gdr_device { GDR_CPU, GDR_CUDA } gdr_device;
 
 /* A dense tensor, in the manner of DLPack: row-major; strides count elements and may be NULL.
- * Memory must be aligned to its element type (GPU: to 16 bytes). */
+ * Memory must be aligned to its element type (GPU: to 16 bytes, except for integers). */
 typedef struct gdr_tensor {
     void *data;
     gdr_device device;

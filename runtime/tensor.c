@@ -74,7 +74,8 @@ gdr_status tensor_check(const gdr_kernel *k, const char *name, const gdr_tensor 
                     t->device == GDR_CUDA ? "GPU" : "CPU", on_gpu ? "GPU" : "CPU");
     if (!look || empty)
         return GDR_OK;
-    size_t align = on_gpu ? GPU_ALIGN : gdr_dtype_size(t->dtype);
+    bool integers = t->dtype == GDR_I32 || t->dtype == GDR_I64; /* read one by one */
+    size_t align = on_gpu && !integers ? GPU_ALIGN : gdr_dtype_size(t->dtype);
     if (!t->data)
         return FAIL(k, "%s: no data", name);
     if ((uintptr_t)t->data % align && !(on_gpu && t->ndim <= 1))

@@ -100,7 +100,7 @@ static gdr_status draft(gdr_kernel *k, int64_t stride, int64_t columns) {
         {"o", {p, GDR_CUDA, GDR_BF16, 4, wide, NULL}},
     };
     gdr_tensor S = {p, GDR_CUDA, GDR_BF16, 4, pool, strides};
-    gdr_tensor slot = {(char *)p + 0x100, GDR_CUDA, GDR_I32, 2, slots, NULL};
+    gdr_tensor slot = {(char *)p + 0x104, GDR_CUDA, GDR_I32, 2, slots, NULL};
     gdr_tensor accepted = {(char *)p + 0x204, GDR_CUDA, GDR_I32, 1, vector, NULL};
     gdr_launch l = {.size = sizeof l,
                     .args = arg,
