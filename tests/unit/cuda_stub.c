@@ -132,8 +132,8 @@ static void pools_are_named_by_device_memory(void **state) {
     assert_int_equal(f[FRAME_S], 0x1000);
     assert_int_equal(f[FRAME_S0_STRIDE], 2 * (DENSE + 24));
     assert_int_equal(f[FRAME_S_STRIDE], 2 * (DENSE + 24));
-    assert_int_equal(f[FRAME_S0_SLOTS], 0x1100);
-    assert_int_equal(f[FRAME_S_SLOTS], 0x1100);
+    assert_int_equal(f[FRAME_S0_SLOTS], 0x1104);
+    assert_int_equal(f[FRAME_S_SLOTS], 0x1104);
     assert_int_equal(f[FRAME_S0_COLUMNS], 5);
     assert_int_equal(f[FRAME_S_EACH], 5);
     assert_int_equal(f[FRAME_S0_POOL], 7);
