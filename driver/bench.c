@@ -360,7 +360,8 @@ static int write_json(const Bench *b, const char *machine) {
                    "\"V\": %d, \"algorithm\": \"%s\", \"chunk\": %d, \"median_ms\": %.6g, "
                    "\"least_ms\": %.6g, \"most_ms\": %.6g, \"launches\": %d, \"bytes\": %.0f, "
                    "\"flops\": %.0f, \"roofline_ms\": ",
-                   i ? ",\n" : "", is_step(b, &r->shape) ? "true" : "false", (long long)r->shape.B, (long long)r->shape.T,
+                   i ? ",\n" : "", is_step(b, &r->shape) ? "true" : "false",
+                   (long long)r->shape.B, (long long)r->shape.T,
                    (long long)r->shape.H, (long long)r->shape.key_heads, r->K, r->V, row_name(r),
                    r->chunk, 1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
                    r->sample.count, r->bytes, r->flops);

@@ -62,8 +62,8 @@ void decode_pool(Arena *arena, Problem *p, int64_t slots, bool remembers) {
     int64_t K = p->k->axis.at[AXIS_K].size, V = p->k->axis.at[AXIS_V].size;
     bool vk = p->state_layout == GDR_LAYOUT_VK;
     slots = slots > p->N ? slots : p->N;
-    p->S0 = tensor_new(arena, "S0", p->state_type, 4,
-                       (int64_t[]){slots, p->H, vk ? V : K, vk ? K : V});
+    p->S0 =
+        tensor_new(arena, "S0", p->state_type, 4, (int64_t[]){slots, p->H, vk ? V : K, vk ? K : V});
     fill_pool(&p->S0, p->H * K * V);
     p->S0_slots = p->S_slots = scattered(arena, "S0_slots", p->N, slots);
     p->in_place = true;
@@ -92,7 +92,8 @@ static Outcome run(Trial *t, const Problem *p) {
     return o;
 }
 
-/* `count` parts of `a` from part `i` on and of `b` from part `j` on, where they have `parts` each. */
+/* `count` parts of `a` from part `i` on and of `b` from part `j` on, where they have `parts` each.
+ */
 static bool same(const Trial *t, const Tensor *a, int64_t i, int64_t parts_a, const Tensor *b,
                  int64_t j, int64_t parts_b, int64_t count) {
     int64_t one = tensor_count(a) / parts_a, n = count * one;
@@ -250,11 +251,10 @@ static bool check_continued(Trial *t) {
     Outcome all = run(t, &whole), head = run(t, &a);
     b = continued_from(b, &head);
     Outcome tail = run(t, &b);
-    return t->status ||
-           (same_outputs(t, &whole, &all, 0, &a, &head, 0, first) &&
-            same_outputs(t, &whole, &all, first, &b, &tail, 0, T - first) &&
-            same(t, &all.S, 0, 1, &tail.S, 0, 1, 1) &&
-            (!t->past || same(t, &all.past, 0, 1, &tail.past, 0, 1, 1)));
+    return t->status || (same_outputs(t, &whole, &all, 0, &a, &head, 0, first) &&
+                         same_outputs(t, &whole, &all, first, &b, &tail, 0, T - first) &&
+                         same(t, &all.S, 0, 1, &tail.S, 0, 1, 1) &&
+                         (!t->past || same(t, &all.past, 0, 1, &tail.past, 0, 1, 1)));
 }
 
 gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,

@@ -19,19 +19,22 @@ static void put_upper(Buf *out, const char *s) {
 /* A port's name as a member: with a line behind it where C or the frame uses the name itself. */
 const char *header_field(Arena *a, const Port *p) {
     static const char *const taken[] = {
-        "T",         "N",      "H",        "HF",        "cu",       "cu_width",  "S0",
-        "S",         "dS",     "dS0",      "workspace", "slots",    "S0_stride", "S0_slots",
-        "S0_columns", "S0_pool", "S0_accepted", "S_stride", "S_slots", "S_pool", "S_accepted",
-        "S_each", "index_width", "past0", "past", "saved",   "slot",   "slot_count", "state_in",
-        "state_out", "costate_in", "costate_out", "scratch", "ahead", "auto",      "break",
-        "case",      "char",   "const",    "continue",  "default",  "do",        "double",
-        "else",      "enum",   "extern",   "float",     "for",      "goto",      "if",
-        "inline",    "int",    "long",     "register",  "restrict", "return",    "short",
-        "signed",    "sizeof", "static",   "struct",    "switch",   "typedef",   "union",
-        "unsigned",  "void",   "volatile", "while",     "bool",     "class",     "new",
-        "delete",    "this",   "template", "private",   "public",   "protected", "operator",
-        "namespace", "using",  "try",      "catch",     "throw",    "friend",    "virtual",
-        "true",      "false",  "and",      "or",        "not",      "xor",
+        "T",          "N",           "H",          "HF",         "cu",          "cu_width",
+        "S0",         "S",           "dS",         "dS0",        "workspace",   "slots",
+        "S0_stride",  "S0_slots",    "S0_columns", "S0_pool",    "S0_accepted", "S_stride",
+        "S_slots",    "S_pool",      "S_accepted", "S_each",     "index_width", "past0",
+        "past",       "saved",       "slot",       "slot_count", "state_in",    "state_out",
+        "costate_in", "costate_out", "scratch",    "ahead",      "auto",        "break",
+        "case",       "char",        "const",      "continue",   "default",     "do",
+        "double",     "else",        "enum",       "extern",     "float",       "for",
+        "goto",       "if",          "inline",     "int",        "long",        "register",
+        "restrict",   "return",      "short",      "signed",     "sizeof",      "static",
+        "struct",     "switch",      "typedef",    "union",      "unsigned",    "void",
+        "volatile",   "while",       "bool",       "class",      "new",         "delete",
+        "this",       "template",    "private",    "public",     "protected",   "operator",
+        "namespace",  "using",       "try",        "catch",      "throw",       "friend",
+        "virtual",    "true",        "false",      "and",        "or",          "not",
+        "xor",
     };
     Buf name;
     buf_init(&name, a);
@@ -67,22 +70,24 @@ static void put_gradients(const Record *r, bool gpu, Buf *out) {
 /* Where states lie when they are not [N,H,..] one after the other. */
 static void put_pools(int past, Buf *out) {
     buf_puts(out,
-             "    /* Pools of states; all 0: none. Indices and counts are integers of index_width (4 or\n"
-             "     * 8) bytes. A sequence starts from state S0_slots[n] of the S0_pool states in S0; with\n"
-             "     * S0_accepted from S0_slots[n*S0_columns + S0_accepted[n] - 1] (else S0_columns is 1).\n"
-             "     * It leaves state S_slots[n] of the S_pool states in S, the one after S_accepted[n]\n"
-             "     * tokens, or after all; with S_each the states after each of so many tokens t, in\n"
-             "     * S_slots[n*S_each + t], or without S_slots in [N,S_each,H,..]. Negative: the sequence\n"
-             "     * is skipped. S_each and S_accepted: step kernels. Strides: bytes from state to state;\n"
-             "     * 0: no gaps. */\n"
+             "    /* Pools of states; all 0: none. Indices and counts are integers of\n"
+             "     * index_width (4 or 8) bytes. A sequence starts from state S0_slots[n] of the\n"
+             "     * S0_pool states in S0; with S0_accepted from\n"
+             "     *     S0_slots[n*S0_columns + S0_accepted[n] - 1]   (else S0_columns is 1).\n"
+             "     * It leaves state S_slots[n] of the S_pool states in S, the one after\n"
+             "     * S_accepted[n] tokens, or after all; with S_each the states after each of so\n"
+             "     * many tokens t, in S_slots[n*S_each + t], or without S_slots in\n"
+             "     * [N,S_each,H,..]. Negative: the sequence is skipped. S_each and S_accepted:\n"
+             "     * step kernels. Strides: bytes from state to state; 0: no gaps. */\n"
              "    int64_t S0_stride, S0_slots, S0_columns, S0_pool, S0_accepted;\n"
              "    int64_t S_stride, S_slots, S_pool, S_accepted, S_each;\n"
              "    int64_t index_width;\n");
     if (past)
-        buf_printf(out,
-                   "    int64_t past0, past; /* step: f32 [N,H,%d], what prev and cumsum remember, as\n"
-                   "                          * many as states; 0: zero, not wanted */\n",
-                   past);
+        buf_printf(
+            out,
+            "    int64_t past0, past; /* step: f32 [N,H,%d], what prev and cumsum remember, as\n"
+            "                          * many as states; 0: zero, not wanted */\n",
+            past);
     else
         buf_puts(out, "    int64_t past0, past; /* 0: nothing is remembered beside states */\n");
     buf_puts(out, "    int64_t saved;       /* 0 */\n");
@@ -96,11 +101,12 @@ static void put_frame(const char *name, const Record *r, int past, bool gpu, Buf
              " * Dense: N = B sequences of T tokens. Packed: cu is the address of N+1 offsets of\n"
              " * cu_width bytes, B = 1 and T counts all tokens. Head h uses head h*heads/H. */\n");
     if (backward)
-        buf_puts(out,
-                 "/* Gradients are those of every head of every sequence; 0: not wanted. Whoever\n"
-                 " * launches sums over heads that share an input, and params over sequences; on a\n"
-                 " * GPU ..._run does. An upstream gradient that is zero: heads 0, and one token's\n"
-                 " * zeros. S is 0. */\n");
+        buf_puts(
+            out,
+            "/* Gradients are those of every head of every sequence; 0: not wanted. Whoever\n"
+            " * launches sums over heads that share an input, and params over sequences; on a\n"
+            " * GPU ..._run does. An upstream gradient that is zero: heads 0, and one token's\n"
+            " * zeros. S is 0. */\n");
     buf_printf(out, "typedef struct %s_frame {\n", name);
     buf_puts(out, "    int64_t T, N;\n"
                   "    int64_t H;          /* heads of outputs and states: the widest input's */\n"
@@ -199,7 +205,8 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
                "the bytes of\n * workspace that the %s kernels need.%s */\n",
                label,
                record_entries(r, ENTRY_scan)
-                   ? "\n * All kernels in the order of this file, in one stream." : "");
+                   ? "\n * All kernels in the order of this file, in one stream."
+                   : "");
     buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", label, name);
     buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
                r->module.chunk, r->module.chunk - 1, r->module.chunk);
@@ -273,8 +280,8 @@ void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *o
                 continue;
             const char *prefix = pass == GDR_PASS_BACKWARD ? backward.text : name;
             if (first)
-                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count), any_on_gpu(kernel, count),
-                          out);
+                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count),
+                          any_on_gpu(kernel, count), out);
             first = false;
             put_kernel(prefix, kernel[i], out);
         }

@@ -1,6 +1,7 @@
 /* Where a forward launch's states lie: S0 and S as they are or as pools, the indices into them, the
- * counts of accepted tokens, and what is remembered beside states. Everything that can be said without
- * running is said here; contents of indices on the CPU alone, since nothing of the GPU's is read.
+ * counts of accepted tokens, and what is remembered beside states. Everything that can be said
+ * without running is said here; contents of indices on the CPU alone, since nothing of the GPU's is
+ * read.
  */
 #include "runtime/runtime.h"
 
@@ -109,8 +110,9 @@ static gdr_status check_columns(const Check *c, const char *name, int64_t column
 
 static gdr_status needs_recurrent(const Check *c, const char *name) {
     return recurrent(c) ? GDR_OK
-                        : FAIL(c, "%s: states after single tokens are of the recurrent algorithm, "
-                                  "this kernel works by chunks",
+                        : FAIL(c,
+                               "%s: states after single tokens are of the recurrent algorithm, "
+                               "this kernel works by chunks",
                                name);
 }
 
@@ -183,8 +185,9 @@ static gdr_status check_past(const Check *c, const char *name, const gdr_tensor 
         return GDR_OK;
     int past = c->kernel->rec.module.past;
     if (!recurrent(c))
-        return FAIL(c, "%s: the kernel works by chunks, prev and cumsum start at zero; "
-                       "the recurrent algorithm continues",
+        return FAIL(c,
+                    "%s: the kernel works by chunks, prev and cumsum start at zero; "
+                    "the recurrent algorithm continues",
                     name);
     if (!past)
         return FAIL(c, "%s: the variant %s remembers nothing, it has neither prev nor cumsum", name,

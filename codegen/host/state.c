@@ -1,5 +1,5 @@
-/* The state between the caller's memory and scratch, and what is remembered beside it: which state a
- * sequence starts from and which it leaves (codegen.h at frame_in_ptr), types and layouts.
+/* The state between the caller's memory and scratch, and what is remembered beside it: which state
+ * a sequence starts from and which it leaves (codegen.h at frame_in_ptr), types and layouts.
  *
  *     [K,V] in memory    rows as they are, f32 in scratch
  *     [V,K]              rows of [V,K] in scratch, turned there
@@ -46,7 +46,8 @@ static void move_matrix(Host *h, const Tile *tile, Val outside, Elem elem, bool 
 }
 
 static Val matrix_of_task(Host *h, int field) {
-    return host_element(h, pointer(h, field), h->task, 4 * axis_size(h, AXIS_K) * axis_size(h, AXIS_V));
+    return host_element(h, pointer(h, field), h->task,
+                        4 * axis_size(h, AXIS_K) * axis_size(h, AXIS_V));
 }
 
 static void clear_matrix(Host *h, const Tile *tile) {
@@ -250,7 +251,8 @@ void host_leave_state_after(Host *h, Val t) {
     Val zero = cg_int64(cg, 0), each = cg_frame_field(cg, FRAME_S_EACH);
     Var number = cg_var(cg, cg->i64, cg_int64(cg, -1));
     If many = cg_if(cg, cg_cmp(cg, LLVMIntNE, each, zero));
-    Val before = cg_sub(cg, t, cg_int64(cg, 1)), i = cg_add(cg, cg_mul(cg, h->sequence, each), before);
+    Val before = cg_sub(cg, t, cg_int64(cg, 1)),
+        i = cg_add(cg, cg_mul(cg, h->sequence, each), before);
     cg_set(cg, number, named(h, i, cg_cmp(cg, LLVMIntULT, before, each)));
     cg_else(cg, &many);
     Val now = cg_cmp(cg, LLVMIntEQ, t, h->commit);

@@ -1,31 +1,27 @@
 /* Which states a block's sequence starts from and which it leaves behind, and where they lie.
  *
- * Without indices that is arithmetic. Indices are the caller's, in memory that only the device sees:
- * one that names no state of its pool never becomes an address.
+ * Without indices that is arithmetic. Indices are the caller's, in memory that only the device
+ * sees: one that names no state of its pool never becomes an address.
  */
 #include "codegen/nvptx/nvptx.h"
 
-static Val field_given(Cg *cg, int field)
-{
+static Val field_given(Cg *cg, int field) {
     return cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
 }
 
 /* Entry `i` (i64) of the integers at frame field `field`. */
-static Val entry_of(Cg *cg, int field, Val i)
-{
+static Val entry_of(Cg *cg, int field, Val i) {
     Val width = cg_frame_field(cg, FRAME_INDEX_WIDTH);
     return nv_integer(cg, cg_gep8(cg, nv_global(cg, field), cg_mul(cg, i, width)), width);
 }
 
 /* x, or -1 where it is not below `size`. */
-static Val within(Cg *cg, Val x, Val size)
-{
+static Val within(Cg *cg, Val x, Val size) {
     return cg_select(cg, cg_cmp(cg, LLVMIntULT, x, size), x, cg_int64(cg, -1));
 }
 
 /* The state that row `n` of S0's indices names. */
-static Val first_state(Cg *cg, Val n)
-{
+static Val first_state(Cg *cg, Val n) {
     Val zero = cg_int64(cg, 0), columns = cg_frame_field(cg, FRAME_S0_COLUMNS);
     Var number = cg_var(cg, cg->i64, n), column = cg_var(cg, cg->i64, zero);
     If indexed = cg_if(cg, field_given(cg, FRAME_S0_SLOTS));
@@ -42,8 +38,7 @@ static Val first_state(Cg *cg, Val n)
 }
 
 /* Number i of the states in S, or what S's indices say there. */
-static Val named(Cg *cg, Val i, Val exists)
-{
+static Val named(Cg *cg, Val i, Val exists) {
     Var number = cg_var(cg, cg->i64, cg_select(cg, exists, i, cg_int64(cg, -1)));
     If indexed = cg_if(cg, cg_and(cg, exists, field_given(cg, FRAME_S_SLOTS)));
     Val pool = cg_frame_field(cg, FRAME_S_POOL);
@@ -53,8 +48,7 @@ static Val named(Cg *cg, Val i, Val exists)
 }
 
 /* After how many tokens the state is the one to keep. */
-static Val committed(Cg *cg, const Seq *s, Val n)
-{
+static Val committed(Cg *cg, const Seq *s, Val n) {
     Val zero = cg_int64(cg, 0);
     Var commit = cg_var(cg, cg->i64, s->length);
     If counted = cg_if(cg, field_given(cg, FRAME_S_ACCEPTED));
@@ -65,13 +59,13 @@ static Val committed(Cg *cg, const Seq *s, Val n)
     return cg_get(cg, commit);
 }
 
-Pool pool_of_sequence(Cg *cg, Seq *s)
-{
+Pool pool_of_sequence(Cg *cg, Seq *s) {
     Val zero = cg_int64(cg, 0), none = cg_int64(cg, -1), n = cg_zext64(cg, s->index);
     Pool p = {.each = cg_frame_field(cg, FRAME_S_EACH)};
     p.first = first_state(cg, n);
     p.last = named(cg, n, cg_cmp(cg, LLVMIntEQ, p.each, zero));
-    Val lost = cg_and(cg, cg_cmp(cg, LLVMIntSLT, p.last, zero), cg_cmp(cg, LLVMIntEQ, p.each, zero));
+    Val lost =
+        cg_and(cg, cg_cmp(cg, LLVMIntSLT, p.last, zero), cg_cmp(cg, LLVMIntEQ, p.each, zero));
     Val skip = cg_or(cg, cg_cmp(cg, LLVMIntSLT, p.first, zero), lost);
     p.commit = committed(cg, s, n);
     p.first = cg_select(cg, skip, none, p.first);
@@ -80,14 +74,12 @@ Pool pool_of_sequence(Cg *cg, Seq *s)
     return p;
 }
 
-Val pool_after(Cg *cg, const Pool *p, const Seq *s, Val t)
-{
+Val pool_after(Cg *cg, const Pool *p, const Seq *s, Val t) {
     Val i = cg_add(cg, cg_mul(cg, cg_zext64(cg, s->index), p->each), t);
     return named(cg, i, cg_cmp(cg, LLVMIntULT, t, p->each));
 }
 
-Val pool_state(Cg *cg, int field, Val number, Val head)
-{
+Val pool_state(Cg *cg, int field, Val number, Val head) {
     int64_t bytes = (int64_t)cg->k->axis.at[AXIS_K].size * cg->k->axis.at[AXIS_V].size *
                     elem_size(cg->opt->state);
     Val each = cg_int64(cg, bytes), dense = cg_mul(cg, cg_frame_field(cg, FRAME_H), each);
@@ -98,21 +90,18 @@ Val pool_state(Cg *cg, int field, Val number, Val head)
     return cg_gep8(cg, nv_global(cg, field), at);
 }
 
-int64_t pool_step(const Cg *cg, int axis)
-{
+int64_t pool_step(const Cg *cg, int axis) {
     int other = axis == AXIS_K ? AXIS_V : AXIS_K;
     bool near = (axis == AXIS_K) == cg->opt->state_vk;
     return (near ? 1 : cg->k->axis.at[other].size) * elem_size(cg->opt->state);
 }
 
-Val pool_element(Cg *cg, Val k, Val v)
-{
+Val pool_element(Cg *cg, Val k, Val v) {
     Val row = cg_mul(cg, k, cg_int(cg, pool_step(cg, AXIS_K)));
     return cg_zext64(cg, cg_add(cg, row, cg_mul(cg, v, cg_int(cg, pool_step(cg, AXIS_V)))));
 }
 
-Val pool_get(Cg *cg, Val p)
-{
+Val pool_get(Cg *cg, Val p) {
     Elem e = cg->opt->state;
     Val pair[2];
     if (elem_size(e) == 4)
@@ -121,8 +110,7 @@ Val pool_get(Cg *cg, Val p)
     return pair[0];
 }
 
-void pool_put(Cg *cg, Val x, Val p)
-{
+void pool_put(Cg *cg, Val x, Val p) {
     Elem e = cg->opt->state;
     cg_store(cg, cg_from_f32(cg, x, e), p, elem_size(e));
 }

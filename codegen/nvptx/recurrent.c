@@ -14,8 +14,8 @@
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
  *
- * Values of earlier tokens (prev, cumsum) are carried from token to token in registers, and beside the
- * state from launch to launch; a block then owns all of V too.
+ * Values of earlier tokens (prev, cumsum) are carried from token to token in registers, and beside
+ * the state from launch to launch. Then one block has all of V, in turns when it is wide.
  */
 #include "codegen/nvptx/recurrent.h"
 
@@ -77,8 +77,8 @@ static bool is_token_input(const Recurrent *r, int v)
     return i->op == OP_in && !r->k->in.at[i->index].is_param;
 }
 
-/* n elements of an input read ahead, and those in use; f32 ones can be taken from where they were read,
- * and LLVM keeps some of them longer. */
+/* n elements of an input read ahead, and those in use; f32 ones can be taken from where they were
+ * read, and LLVM keeps some of them longer. */
 static int input_registers(int n, Elem e)
 {
     return elem_size(e) == 4 ? 2 * n + n / 2 : n + (n + 1) / 2;
@@ -120,9 +120,9 @@ static bool choose_groups(Recurrent *r, int n_v)
     return fits;
 }
 
-/* Columns of a lane: 16 bytes of a row; where states lie column by column as many as rows. Fewer where
- * the vectors of a token take the registers; more where a block that owns all columns has too many
- * warps for the registers there are. */
+/* Columns of a lane: 16 bytes of a row; where states lie column by column as many as rows. Fewer
+ * where the vectors of a token take the registers; more where a block that owns all columns has too
+ * many warps for the registers there are. */
 static void choose_lanes(Recurrent *r)
 {
     int few = MAX_COLUMNS / 2;
@@ -131,8 +131,8 @@ static void choose_lanes(Recurrent *r)
         choose_groups(r, r->whole ? MAX_COLUMNS : few);
 }
 
-/* How many warps of all that V needs. Where something is remembered, all of a head's columns are one
- * block's, which takes them in turns when it has not the registers for all at once. */
+/* How many warps of all that V needs. Where something is remembered, all of a head's columns are
+ * one block's, which takes them in turns when it has not the registers for all at once. */
 static int choose_warps(const Recurrent *r, int warp_columns)
 {
     int all = round_up(r->V, warp_columns) / warp_columns, wanted = r->cg->opt->v_tile;
@@ -276,8 +276,8 @@ static void find_place(Recurrent *r)
     value_ports(&r->at);
 }
 
-/* The sequence from its first token to its last, for the columns of r->tile. The first inputs set out
- * before anything waits: for an index, which says where the state is, and for the state. */
+/* The sequence from its first token to its last, for the columns of r->tile. The first inputs set
+ * out before anything waits: for an index, which says where the state is, and for the state. */
 static void walk_tokens(Recurrent *r)
 {
     Cg *cg = r->cg;

@@ -22,7 +22,7 @@ typedef struct Recurrent {
     int warps, v_tile;    /* of a block, at a time: */
     int turns;            /* tiles that it takes one after the other */
     bool whole;           /* a block has all of V at once, for sums over it */
-    bool remembers;       /* a head is one block's, since all its columns share what is remembered */
+    bool remembers;       /* a head is one block's: its columns share what is remembered */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
     Val tile;             /* which V tile the block owns */
@@ -35,8 +35,8 @@ typedef struct Recurrent {
     Var **ahead;                      /* [value] what the next token's inputs were read as */
 } Recurrent;
 
-/* recurrent_state.c: the state and what is remembered beside it, from where the sequence starts; and to
- * where states after `t` (i64) tokens go, if they go anywhere. */
+/* recurrent_state.c: the state and what is remembered beside it, from where the sequence starts; and
+ * to where states after `t` (i64) tokens go, if they go anywhere. */
 void recurrent_load_state(Recurrent *r);
 void recurrent_store_state(Recurrent *r, Val t);
 /* n neighbouring elements (16 bytes at most), at a multiple of their size. */

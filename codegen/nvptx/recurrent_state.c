@@ -1,15 +1,15 @@
-/* The state between memory and the registers of the recurrent kernel, and what is remembered beside it.
+/* The state between memory and the registers of the recurrent kernel, and what is remembered beside
+ * it.
  *
- * A lane's piece of the state is read and written in accesses of up to 16 bytes along the axis that is
- * dense in memory. All loads are issued before any of them is used: what a step costs is decided by
- * how many bytes are under way.
+ * A lane's piece of the state is read and written in accesses of up to 16 bytes along the axis that
+ * is dense in memory. All loads are issued before any of them is used: what a step costs is decided
+ * by how many bytes are under way.
  */
 #include "codegen/nvptx/recurrent.h"
 
 enum { MAX_ACCESS = 16 /* bytes */, MAX_WORDS = MAX_ACCESS / 4 };
 
-int recurrent_group(int size, int run, Elem e)
-{
+int recurrent_group(int size, int run, Elem e) {
     int n = size | run;
     n &= -n;
     int most = MAX_ACCESS / elem_size(e);
@@ -18,14 +18,13 @@ int recurrent_group(int size, int run, Elem e)
 
 /* accesses ------------------------------------------------------------------------------------- */
 
-/* Neighbouring warps read a state whole: fetching 256 bytes at a time keeps DRAM pages open. The words
- * (i32, or one i16) of `bytes` bytes; how many. */
-static int load_words(Cg *cg, Val p, int bytes, Val *out)
-{
-    static const char *const text[] = {
-        "ld.global.L2::256B.b16 $0, [$1];", "ld.global.L2::256B.b32 $0, [$1];",
-        "ld.global.L2::256B.v2.b32 {$0, $1}, [$2];",
-        "ld.global.L2::256B.v4.b32 {$0, $1, $2, $3}, [$4];"};
+/* Neighbouring warps read a state whole: fetching 256 bytes at a time keeps DRAM pages open. The
+ * words (i32, or one i16) of `bytes` bytes; how many. */
+static int load_words(Cg *cg, Val p, int bytes, Val *out) {
+    static const char *const text[] = {"ld.global.L2::256B.b16 $0, [$1];",
+                                       "ld.global.L2::256B.b32 $0, [$1];",
+                                       "ld.global.L2::256B.v2.b32 {$0, $1}, [$2];",
+                                       "ld.global.L2::256B.v4.b32 {$0, $1, $2, $3}, [$4];"};
     static const char *const operands[] = {"=h,l", "=r,l", "=r,=r,l", "=r,=r,=r,=r,l"};
     int which = bytes == 2 ? 0 : bytes == 4 ? 1 : bytes == 8 ? 2 : 3;
     int n = bytes <= 4 ? 1 : bytes / 4;
@@ -38,8 +37,7 @@ static int load_words(Cg *cg, Val p, int bytes, Val *out)
 }
 
 /* The n elements that were loaded as these words. */
-static void unpack(Cg *cg, Elem e, const Val *word, int n, Val *out)
-{
+static void unpack(Cg *cg, Elem e, const Val *word, int n, Val *out) {
     if (elem_size(e) == 4) {
         for (int j = 0; j < n; j++)
             out[j] = LLVMBuildBitCast(cg->b, word[j], cg->f32, "");
@@ -53,8 +51,7 @@ static void unpack(Cg *cg, Elem e, const Val *word, int n, Val *out)
     }
 }
 
-void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x)
-{
+void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x) {
     Val item[MAX_COLUMNS] = {NULL};
     int width = elem_size(e), count = n;
     CHECK(n <= MAX_COLUMNS);
@@ -77,15 +74,15 @@ void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x)
 
 /* a lane's piece ------------------------------------------------------------------------------- */
 
-/* Its accesses: `group` elements each along the dense axis, run / group of them in each of `lines`. */
+/* Its accesses: `group` elements each along the dense axis, run / group of them in each of `lines`.
+ */
 typedef struct Piece {
     bool vk;
     Elem e;
     int group, run, lines;
 } Piece;
 
-static Piece piece_of(const Recurrent *r)
-{
+static Piece piece_of(const Recurrent *r) {
     const CgOptions *opt = r->cg->opt;
     Piece p = {.vk = opt->state_vk, .e = opt->state};
     p.run = p.vk ? r->n_k : r->n_v;
@@ -94,22 +91,20 @@ static Piece piece_of(const Recurrent *r)
     return p;
 }
 
-/* i1 that row i and column c exist, NULL for always. The elements of an access exist or not together. */
-static Val exists_at(Recurrent *r, int i, int c)
-{
+/* i1 that row i and column c exist, NULL for always. The elements of an access exist or not
+ * together. */
+static Val exists_at(Recurrent *r, int i, int c) {
     Val row = value_exists(&r->at, AXIS_K, i), column = value_exists(&r->at, AXIS_V, c);
     return !row ? column : !column ? row : cg_and(r->cg, row, column);
 }
 
 /* Bytes from the lane's first element to its element in row i, column c. */
-static Val element_offset(const Recurrent *r, int i, int c)
-{
+static Val element_offset(const Recurrent *r, int i, int c) {
     return cg_int64(r->cg, i * pool_step(r->cg, AXIS_K) + c * pool_step(r->cg, AXIS_V));
 }
 
 /* Places that do not exist read the state's first elements and hold 0. */
-static void load_piece(Recurrent *r)
-{
+static void load_piece(Recurrent *r) {
     Cg *cg = r->cg;
     Piece p = piece_of(r);
     Val zero = cg_float(cg, 0), word[MAX_ROWS * MAX_COLUMNS][MAX_WORDS], x[MAX_COLUMNS];
@@ -135,8 +130,7 @@ static void load_piece(Recurrent *r)
         }
 }
 
-static void store_piece(Recurrent *r, Val number)
-{
+static void store_piece(Recurrent *r, Val number) {
     Cg *cg = r->cg;
     Piece p = piece_of(r);
     Val x[MAX_COLUMNS], state = pool_state(cg, FRAME_S, number, r->at.head);
@@ -159,12 +153,11 @@ static void store_piece(Recurrent *r, Val number)
 /* what is remembered --------------------------------------------------------------------------- */
 
 /* The lane's first element of remembered value v in record `number`. */
-static Val past_address(Recurrent *r, int field, Val number, int v)
-{
+static Val past_address(Recurrent *r, int field, Val number, int v) {
     Cg *cg = r->cg;
     Shape s = inst_at(r->k, v)->shape;
-    Val record = cg_add(cg, cg_mul(cg, number, cg_frame_field(cg, FRAME_H)),
-                        cg_zext64(cg, r->at.head));
+    Val record =
+        cg_add(cg, cg_mul(cg, number, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, r->at.head));
     Val at = cg_mul(cg, record, cg_int64(cg, past_size(r->k)));
     at = cg_add(cg, at, cg_int64(cg, past_offset(r->k, v)));
     if (shape_has(s, AXIS_K))
@@ -174,23 +167,20 @@ static Val past_address(Recurrent *r, int field, Val number, int v)
     return cg_gep8(cg, nv_global(cg, field), cg_shl(cg, at, 2));
 }
 
-static int past_axis(const Recurrent *r, int v)
-{
+static int past_axis(const Recurrent *r, int v) {
     Shape s = inst_at(r->k, v)->shape;
     return shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
 }
 
 /* The value whose last one `v`, a prev or a cumsum, takes from the token before. */
-static int remembered(const Recurrent *r, int v)
-{
+static int remembered(const Recurrent *r, int v) {
     const Inst *i = inst_at(r->k, v);
     return i->op == OP_prev ? i->arg[0] : v;
 }
 
 /* For every value that is carried: v by itself, or once for all that remember the same. */
 static void each_carried(Recurrent *r, bool once, void (*visit)(Recurrent *, int v, Val number),
-                         Val number)
-{
+                         Val number) {
     bool *seen = NEW_ARRAY(r->cg->arena, bool, r->k->inst.count + 1);
     for (int v = 0; v < r->k->inst.count; v++) {
         if (!r->carried[v] || (once && seen[remembered(r, v)]))
@@ -200,8 +190,7 @@ static void each_carried(Recurrent *r, bool once, void (*visit)(Recurrent *, int
     }
 }
 
-static void load_carried(Recurrent *r, int v, Val number)
-{
+static void load_carried(Recurrent *r, int v, Val number) {
     Cg *cg = r->cg;
     int axis = past_axis(r, remembered(r, v));
     Val p = past_address(r, FRAME_PAST0, number, remembered(r, v));
@@ -210,23 +199,20 @@ static void load_carried(Recurrent *r, int v, Val number)
         If f = {0};
         if (exists)
             f = cg_if(cg, exists);
-        cg_set(cg, r->carried[v][j],
-               cg_load(cg, cg->f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4));
+        cg_set(cg, r->carried[v][j], cg_load(cg, cg->f32, cg_gep8(cg, p, cg_int64(cg, 4 * j)), 4));
         if (exists)
             cg_end_if(cg, &f);
     }
 }
 
 /* One lane of those of the block that hold the same elements, along K or no axis. */
-static Val first_lane(Recurrent *r, int axis)
-{
+static Val first_lane(Recurrent *r, int axis) {
     Cg *cg = r->cg;
     Val other = cg_or(cg, r->warp, axis == AXIS_K ? r->column_group : r->lane);
     return cg_cmp(cg, LLVMIntEQ, other, cg_int(cg, 0));
 }
 
-static void store_carried(Recurrent *r, int v, Val number)
-{
+static void store_carried(Recurrent *r, int v, Val number) {
     Cg *cg = r->cg;
     int axis = past_axis(r, remembered(r, v));
     Val last = cg_cmp(cg, LLVMIntEQ, r->tile, cg_int(cg, r->turns - 1)); /* others still read */
@@ -247,13 +233,11 @@ static void store_carried(Recurrent *r, int v, Val number)
 
 /* both ----------------------------------------------------------------------------------------- */
 
-static Val is_given(Cg *cg, int field)
-{
+static Val is_given(Cg *cg, int field) {
     return cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
 }
 
-void recurrent_load_state(Recurrent *r)
-{
+void recurrent_load_state(Recurrent *r) {
     Cg *cg = r->cg;
     for (int i = 0; i < r->n_k; i++)
         for (int c = 0; c < r->n_v; c++)
@@ -272,8 +256,7 @@ void recurrent_load_state(Recurrent *r)
         nv_barrier(cg); /* all have read what one of them may write over */
 }
 
-void recurrent_store_state(Recurrent *r, Val t)
-{
+void recurrent_store_state(Recurrent *r, Val t) {
     Cg *cg = r->cg;
     Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
     Var number = cg_var(cg, cg->i64, cg_int64(cg, -1));

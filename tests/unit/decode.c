@@ -333,7 +333,8 @@ static void tokens_at_once_are_single_steps(void **state) {
     gdr_context_destroy(ctx);
 }
 
-/* The state to commit is the one after as many tokens as were accepted; none leaves it as it was. */
+/* The state to commit is the one after as many tokens as were accepted; none leaves it as it was.
+ */
 static void only_what_is_accepted_is_committed(void **state) {
     (void)state;
     enum { T = 4 };
@@ -355,8 +356,8 @@ static void only_what_is_accepted_is_committed(void **state) {
         for (int64_t n = 0; n < 2; n++) {
             int64_t t = c->index[S_ACCEPTED][n];
             static const char zero[STATE_BYTES];
-            assert_memory_equal(state_of(c->S0, n), t ? S + ((t - 1) * 2 + n) * H * STATE : (float *)zero,
-                                STATE_BYTES);
+            assert_memory_equal(state_of(c->S0, n),
+                                t ? S + ((t - 1) * 2 + n) * H * STATE : (float *)zero, STATE_BYTES);
             assert_memory_equal(c->past0 + n * H * p,
                                 t ? pasts + ((t - 1) * 2 + n) * H * p : (float *)zero,
                                 (size_t)(H * p) * 4);
@@ -370,13 +371,14 @@ static void only_what_is_accepted_is_committed(void **state) {
     gdr_context_destroy(ctx);
 }
 
-/* Speculative decoding: each launch leaves the states after its tokens in slots, the next one starts
- * from that of the last accepted token. It must give what single steps over the accepted text give. */
+/* Speculative decoding: each launch leaves the states after its tokens in slots, the next one
+ * starts from that of the last accepted token. It must give what single steps over the accepted
+ * text give. */
 static void drafts_go_on_from_accepted_tokens(void **state) {
     (void)state;
     enum { T = 3, POOL = 8, ROUNDS = 4 };
-    static const int64_t row[2][T] = {{1, 6, 3}, {7, 2, 4}}, accept[ROUNDS][2] = {
-                                          {2, 3}, {1, 1}, {3, 2}, {1, 3}};
+    static const int64_t row[2][T] = {{1, 6, 3}, {7, 2, 4}},
+                         accept[ROUNDS][2] = {{2, 3}, {1, 1}, {3, 2}, {1, 3}};
     gdr_context *ctx = context();
     gdr_kernel *k = compile(ctx, past, GDR_ALGO_RECURRENT, GDR_F32, GDR_LAYOUT_KV);
     int p = past_of(k);

@@ -1,6 +1,6 @@
-/* The states of GPU kernels: one launch frame, run by the interpreter of GPU code (tests/simt) and by
- * the CPU's recurrent kernel, on copies of the same memory. Pools, indices that name no state, gaps
- * between states, several tokens, what is remembered; every type and layout of states.
+/* The states of GPU kernels: one launch frame, run by the interpreter of GPU code (tests/simt) and
+ * by the CPU's recurrent kernel, on copies of the same memory. Pools, indices that name no state,
+ * gaps between states, several tokens, what is remembered; every type and layout of states.
  *
  * What the CPU does not write, the GPU may not write: both memories hold the same NaN there. */
 #include "codegen/nvptx/nvptx.h"
@@ -154,9 +154,9 @@ static void put_number(char *p, int64_t i, Elem e, double x) {
 }
 
 static double number_at(const char *p, int64_t i, Elem e) {
-    return e == ELEM_f32 ? ((const float *)p)[i]
-                         : number_get(e == ELEM_bf16 ? NUMBER_bf16 : NUMBER_f16,
-                                      ((const uint16_t *)p)[i]);
+    return e == ELEM_f32
+               ? ((const float *)p)[i]
+               : number_get(e == ELEM_bf16 ? NUMBER_bf16 : NUMBER_f16, ((const uint16_t *)p)[i]);
 }
 
 static void give_inputs(World *w, uint64_t *seed) {
@@ -299,7 +299,8 @@ static void compare(const World *w, const char *what, const char *gpu, const cha
     for (int64_t i = 0; i < (int64_t)bytes / elem_size(e); i++) {
         double a = number_at(gpu, i, e), b = number_at(cpu, i, e);
         if (isnan(a) != isnan(b))
-            fail_msg("mode %d, %s: element %d is %g, on the CPU %g", (int)w->mode, what, (int)i, a, b);
+            fail_msg("mode %d, %s: element %d is %g, on the CPU %g", (int)w->mode, what, (int)i, a,
+                     b);
         difference += isnan(a) ? 0 : (a - b) * (a - b);
         size += isnan(b) ? 0 : b * b;
     }
@@ -356,8 +357,14 @@ static void test_recurrent(void **state) {
     (void)state;
     static const struct { int K, V; } size[] = {{40, 24}, {20, 12}, {9, 7}, {64, 40}};
     for (int i = 0; i < 24; i++) {
-        Build b = {i % 2 ? past : delta, size[i / 6].K, size[i / 6].V, types[i % 3], i / 3 % 2,
-                   ALGO_recurrent, i % 4 < 2 ? "sm_80" : "sm_90a", 0};
+        Build b = {i % 2 ? past : delta,
+                   size[i / 6].K,
+                   size[i / 6].V,
+                   types[i % 3],
+                   i / 3 % 2,
+                   ALGO_recurrent,
+                   i % 4 < 2 ? "sm_80" : "sm_90a",
+                   0};
         run_build(&b);
     }
 }
@@ -374,8 +381,14 @@ static void test_tiles(void **state) {
 static void test_chunks(void **state) {
     (void)state;
     for (int i = 0; i < 6; i++) {
-        Build b = {delta, i % 2 ? 64 : 40, i % 2 ? 64 : 24, types[i % 3], i / 3 % 2, ALGO_chunk,
-                   i % 2 ? "sm_90a" : "sm_80", 0};
+        Build b = {delta,
+                   i % 2 ? 64 : 40,
+                   i % 2 ? 64 : 24,
+                   types[i % 3],
+                   i / 3 % 2,
+                   ALGO_chunk,
+                   i % 2 ? "sm_90a" : "sm_80",
+                   0};
         run_build(&b);
     }
 }
