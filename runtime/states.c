@@ -142,12 +142,12 @@ static gdr_status check_first(Check *c) {
 static gdr_status check_each(const Check *c, const gdr_tensor *t) {
     if (c->l->S_slots)
         return FAIL(c, "S_slots: S is [N,M,H,K,V], a state for every token, and no pool");
+    TRY(tensor_check(c->kernel, "S", t, c->look, false));
     gdr_tensor one = *t;
     int64_t shape[4] = {t->shape[0], t->shape[2], t->shape[3], t->shape[4]};
     one.ndim = 4;
     one.shape = shape;
     one.strides = NULL;
-    TRY(tensor_check(c->kernel, "S", t, c->look, false));
     TRY(check_state(c, "S", &one, c->b->N));
     TRY(needs_recurrent(c, "S"));
     return check_columns(c, "S", t->shape[1]);

@@ -515,6 +515,9 @@ static void wrong_slots_are_refused(void **state) {
     BROKEN(k, p, "S_slots: room for the states after 2 tokens, there are 3",
            c->launch.S_slots = &c->indices[S_SLOTS];
            c->indices[S_SLOTS].ndim = 2; c->index_shape[S_SLOTS][1] = 2);
+    BROKEN(k, p, "S: 5 dimensions", c->launch.S = &c->state[1]; c->state[1].ndim = 5;
+           c->launch.S_slots = NULL; c->state[1].shape = NULL);
+    BROKEN(k, p, "S_slots: S is [N,M,H,K,V]", c->launch.S = &c->state[1]; c->state[1].ndim = 5);
     BROKEN(k, p, "past: shape is [2,3,73], need [1,3,73]", c->state_shape[0][0] = 1;
            c->index[S0_SLOTS][1] = -1; c->past_shape[0][0] = 1);
     c = call_new(2, 3, 0, 0);
