@@ -45,9 +45,10 @@ gdr_launch problem_launch(const Problem *p, const Outcome *o, gdr_arg *args,
         &p->S0_accepted, &p->S_slots, &p->S_accepted, &p->past0, &o->past};
     const gdr_tensor *at[PROBLEM_EXTRA];
     for (int i = 0; i < PROBLEM_EXTRA; i++) {
-        bool unused = i == EXTRA_dS && !p->grad;
+        bool unused = (i == EXTRA_dS && !p->grad) ||
+                      (p->in_place && (i == EXTRA_S0 || i == EXTRA_past0));
         extra[i] = describe(tensor[i], GDR_CPU, unused ? NULL : tensor[i]->data);
-        at[i] = tensor[i]->data ? &extra[i] : NULL;
+        at[i] = extra[i].data ? &extra[i] : NULL;
     }
     return (gdr_launch){
         .size = sizeof(gdr_launch),
