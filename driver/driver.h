@@ -319,14 +319,24 @@ gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, 
 
 /* measure.c ------------------------------------------------------------------------------------ */
 
-/* ratio = rms(x - ref) / (rms(ref) + 1e-8), over all elements, and the worst head and sequence. */
+/* References of a gradient nearby: of inputs, states and upstream gradients that have the axis K or V,
+ * each number moved by up to 2^-11 of itself. */
+enum { NEARBY = 4 };
+gdr_status nearby_references(Driver *d, const Problem *p, Arena *arena, Outcome near[NEARBY]);
+
+/* ratio = rms(x - ref) / (rms(ref) + 1e-8), over all elements, and the worst head and sequence: see
+ * measure.c. `near`: the nearby references' [NEARBY] or NULL. */
 typedef struct Distance {
     double whole, head, sequence, max_abs;
     bool finite;
 } Distance;
-Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *x);
-Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *x);
-Distance measure_param(const Tensor *reference, const Tensor *x); /* [heads, ...] */
+    bool moves; /* the reference does, by a fraction of the whole difference */
+Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *const *near,
+                     const Tensor *x);
+Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *const *near,
+                       const Tensor *x);
+Distance measure_param(const Tensor *reference, const Tensor *const *near,
+                       const Tensor *x); /* [heads, ...] */
 /* testing.md's rule: the whole within the threshold, heads and sequences within three times it. */
 bool distance_ok(const Distance *x, double threshold);
 /* Whether rows that belong to no sequence still hold the poison. */

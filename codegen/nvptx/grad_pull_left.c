@@ -14,6 +14,10 @@
 #define ROW_TOP 0x1p12
 /* sigma: the bound of dG over it is between 2^14 and 2^15. */
 #define DG_TOP 0x1p14
+/* Where rows and keys have factors and the state may grow, from token to token and back: rows and keys are
+ * between these two, by how large their left rows and Zt's rows are. See level_left. */
+#define FACTOR_TOP 0x1p10
+#define FACTOR_SPAN 0x1p-24
 
 static int slabs(const Pull *p) {
     return p->vq / SLAB;
@@ -201,10 +205,35 @@ static void clear_end(Pull *p) {
     }
 }
 
-/* What puts the chunk's largest element of Zt, which is as large as X's units and keys' scales
- * make it, to ROW_TOP; `most`: this lane's. A block barrier. */
-static Val level_zt(Pull *p, Val most) {
+/* Whether rows are levelled: updates that depend on the state may grow without bound where keys have none.
+ * dG = left Zt' then spans the square of what either does, which would be far beyond f16. */
+static bool grows(const Pull *p) { return p->s->erase && p->s->p_scaled; }
+
+/* The part of its chunk's largest that a row is, a power of two. */
+static Val part_of(Pull *p, Val most, Val power) {
     Cg *cg = p->cg;
+    most = nv_larger(cg, most, cg_float(cg, 0x1p-100));
+    Val part = cg_fmul(cg, nv_power_below(cg, most), nv_power_inverse(cg, power));
+    return nv_larger(cg, part, cg_float(cg, FACTOR_SPAN));
+}
+
+/* The rows of Zt alike in size, and their keys by so much larger or smaller; most[h]: this lane's rows'. */
+static void level_keys(Pull *p, const Val most[2], Val power, Val factor[2]) {
+    Cg *cg = p->cg;
+    p->scale = cg_fmul(cg, p->scale, cg_float(cg, 1 / FACTOR_TOP));
+    for (int h = 0; h < 2; h++) {
+        Val part = part_of(p, pull_quad_most(p, most[h]), power);
+        factor[h] = cg_fmul(cg, factor[h], nv_power_inverse(cg, part));
+        part = cg_fmul(cg, part, cg_float(cg, FACTOR_TOP));
+        p->f.key_shrink[h] = cg_fmul(cg, p->f.key_shrink[h], part);
+    }
+}
+
+/* What puts the chunk's largest element of Zt, which is as large as X's units and keys' scales
+ * make it, to ROW_TOP, for either row; `own`: this lane's. A block barrier. */
+static void level_zt(Pull *p, const Val own[2], Val factor[2]) {
+    Cg *cg = p->cg;
+    Val most = nv_larger(cg, own[0], own[1]);
     int base = p->sh_most + MAX_WARPS * 4;
     for (int lane = 1; lane < 32; lane *= 2)
         most = nv_larger(cg, most, nv_shuffle_xor(cg, most, lane));
@@ -214,12 +243,13 @@ static Val level_zt(Pull *p, Val most) {
         most = nv_larger(cg, most, pull_load(p, base, cg_int(cg, w)));
     most = nv_larger(cg, most, cg_float(cg, 0x1p-80));
     Val power = nv_power_below(cg, most);
-    Val factor = cg_fmul(cg, nv_power_inverse(cg, power), cg_float(cg, ROW_TOP));
+    factor[0] = factor[1] = cg_fmul(cg, nv_power_inverse(cg, power), cg_float(cg, ROW_TOP));
     p->scale = cg_fmul(cg, p->scale, cg_fmul(cg, power, cg_float(cg, 1 / ROW_TOP)));
-    p->chunk_zt_most = cg_fmul(cg, most, factor);
+    p->chunk_zt_most = grows(p) ? cg_float(cg, 2 * ROW_TOP) : cg_fmul(cg, most, factor[0]);
+    if (grows(p))
+        level_keys(p, own, power, factor);
     for (int h = 0; h < 2; h++)
-        p->zt_most[h] = cg_fmul(cg, p->zt_most[h], factor);
-    return factor;
+        p->zt_most[h] = cg_fmul(cg, p->zt_most[h], factor[h]);
 }
 
 /* The largest elements, and in a row the largest in units of X's times dS's. */
@@ -238,22 +268,23 @@ static void solve_zt(Pull *p) {
             acc[i][e] = cg_var(cg, cg->f32, cg_float(cg, 0));
     copy_matrices(p);
     multiply_zt(p, acc);
-    Val most = cg_float(cg, 0), row[2] = {most, most};
+    Val zero = cg_float(cg, 0), most[2] = {zero, zero}, row[2] = {zero, zero}, factor[2];
     for (int i = 0; i < tiles; i++) {
         Val v = cg_add(cg, cg_shl(cg, p->f.t, 1), cg_int(cg, 8 * i));
         Val at = pull_f32(p, pull_unit_base(p, UNIT_xds), v);
         Val unit = cg_load(cg, LLVMVectorType(cg->f32, 2), at, 8);
         for (int e = 0; e < 4; e++)
-            see_zt(p, cg_get(cg, acc[i][e]), cg_extract(cg, unit, e % 2), &row[e / 2], &most);
+            see_zt(p, cg_get(cg, acc[i][e]), cg_extract(cg, unit, e % 2), &row[e / 2],
+                   &most[e / 2]);
     }
     for (int h = 0; h < 2; h++)
         p->zt_most[h] = pull_quad_most(p, row[h]);
-    Val factor = level_zt(p, most);
+    level_zt(p, most, factor);
     for (int h = 0; h < 2; h++)
         for (int i = 0; i < tiles; i++) {
             Val x[2];
             for (int c = 0; c < 2; c++)
-                x[c] = cg_fmul(cg, cg_get(cg, acc[i][2 * h + c]), factor);
+                x[c] = cg_fmul(cg, cg_get(cg, acc[i][2 * h + c]), factor[h]);
             Val at = cg_gep8(cg, zt_unit(p, p->f.row[h], cg_int(cg, i)), cg_shl(cg, p->f.t, 2));
             cg_store(cg, nv_pack(cg, p->s->operand, x[0], x[1]), at, 4);
         }
@@ -275,11 +306,10 @@ static void x_unit(Pull *p, int h, Val unit, Val out[8]) {
 static void copy_zt(Pull *p) {
     Cg *cg = p->cg;
     int units = p->s->vp / 8;
-    Val x[8], unit[8], pair[4];
-    Var most = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Val x[8], unit[8], pair[4], own[2], factor[2];
     nv_barrier(cg);
     for (int h = 0; h < 2; h++) {
-        Var row = cg_var(cg, cg->f32, cg_float(cg, 0));
+        Var row = cg_var(cg, cg->f32, cg_float(cg, 0)), most = cg_var(cg, cg->f32, cg_float(cg, 0));
         Loop u = cg_for(cg, p->f.t, cg_int(cg, units), 4, false);
         Val m[2] = {cg_get(cg, row), cg_get(cg, most)};
         x_unit(p, h, u.i, x);
@@ -290,13 +320,14 @@ static void copy_zt(Pull *p) {
         cg_set(cg, most, m[1]);
         cg_end_for(cg, &u);
         p->zt_most[h] = pull_quad_most(p, cg_get(cg, row));
+        own[h] = cg_get(cg, most);
     }
-    Val factor = level_zt(p, cg_get(cg, most));
+    level_zt(p, own, factor);
     for (int h = 0; h < 2; h++) {
         Loop u = cg_for(cg, p->f.t, cg_int(cg, units), 4, false);
         x_unit(p, h, u.i, x);
         for (int e = 0; e < 8; e++)
-            x[e] = cg_fmul(cg, x[e], factor);
+            x[e] = cg_fmul(cg, x[e], factor[h]);
         factor_pack(cg, p->s->operand, pair, x);
         factor_store_unit(cg, zt_unit(p, p->f.row[h], u.i), pair);
         cg_end_for(cg, &u);
@@ -416,10 +447,35 @@ static Val largest_left(Pull *p) {
     return most;
 }
 
+/* Left rows alike in size, and rows by so much larger or smaller. Where nothing bounds the updates the state
+ * grows with the tokens, and Zt, while the costate and dX grow the other way. What dG lacks then stands in
+ * rows and keys: dx = dG p and dp = dG' x get it back with them. Gives the largest left element. */
+static Val level_left(Pull *p, Val most) {
+    Cg *cg = p->cg;
+    Val power = nv_power_below(cg, nv_larger(cg, most, cg_float(cg, 0x1p-100)));
+    Val top = cg_fmul(cg, power, cg_float(cg, 2 / FACTOR_TOP));
+    for (int f = 0; f < p->s->families; f++)
+        for (int h = 0; h < 2; h++) {
+            if (!p->rescale[f][h]) {
+                top = most;
+                continue;
+            }
+            Val part = part_of(p, p->row_most[f][h], power);
+            part = cg_fmul(cg, part, cg_float(cg, FACTOR_TOP));
+            Val inverse = nv_power_inverse(cg, part);
+            p->f.row_shrink[f][h] = cg_fmul(cg, p->f.row_shrink[f][h], part);
+            p->rescale[f][h] = cg_fmul(cg, p->rescale[f][h], inverse);
+            p->row_most[f][h] = cg_fmul(cg, p->row_most[f][h], inverse);
+        }
+    return top;
+}
+
 /* The other products count too, but 2^-30 as much: they are f32, and only must not overflow. */
 static void choose_sigma(Pull *p) {
     Cg *cg = p->cg;
-    Val most = largest_left(p), V = cg_float(cg, p->s->V), little = cg_float(cg, 0x1p-30);
+    Val most = largest_left(p);
+    most = grows(p) ? level_left(p, most) : most;
+    Val V = cg_float(cg, p->s->V), little = cg_float(cg, 0x1p-30);
     Val zt = cg_fmul(cg, cg_fmul(cg, p->chunk_zt_most, p->scale), V);
     Val bound = cg_fmul(cg, most, cg_fmul(cg, zt, p->most[UNIT_x]));
     Val other = cg_fmul(cg, most, p->most[UNIT_s]);

@@ -174,10 +174,10 @@ static void distances_see_one_bad_head(void **state) {
     Problem p = {.B = N, .N = N, .T = T, .H = H};
     for (int i = 0; i < N * T * H * V; i++)
         x[i] = ref[i] = 1 + i % 3;
-    Distance d = measure_out(&p, &r, &have);
+    Distance d = measure_out(&p, &r, NULL, &have);
     assert_true(d.finite && d.whole == 0 && distance_ok(&d, 0.005));
     x[(1 * T + 2) * H * V + 1 * V] += 0.3; /* sequence 1, token 2, head 1 */
-    d = measure_out(&p, &r, &have);
+    d = measure_out(&p, &r, NULL, &have);
     assert_true(d.head > 1.9 * d.whole && d.head < 2.1 * d.whole);
     assert_true(d.sequence > 1.3 * d.whole && d.sequence < 1.5 * d.whole);
     assert_false(distance_ok(&d, d.whole / 1.01));
@@ -185,12 +185,50 @@ static void distances_see_one_bad_head(void **state) {
     assert_false(
         distance_ok(&(Distance){.whole = 1e-3, .head = 0.02, .max_abs = 1, .finite = true}, 0.005));
     x[0] = NAN;
-    d = measure_out(&p, &r, &have);
+    d = measure_out(&p, &r, NULL, &have);
     assert_false(distance_ok(&d, 1e9));
     x[0] = ref[0] + 1e-7;
     x[(1 * T + 2) * H * V + 1 * V] = ref[(1 * T + 2) * H * V + 1 * V];
-    d = measure_out(&p, &r, &have);
+    d = measure_out(&p, &r, NULL, &have);
     assert_true(distance_ok(&d, 1e-12)); /* within 1e-6 at once */
+}
+
+/* Three heads of a gradient: 1, 1, and one that is `size` and off by `off`; nearby its reference moves by
+ * `moved`. */
+static bool small_head_passes(double size, double off, double moved) {
+    enum { T = 4, H = 3, V = 5, COUNT = T * H * V };
+    static double ref[COUNT], x[COUNT], near[NEARBY][COUNT];
+    Tensor r = {.dtype = GDR_F64, .ndim = 4, .shape = {1, T, H, V}, .data = ref, .bytes = sizeof ref};
+    Tensor have = r, beside[NEARBY];
+    const Tensor *list[NEARBY];
+    have.data = x;
+    for (int n = 0; n < NEARBY; n++) {
+        beside[n] = r;
+        beside[n].data = near[n];
+        list[n] = &beside[n];
+    }
+    for (int i = 0; i < COUNT; i++) {
+        bool small = i / V % H == 2;
+        ref[i] = small ? size : 1;
+        x[i] = ref[i] + (small ? off : 0);
+        for (int n = 0; n < NEARBY; n++)
+            near[n][i] = ref[i] + (small ? moved : 0);
+    }
+    Problem p = {.B = 1, .N = 1, .T = T, .H = H, .grad = true};
+    Distance d = measure_out(&p, &r, list, &have);
+    return distance_ok(&d, 0.01);
+}
+
+static void gradients_are_no_better_than_their_reference(void **state) {
+    (void)state;
+    assert_false(small_head_passes(.01, .001, 0));
+    assert_true(small_head_passes(.01, .001, .0002)); /* a rest of large terms */
+    assert_false(small_head_passes(.01, .001, .0001));
+    assert_false(small_head_passes(.01, .01, .001)); /* not there at all */
+    assert_true(small_head_passes(1e-5, 1e-5, 0));   /* 3 * .01 * 2^-11 is 1.5e-5 */
+    assert_false(small_head_passes(1e-5, 2e-5, 0));
+    assert_false(small_head_passes(0, 1e-3, 0));
+    assert_false(small_head_passes(1, NAN, 1));
 }
 
 int main(void) {
@@ -200,6 +238,7 @@ int main(void) {
         cmocka_unit_test(every_call_has_help_with_an_example),
         cmocka_unit_test(numbers_round_to_nearest_even),
         cmocka_unit_test(distances_see_one_bad_head),
+        cmocka_unit_test(gradients_are_no_better_than_their_reference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
