@@ -66,10 +66,13 @@ bench gdn2_step_bf16 gdn2 --step --state-type bf16 --shape 256,1,32 --shape 256,
 bench gdn2_step_vk gdn2 --step --state-type bf16 --state-layout vk --shape 256,1,32 --shape 256,4,32
 bench gdn2_step_4 gdn2 --step --shape 256,4,32
 
-# Training: the forward pass, which saves states, the backward pass, both, and their memory.
+# Training: the forward pass, which saves states or all, the backward pass, both, and their memory.
 bench gdn2_grad gdn2 --grad --shape 1,8192,96 --shape 8,4096,16 --sets 2
 bench gated_deltanet_grad gated_deltanet --grad --shape 1,32768,32,16 --sets 2
 bench kda_grad kda --grad --shape 1,8192,96 --shape 8,4096,16 --sets 2
+bench gdn2_grad_all gdn2 --grad --save all --shape 1,8192,96 --shape 8,4096,16 --sets 2
+bench gated_deltanet_grad_all gated_deltanet --grad --save all --shape 1,32768,32,16 --sets 2
+bench kda_grad_all kda --grad --save all --shape 1,8192,96 --shape 8,4096,16 --sets 2
 
 echo "== verify"
 # One process a spec, type and pass, as many at once as there are cores; the output in the order of the

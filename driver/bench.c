@@ -1,6 +1,6 @@
 /* gdrc bench: how fast the kernels of a spec are, and how far from what the machine could do.
  *
- * Times are timing.c's; with gradients of the forward pass, which then saves states, of the backward pass
+ * Times are timing.c's; with gradients of the forward pass, which then saves as it is told, of the backward pass
  * and of one after the other, a training step, whose memory is measured as well. Bytes
  * are those that any implementation must move: inputs once, outputs once, states in and out.
  * Operations are those of the chunk system (or of the token recurrence). The roofline is the larger
@@ -107,7 +107,7 @@ static gdr_status open_engines(Bench *b, Method method, Timing *t) {
     t->forward = (Engine){.method = method,
                           .device = d->opt.device,
                           .chunk = d->opt.chunk,
-                          .save = grad,
+                          .save = grad ? (gdr_save)d->opt.save : GDR_SAVE_NOTHING,
                           .memory = grad ? MEMORY_pool : MEMORY_default};
     t->backward = t->forward;
     t->backward.method = (Method)d->opt.method;
@@ -123,7 +123,7 @@ static gdr_status open_engines(Bench *b, Method method, Timing *t) {
     if (first.chunk == second.chunk)
         return GDR_OK;
     engine_close(&t->forward);
-    t->forward.save = false;
+    t->forward.save = GDR_SAVE_NOTHING;
     return engine_open(d, &t->forward_problem, &t->forward);
 }
 
@@ -314,12 +314,16 @@ static void print_row(const Bench *b, const Row *r) {
     (void)b;
 }
 
+static const char *const save_name[] = {"nothing", "states", "all"};
+
 static void print_table(const Bench *b, const char *machine) {
     const Options *o = &b->d->opt;
     printf("%s, variant %s, %s", b->s->path, b->v->name, gdr_dtype_name(b->type));
     if (o->state_type != GDR_F32 || o->state_layout)
         printf(", states %s %s", gdr_dtype_name((gdr_dtype)o->state_type),
                o->state_layout ? "[V,K]" : "[K,V]");
+    if (o->grad)
+        printf(", the forward pass saves %s", save_name[o->save]);
     printf("\n%s\n", machine);
     printf("spec text to loaded kernel: %.1f ms", b->first_ms);
     if (b->cached_ms >= 0)
@@ -342,6 +346,8 @@ static int write_json(const Bench *b, const char *machine) {
     buf_printf(&out, ", \"dtype\": \"%s\", \"state_type\": \"%s\", \"state_layout\": \"%s\"",
                gdr_dtype_name(b->type), gdr_dtype_name((gdr_dtype)b->d->opt.state_type),
                b->d->opt.state_layout ? "vk" : "kv");
+    if (b->d->opt.grad)
+        buf_printf(&out, ", \"save\": \"%s\"", save_name[b->d->opt.save]);
     buf_puts(&out, ", \"compiler\": ");
     buf_json_string(&out, gdr_version());
     buf_puts(&out, ",\n  \"machine\": ");

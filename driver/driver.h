@@ -49,6 +49,7 @@ typedef struct Options {
     int device, method, format, diag_format, chunk, threads, case_number, input_sets, opt_level;
     int state_type, state_layout; /* gdr_dtype, gdr_layout */
     int pool, keep_all;
+    int save; /* gdr_save */
     bool has_seed, no_cache, check_ranges, full, in_place, check_only, step;
     uint64_t seed;
     bool time_passes, verify_each, list_passes, help, grad;
@@ -169,7 +170,7 @@ typedef struct Engine {
     Device device;
     int chunk;          /* rows of the chunk; 0: the target's choice */
     bool only_given;    /* backward: for those upstream gradients alone that the problem has */
-    bool save;          /* forward on a GPU: keeps states for a backward pass */
+    gdr_save save;      /* forward on a GPU: what is kept for a backward pass */
     Memory memory;
     gdr_kernel *kernel; /* NULL for the reference */
 } Engine;
@@ -219,20 +220,20 @@ typedef struct DeviceSet {
     const void **host; /* what the device memory is a copy of, or poisoned for */
     uint64_t *memory, workspace;
     int count;
-    size_t tensor_bytes; /* of all that is not shared, without workspace and saved states */
+    size_t tensor_bytes; /* of all that is not shared, without workspace and what is saved */
     gdr_saved saved;
     gdr_arg *arg;
     gdr_tensor extra[PROBLEM_EXTRA];
     gdr_launch launch;
 } DeviceSet;
-/* `shared`: the forward pass whose inputs and saved states are used; NULL: none. */
+/* `shared`: the forward pass whose inputs are used, and what it saved; NULL: none. */
 gdr_status device_set_open(Driver *d, const Problem *p, const Engine *e, const Outcome *host,
                            DeviceSet *shared, DeviceSet *s, Arena *arena);
 void device_set_close(Driver *d, DeviceSet *s);
 gdr_status device_set_launch(const Problem *p, const Engine *e, const DeviceSet *s);
 /* engine_run on a GPU, after its checks. */
 gdr_status device_run(Driver *d, const Problem *p, const Engine *e, Arena *arena, Outcome *o);
-/* Forward with saved states, then backward; the gradients. */
+/* Forward, saving as the engine says, then backward; the gradients. */
 gdr_status device_run_training(Driver *d, const Problem *p, const Engine *forward,
                                const Engine *backward, Arena *arena, Outcome *o);
 

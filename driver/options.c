@@ -89,6 +89,8 @@ static const OptionSpec option_list[] = {
     {"out", 0, "FILE", RUN, KIND_text, AT(out), 0, 0, "output tensors (safetensors)"},
     {"grad", 0, NULL, LAUNCHING, KIND_flag, AT(grad), 0, 0,
      "the backward pass: gradients of inputs, parameters and the initial state"},
+    {"save", 0, "nothing|states|all", BENCH, KIND_choice, AT(save), 0, 0,
+     "what the forward pass of a training step keeps for the backward pass, on a GPU (states)"},
     {"check-ranges", 0, NULL, RUN, KIND_flag, AT(check_ranges), 0, 0,
      "refuse inputs outside their declared ranges"},
     {"output", 'o', "DIR", COMPILE, KIND_text, AT(dir), 0, 0, "where the files go"},
@@ -259,6 +261,7 @@ static int unknown_option(const Command *c, const char *arg, const char *name, s
 
 int options_parse(Driver *d, const Command *c, int argc, char **argv) {
     bool only_files = false;
+    d->opt.save = GDR_SAVE_STATES;
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
         if (only_files || arg[0] != '-' || !arg[1]) {

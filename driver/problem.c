@@ -218,7 +218,7 @@ gdr_compile_options problem_options(Driver *d, const Problem *p, const Engine *e
         .opt_level = d->opt.opt_level,
         .state_dtype = p->grad ? GDR_F32 : p->state_type,
         .state_layout = p->grad ? GDR_LAYOUT_KV : p->state_layout,
-        .save = e->save && !p->grad ? GDR_SAVE_STATES : GDR_SAVE_NOTHING,
+        .save = p->grad ? GDR_SAVE_NOTHING : e->save,
     };
 }
 

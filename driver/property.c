@@ -10,7 +10,7 @@
  * GPU, where they are made piece by piece:
  *
  *     pieces     the least workspace gives the same bytes
- *     saved      so do states that the forward pass saved
+ *     saved      so does what the forward pass saved: states, or all
  */
 #include "driver/driver.h"
 
@@ -168,7 +168,7 @@ static gdr_status check_pieces(const Trial *t, const Case *c, bool *ok) {
 }
 
 /* Enough tokens that there are saved states, and so little memory that they are used. */
-static gdr_status check_saved(const Trial *t, const Case *c, bool *ok) {
+static gdr_status check_saving(const Trial *t, const Case *c, gdr_save save, bool *ok) {
     Problem p, first;
     Outcome a, b;
     Case longer = *c;
@@ -176,7 +176,7 @@ static gdr_status check_saved(const Trial *t, const Case *c, bool *ok) {
     longer.T = 2600;
     Engine least = *t->e, forward = *t->e;
     least.memory = MEMORY_least;
-    forward.save = true;
+    forward.save = save;
     gdr_status status = run_case(t, &longer, 0, NULL, &p, &a);
     if (status)
         return status;
@@ -196,6 +196,14 @@ static gdr_status check_saved(const Trial *t, const Case *c, bool *ok) {
     return status;
 }
 
+static gdr_status check_saved_states(const Trial *t, const Case *c, bool *ok) {
+    return check_saving(t, c, GDR_SAVE_STATES, ok);
+}
+
+static gdr_status check_saved_all(const Trial *t, const Case *c, bool *ok) {
+    return check_saving(t, c, GDR_SAVE_ALL, ok);
+}
+
 gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
                           const char **broken) {
     static const struct {
@@ -212,7 +220,8 @@ gdr_status property_check(Driver *d, Spec *s, const char *variant, const Case *c
         {"spare rows", check_spare, true, true, true, true},
         {"pieces", check_pieces, false, false, true, false},
         {"pieces of a pack", check_pieces, true, false, true, false},
-        {"saved states", check_saved, false, false, true, false},
+        {"saved states", check_saved_states, false, false, true, false},
+        {"all saved", check_saved_all, false, false, true, false},
     };
     Case dense = *c, pack = *c;
     dense.B = 3;

@@ -282,7 +282,7 @@ static gdr_status verify_properties(Verify *v) {
                 return status;
             bool pieces = c.grad && v->d->opt.device == DEVICE_cuda;
             printf("bitwise: %scausality, place, neighbours, repeat%s: %s %dx%d %s: %s%s\n",
-                   c.grad ? "anti" : "", pieces ? ", pieces, saved states" : "", gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
+                   c.grad ? "anti" : "", pieces ? ", pieces, saved states, all saved" : "", gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
                    broken ? "FAILED: " : "hold", broken ? broken : "");
             v->lines++;
             v->failures += broken != NULL;

@@ -11,6 +11,7 @@
  *
  *     GPU, token by token: recurrent_grad, sums
  *
+ * Where the forward pass saved all there are no passes forwards, and those backwards begin with reverse.
  * The state at a border comes from the pass forwards or from what the forward pass saved; costates swing
  * between two places, one read while the other is written. Nothing waits and nothing is read back, so
  * a CUDA graph can capture it all.
@@ -67,6 +68,7 @@ typedef struct Queue {
     gdr_kernel *kernel;
     const BoundLaunch *b;
     void *stream;
+    int64_t ws; /* the workspace */
     Segment at; /* the piece at work */
 } Queue;
 
@@ -152,13 +154,13 @@ static int64_t all_heads(const Queue *q) {
 static int64_t border_state(const Queue *q, int64_t i) {
     const BoundLaunch *b = q->b;
     if (!b->seg.use_saved)
-        return b->frame[FRAME_WS] + (int64_t)b->states + i * all_heads(q);
+        return q->ws + (int64_t)b->states + i * all_heads(q);
     int64_t slot = (i + 1) * b->seg.piece;
     return b->frame[FRAME_SAVED] + (slot / b->save_every - 1) * all_heads(q);
 }
 
 static int64_t border_costate(const Queue *q, int64_t i) {
-    return q->b->frame[FRAME_WS] + (int64_t)q->b->costates + i % 2 * all_heads(q);
+    return q->ws + (int64_t)q->b->costates + i % 2 * all_heads(q);
 }
 
 /* Parts of a piece's rows lie where the first of them is row 0. */
@@ -170,17 +172,26 @@ static void point_at_parts(const Queue *q) {
         if (b->partial[i] == SIZE_MAX)
             continue;
         int64_t row = b->H * shape_elements(k, p->shape) * elem_size(p->elem);
-        b->frame[frame_out_ptr(k, i)] = b->frame[FRAME_WS] + (int64_t)b->partial[i] -
+        b->frame[frame_out_ptr(k, i)] = q->ws + (int64_t)b->partial[i] -
                                         (p->is_param ? 0 : q->at.row * row);
     }
+}
+
+/* Where the forward pass has left the piece's records. */
+static int64_t saved_records(const Queue *q) {
+    int64_t bytes = q->kernel->rec.module.ws_bytes_per_slot_head;
+    return q->b->frame[FRAME_SAVED] + q->at.first * q->b->H * bytes;
 }
 
 static void go_to(Queue *q, int64_t group, int64_t piece) {
     segment_at(&q->kernel->rec, q->b, group * q->b->seg.pieces + piece, &q->at);
     set_field(q, GRAD_SLOT, q->at.first);
     set_field(q, GRAD_SLOTS, q->at.slots);
-    set_field(q, GRAD_STATE_IN, q->b->seg.crossed && piece > 0 ? border_state(q, piece - 1) : 0);
+    bool state = q->b->seg.crossed && piece > 0 && !q->b->all;
+    set_field(q, GRAD_STATE_IN, state ? border_state(q, piece - 1) : 0);
     set_field(q, GRAD_STATE_OUT, 0);
+    if (q->b->all)
+        q->b->frame[FRAME_WS] = saved_records(q);
     point_at_parts(q);
 }
 
@@ -206,7 +217,7 @@ static gdr_status queue_backwards(Queue *q, int64_t group, int64_t piece) {
     bool in = s->crossed && piece + 1 < s->pieces, out = s->crossed && piece > 0;
     set_field(q, GRAD_COSTATE_IN, in ? border_costate(q, piece + 1) : 0);
     set_field(q, GRAD_COSTATE_OUT, out ? border_costate(q, piece) : 0);
-    for (size_t i = 0; !status && i < sizeof order / sizeof *order; i++)
+    for (size_t i = q->b->all ? 2 : 0; !status && i < sizeof order / sizeof *order; i++)
         status = queue_entry(q, order[i]);
     if (!status)
         status = queue_scans(q, true);
@@ -235,7 +246,7 @@ static gdr_status prepare_sums(const Queue *q) {
         b->frame[frame_sum(k, i)] = (int64_t)(uintptr_t)t->data;
         b->frame[frame_sum_heads(k, i)] = t->shape[p->is_param ? 0 : 2];
         if (p->is_param && b->packed)
-            status = queue_zeros(q, b->frame[FRAME_WS] + (int64_t)b->partial[i],
+            status = queue_zeros(q, q->ws + (int64_t)b->partial[i],
                                  b->slots * b->H * shape_elements(k, p->shape) * 4);
     }
     return status;
@@ -286,8 +297,8 @@ static gdr_status queue_group(Queue *q, int64_t group) {
 }
 
 static gdr_status queue_segments(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
-    Queue q = {.kernel = kernel, .b = b, .stream = stream};
-    int64_t ws = b->frame[FRAME_WS];
+    Queue q = {.kernel = kernel, .b = b, .stream = stream, .ws = b->frame[FRAME_WS]};
+    int64_t ws = q.ws;
     point_at_zeros(&kernel->rec, b);
     set_field(&q, GRAD_SCRATCH, ws + (int64_t)b->scratch);
     set_field(&q, GRAD_AHEAD, ws + (int64_t)b->ahead);

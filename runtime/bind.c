@@ -153,7 +153,7 @@ static gdr_status check_heads(const Binder *bi) {
         if (b->H && bi->kernel->rec.factor_reads[i])
             b->HF *= h / gcd(b->HF, h); /* all divide H, so this does */
     }
-    if (bi->backward)
+    if (bi->backward || record_saves_all(bi->r))
         b->HF = b->H; /* a record for each head: gradients are each head's own */
     return GDR_OK;
 }
@@ -256,12 +256,13 @@ static gdr_status check_state(const Binder *bi, const char *name, const gdr_tens
 }
 
 /* Whether this launch saves, or has what was saved. A backward pass needs chunks as long as those of
- * the forward pass: else its slots are others. */
+ * the forward pass: else its slots are others; and of records that it does not make itself the same. */
 static gdr_status check_saved(const Binder *bi) {
     const gdr_saved *s = bi->launch->saved;
     int chunk = bi->r->module.chunk;
     bool fits = record_save_every(bi->r) > 0;
     bi->b->saved = s && fits;
+    bi->b->all = record_saves_all(bi->r);
     if (!s || !fits)
         return !s || bi->backward || bi->r->save
                    ? GDR_OK
@@ -272,7 +273,12 @@ static gdr_status check_saved(const Binder *bi) {
     if (s->chunk && s->chunk != chunk)
         return FAIL(bi, "saved: by a forward pass with chunks of %d tokens, this kernel's have %d",
                     s->chunk, chunk);
+    if (s->chunk && s->records && s->records != bi->r->module.records)
+        return FAIL(bi, "saved: all of a forward pass whose chunks hold other values than this kernel "
+                        "works on; both must be compiled with the same sizes and types, and this one for "
+                        "gradients of all outputs");
     bi->b->saved = s->chunk > 0;
+    bi->b->all = bi->b->saved && s->records;
     return GDR_OK;
 }
 

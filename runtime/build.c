@@ -175,8 +175,8 @@ static Kernel *make_gradient(const Job *job, const Kernel *forward, const char *
 
 /* code ----------------------------------------------------------------------------------------- */
 
-static bool saves(const Job *job, Algo algo) {
-    return job->opt.pass == GDR_PASS_FORWARD && job->opt.save && algo == ALGO_chunk &&
+static bool saves(const Job *job, Algo algo, gdr_save what) {
+    return job->opt.pass == GDR_PASS_FORWARD && job->opt.save == what && algo == ALGO_chunk &&
            target_find(job->target)->gpu;
 }
 
@@ -193,9 +193,11 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
         .state = state,
         .state_vk = job->opt.state_layout == GDR_LAYOUT_VK,
         .opt_level = job->opt.opt_level,
-        .save_every = saves(job, algo) ? save_every(k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size,
-                                                    k->axis.at[AXIS_C].size)
-                                       : 0,
+        .save_every = saves(job, algo, GDR_SAVE_STATES)
+                          ? save_every(k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size,
+                                       k->axis.at[AXIS_C].size)
+                          : 0,
+        .save_all = saves(job, algo, GDR_SAVE_ALL),
         .want_llvm = job->extra.want_llvm,
         .prefix = job->extra.prefix,
     };
@@ -213,7 +215,6 @@ static CgModule *generate_chunk(Job *job, const Kernel *normal, int rows, Record
         passes_run_after(k, "normal", "peel", job->extra.watch);
         k = make_gradient(job, k, &r->of);
         passes_run_after(k, "collapse", NULL, job->extra.watch);
-        k->name = normal->name;
     } else {
         passes_run_after(k, "normal", NULL, job->extra.watch);
     }

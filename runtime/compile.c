@@ -87,7 +87,7 @@ static gdr_status check_pass(Job *job) {
         return ctx_fail(job->ctx, GDR_EUSAGE, "a negative count in gdr_compile_options");
     if (o->pass == GDR_PASS_FORWARD && (o->upstream || o->gradients))
         return ctx_fail(job->ctx, GDR_EUSAGE, "a forward pass has no gradients");
-    if ((unsigned)o->save > GDR_SAVE_STATES)
+    if ((unsigned)o->save > GDR_SAVE_ALL)
         return ctx_fail(job->ctx, GDR_EUSAGE, "save %d: there is no such choice", (int)o->save);
     if (o->pass == GDR_PASS_BACKWARD && o->save)
         return ctx_fail(job->ctx, GDR_EUSAGE, "a backward pass saves nothing");

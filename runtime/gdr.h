@@ -131,7 +131,8 @@ typedef enum gdr_pass {
 /* What a forward pass on a GPU keeps for the backward pass, which otherwise makes it again. */
 typedef enum gdr_save {
     GDR_SAVE_NOTHING,
-    GDR_SAVE_STATES /* a state every so many chunks, 2 % of the tensors: gdr_saved_size */
+    GDR_SAVE_STATES, /* a state every so many chunks, 2 % of the tensors: gdr_saved_size */
+    GDR_SAVE_ALL     /* all that a backward pass works on, 7/10 of the tensors: it makes nothing again */
 } gdr_save;
 
 /* How a state's elements lie in memory: row by row of [K,V], or of its transpose. */
@@ -256,11 +257,13 @@ typedef struct gdr_arg {
 } gdr_arg;
 
 /* What a forward pass saves: GPU memory of gdr_saved_size() bytes, aligned to 256, which must stay as
- * it is until the backward pass. */
+ * it is until the backward pass. With GDR_SAVE_ALL that writes there too, what it does not mind finding if
+ * it is run again. */
 typedef struct gdr_saved {
     void *data;
     size_t bytes;
     int chunk; /* set by gdr_forward: tokens a chunk; 0: nothing was saved */
+    uint64_t records; /* likewise, with GDR_SAVE_ALL: a number that says what is where in data; else 0 */
 } gdr_saved;
 
 /* One forward pass over B sequences of T tokens (dense), or over N packed ones (cu_seqlens, B = 1).
@@ -334,7 +337,9 @@ GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
  *              be dS.
  *
  * States are made again from the inputs, or from those of the forward pass (`saved`) where its kernel
- * had chunks as long. GPU: as gdr_forward, queued. Sums have a fixed order: the same call gives the
+ * had chunks as long. What GDR_SAVE_ALL saved is of use to a kernel that was compiled for the same spec,
+ * sizes and types, and for gradients of all outputs: EINPUT says where it is not.
+ * GPU: as gdr_forward, queued. Sums have a fixed order: the same call gives the
  * same bits with any number of threads, whatever the workspace and with or without `saved`. Tokens
  * outside of all sequences count for nothing, their rows are not written. Other errors: ENOMEM, when
  * the workspace cannot be had. */
@@ -350,8 +355,8 @@ GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
 GDR_API gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 /* The fewest bytes with which this launch can be done. */
 GDR_API gdr_status gdr_workspace_least(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
-/* Bytes of `saved.data` for this launch, of a forward kernel compiled with GDR_SAVE_STATES or of the
- * backward kernel; 0 where there is nothing to save: on the CPU, by the recurrent algorithm, for
+/* Bytes of `saved.data` for this launch, of a forward kernel compiled with GDR_SAVE_STATES or GDR_SAVE_ALL;
+ * of the backward kernel those of states; 0 where there is nothing to save: on the CPU, by the recurrent algorithm, for
  * few tokens. */
 GDR_API gdr_status gdr_saved_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 

@@ -59,11 +59,21 @@ int choose_entry(const gdr_kernel *kernel, EntryKind kind, int64_t sequences_hea
     return choice;
 }
 
+/* With GDR_SAVE_ALL records have a place of their own, where nothing is to be saved at the workspace's start. */
+static void place_records(const BoundLaunch *b) {
+    if (!b->all)
+        return;
+    if (!b->saved)
+        b->frame[FRAME_SAVED] = b->frame[FRAME_WS];
+    b->frame[FRAME_WS] += (int64_t)b->ahead;
+}
+
 static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
     gdr_context *ctx = kernel->ctx;
     const CgModule *m = &kernel->rec.module;
     int chain = choose_entry(kernel, ENTRY_chain, b->N * b->H);
     CudaError e;
+    place_records(b);
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *entry = &m->entry.at[i];
         if (entry->kind == ENTRY_chain && i != chain)
@@ -142,8 +152,10 @@ gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch) {
     if (status)
         return status;
     status = record_on_gpu(&kernel->rec) ? forward_gpu(kernel, launch, &b) : run_tasks(kernel, &b);
-    if (!status && launch->saved)
+    if (!status && launch->saved) {
         launch->saved->chunk = b.saved ? kernel->rec.module.chunk : 0;
+        launch->saved->records = b.saved && b.all ? kernel->rec.module.records : 0;
+    }
     launch_free(&b);
     return status;
 }

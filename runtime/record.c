@@ -168,6 +168,7 @@ static void tape_module(Tape *t, CgModule *m) {
             t->bad = true;
     }
     tape_i64(t, &m->ws_bytes_per_slot_head);
+    tape_bytes(t, &m->records, sizeof m->records);
     tape_i64(t, &m->scan_token_bytes);
     tape_i64(t, &m->scan_carry_bytes);
     tape_int(t, &m->chunk, 0, SIZE_MAX_AXIS);
@@ -182,7 +183,7 @@ static void tape_gradients(Tape *t, Record *r) {
     int pass = r->pass, save = r->save, ports = k->in.count + k->out.count;
     tape_int(t, &pass, GDR_PASS_FORWARD, GDR_PASS_BACKWARD);
     r->pass = (gdr_pass)pass;
-    tape_int(t, &save, GDR_SAVE_NOTHING, GDR_SAVE_STATES);
+    tape_int(t, &save, GDR_SAVE_NOTHING, GDR_SAVE_ALL);
     r->save = (gdr_save)save;
     tape_int(t, &r->inputs, 0, k->in.count);
     if (!t->out)

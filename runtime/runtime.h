@@ -311,14 +311,16 @@ typedef struct BoundLaunch {
     size_t workspace;        /* bytes needed */
     size_t *partial; /* backward, per out port, malloc'ed: where in the workspace the gradients of
                         single heads go; SIZE_MAX: straight to the tensor */
+    size_t ahead;              /* GPU: where in the workspace values made ahead lie */
     size_t zeros, zeros_bytes; /* backward: where in the workspace a token of zeros lies */
-    bool saved;                /* states of the forward pass are kept, or there */
-    int save_every;            /* chunks from one to the next; 0: none */
+    bool saved;                /* what the forward pass saves is kept, or there: states, or with `all` */
+    bool all;                  /*   its records, which such a kernel has in FRAME_SAVED in any case */
+    int save_every;            /* chunks from one state to the next; 0: none */
     size_t saved_bytes;
     /* GPU, backward: */
     int processors;                   /* multiprocessors */
     int64_t grad_blocks;              /* of the grad kernel */
-    size_t scratch, ahead, states, costates; /* where in the workspace */
+    size_t scratch, states, costates; /* where in the workspace */
     Segments seg;
 } BoundLaunch;
 /* What is bound for: a launch, or the size of a workspace; then data pointers may be NULL and
@@ -358,8 +360,9 @@ typedef struct Segment {
     int64_t first, slots, row, end_row;
 } Segment;
 void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out);
-/* Chunks from one saved state to the next; 0: the kernel has none. */
+/* Chunks from one saved state to the next; 0: the kernel has none, and saves nothing at all. */
 int record_save_every(const Record *r);
+bool record_saves_all(const Record *r); /* a forward kernel with GDR_SAVE_ALL that has something to save */
 int64_t border_bytes(const Record *r); /* of a saved state and head */
 
 /* launch.c, backward.c ------------------------------------------------------------------------- */

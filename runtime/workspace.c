@@ -2,8 +2,9 @@
  * segments so that it needs no more than that.
  *
  *     CPU, backward   states of all chunks | a token of zeros | gradients of single heads
- *     GPU, forward    records of all chunks | values made ahead: of all tokens, of all stretches
- *     GPU, backward   records of a segment | scratch of the grad kernel's blocks | values made ahead, of
+ *     GPU, forward    records of all chunks, unless they are saved | values made ahead: of all tokens, of
+ *                     all stretches
+ *     GPU, backward   records of a segment, unless all were saved | scratch of the grad kernel's blocks | values made ahead, of
  *                     all tokens and stretches | states at the borders of segments, a costate for either
  *                     direction of the swing | a token of zeros | parts of sums: inputs' for a segment's
  *                     tokens, params' for all chunks
@@ -15,7 +16,7 @@
  *
  *     a piece holds several sequences     pieces of whole sequences, one group
  *     a sequence takes several pieces     a group a sequence; with saved states one group, and pieces
- *                                         that end where states were saved
+ *                                         that end where states were saved; anywhere when all was saved
  *
  * Packed ones are one group: only the device knows where their sequences are. Gradients that wait for
  * those of later tokens take one piece for everything.
@@ -117,7 +118,7 @@ static bool has_late(const Record *r) {
 /* Pieces of at most `most` slots. */
 static void cut(const Record *r, BoundLaunch *b, int64_t most) {
     Segments *s = &b->seg;
-    int64_t every = b->saved ? b->save_every : 1, each = b->packed ? 0 : chunks_a_sequence(r, b);
+    int64_t every = b->saved && !b->all ? b->save_every : 1, each = b->packed ? 0 : chunks_a_sequence(r, b);
     s->group = b->slots;
     s->use_saved = false;
     if (most >= b->slots) {
@@ -164,7 +165,7 @@ static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
     Layout l = {.align = GPU_ALIGN};
     int64_t state = border_bytes(r), tasks;
     cut(r, b, most);
-    place(&l, b->seg.piece, b->H, r->module.ws_bytes_per_slot_head);
+    place(&l, b->all ? 0 : b->seg.piece, b->H, r->module.ws_bytes_per_slot_head);
     b->grad_blocks = 0;
     for (int i = 0; i < r->module.entry.count && !l.over; i++) {
         const CgEntry *e = &r->module.entry.at[i];
@@ -232,13 +233,14 @@ static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, 
         return lay_out(r, b, b->slots);
     if (what == BIND_least || (what == BIND_launch && l->workspace))
         return fit(r, b, 1, what == BIND_launch ? l->workspace_bytes : 0) || b->workspace;
-    double budget = traffic(r, b, l) * BUDGET / 100 - (b->saved ? (double)b->saved_bytes : 0);
+    double states = b->saved && !b->all ? (double)b->saved_bytes : 0;
+    double budget = traffic(r, b, l) * BUDGET / 100 - states;
     int64_t least = divide_up((int64_t)RECORDS_A_PROCESSOR * b->processors, b->H);
     least = least < 1 ? 1 : least > b->slots ? b->slots : least;
     return fit(r, b, least, budget > 0 ? (size_t)budget : 0) || lay_out(r, b, least);
 }
 
-/* saved states --------------------------------------------------------------------------------- */
+/* what is saved -------------------------------------------------------------------------------- */
 
 int record_save_every(const Record *r) {
     int64_t K = r->shell->axis.at[AXIS_K].size, V = r->shell->axis.at[AXIS_V].size;
@@ -246,6 +248,10 @@ int record_save_every(const Record *r) {
     if (!gpu || r->algo != ALGO_chunk || (r->pass == GDR_PASS_FORWARD && !r->save))
         return 0;
     return save_every(K, V, r->module.chunk);
+}
+
+bool record_saves_all(const Record *r) {
+    return r->pass == GDR_PASS_FORWARD && r->save == GDR_SAVE_ALL && record_save_every(r) > 0;
 }
 
 /* Of a head: what is kept of a state in the midst of a sequence, GRAD_STATE_IN. */
@@ -259,8 +265,9 @@ static bool size_saved(const Record *r, BoundLaunch *b) {
     b->save_every = record_save_every(r);
     if (b->save_every && b->slots > 0)
         states = (b->slots - 1) / b->save_every;
-    bool over = __builtin_mul_overflow(states, b->H, &bytes) ||
-                __builtin_mul_overflow(bytes, border_bytes(r), &bytes);
+    int64_t each = b->all ? r->module.ws_bytes_per_slot_head : border_bytes(r);
+    bool over = __builtin_mul_overflow(b->all ? b->slots : states, b->H, &bytes) ||
+                __builtin_mul_overflow(bytes, each, &bytes);
     b->saved_bytes = (size_t)bytes;
     return !over;
 }
@@ -284,7 +291,9 @@ bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFo
     if (gpu && backward)
         return plan_segments(r, b, l, what);
     Layout lay = {.align = gpu ? GPU_ALIGN : HOST_ALIGN};
-    place(&lay, b->slots, backward ? b->H : b->HF, r->module.ws_bytes_per_slot_head);
+    place(&lay, b->saved && b->all ? 0 : b->slots, backward ? b->H : b->HF,
+          r->module.ws_bytes_per_slot_head);
+    b->ahead = (size_t)lay.at;
     if (!backward)
         return place_scan(r, b, &lay) && finish(&lay, b);
     b->zeros_bytes = (size_t)zeros_bytes(r, b);

@@ -14,7 +14,7 @@ import ctypes
 import os
 import re
 
-SCALAR = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
+SCALAR = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64, "size_t": ctypes.c_size_t,
           "double": ctypes.c_double, "float": ctypes.c_float}
 
 

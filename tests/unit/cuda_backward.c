@@ -143,13 +143,13 @@ static void states_at_borders_are_made_only_where_needed(void **state) {
         assert_int_equal(saved, (slots - 1) / save_every(K, V, CHUNK) * 4 * BORDER);
         assert_int_equal(gdr_workspace_least(k, &c->launch, &least), GDR_OK);
         assert_true(least <= c->launch.workspace_bytes);
-        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, CHUNK};
+        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, CHUNK, 0};
         s = run(k, c, true);
         assert_true(s.forwards == 0 && s.backwards > 1);
         c->saved.bytes--;
         assert_int_equal(gdr_backward(k, &c->launch), GDR_EINPUT);
         assert_non_null(strstr(gdr_last_error(ctx), "saved: "));
-        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, CHUNK / 2};
+        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, CHUNK / 2, 0};
         assert_int_equal(gdr_backward(k, &c->launch), GDR_EINPUT);
         assert_non_null(strstr(gdr_last_error(ctx), "chunks of 32 tokens"));
         c->saved.chunk = 0; /* the forward pass saved nothing */
@@ -165,7 +165,7 @@ static void states_at_borders_are_made_only_where_needed(void **state) {
         l.dS = l.dS0 = NULL;
         assert_int_equal(gdr_saved_size(forward, &l, &again), GDR_OK);
         assert_int_equal(again, saved);
-        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, 0};
+        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, 0, 0};
         stub.fields = record_frame_fields(&forward->rec);
         l.workspace = NULL;
         assert_int_equal(gdr_forward(forward, &l), GDR_OK);

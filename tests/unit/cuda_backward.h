@@ -106,7 +106,7 @@ static Call packed(int64_t N, int64_t T, int64_t H, int64_t HK) {
     return (Call){.B = 1, .T = T, .N = N, .H = H, .HK = HK, .packed = true};
 }
 
-static void leave_out(Call *c, int port) {
+static inline void leave_out(Call *c, int port) {
     c->arg[port] = c->arg[--c->launch.nargs];
 }
 
@@ -257,7 +257,7 @@ typedef struct Summary {
 
 /* All launches: pieces forwards leave states that pieces backwards then start from; these cover all
  * slots, from the last to the first. */
-static Summary check_queue(const gdr_kernel *k, const Call *c, int64_t ws, int64_t ws_bytes,
+static inline Summary check_queue(const gdr_kernel *k, const Call *c, int64_t ws, int64_t ws_bytes,
                            bool sums) {
     Check x = {.k = k, .c = c, .ws = ws, .ws_bytes = ws_bytes};
     Summary s = {0};

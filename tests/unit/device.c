@@ -24,7 +24,7 @@ static World *world_new(void) {
     w->first = w->p;
     w->first.grad = false;
     w->d.opt.opt_level = 1;
-    w->forward = (Engine){.method = METHOD_chunk, .device = DEVICE_cuda, .save = true};
+    w->forward = (Engine){.method = METHOD_chunk, .device = DEVICE_cuda, .save = GDR_SAVE_STATES};
     w->backward = (Engine){.method = METHOD_chunk, .device = DEVICE_cuda};
     if (engine_open(&w->d, &w->first, &w->forward) || engine_open(&w->d, &w->p, &w->backward))
         fail_msg("%s", gdr_last_error(w->d.ctx));
