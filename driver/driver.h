@@ -330,8 +330,8 @@ gdr_status nearby_references(Driver *d, const Problem *p, Arena *arena, Outcome 
 typedef struct Distance {
     double whole, head, sequence, max_abs;
     bool finite;
-} Distance;
     bool moves; /* the reference does, by a fraction of the whole difference */
+} Distance;
 Distance measure_out(const Problem *p, const Tensor *reference, const Tensor *const *near,
                      const Tensor *x);
 Distance measure_state(const Problem *p, const Tensor *reference, const Tensor *const *near,
