@@ -165,29 +165,6 @@ static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) 
     return true;
 }
 
-/* Part of task number `task`'s record on its way to the L2 cache; nothing where there is no such task. */
-static void ask_for(Grad *g, Val task, Val tasks, int64_t from, int64_t to) {
-    Cg *cg = g->cg;
-    if (!cg->target->wgmma || to <= from)
-        return;
-    Val one = cg_and(cg, cg_cmp(cg, LLVMIntEQ, nv_tid(cg), cg_int(cg, 0)),
-                     cg_cmp(cg, LLVMIntSLT, task, tasks));
-    Val at = cg_add(cg, cg_mul(cg, task, cg_int64(cg, g->g->s.ws_bytes)), cg_int64(cg, from));
-    nv_prefetch_if(cg, one, cg_gep8(cg, nv_global(cg, FRAME_WS), at), (int)(to - from));
-}
-
-/* The pull phase begins with X, dX and A, and comes to the states later. */
-static void ask_for_states(Grad *g, Val task, Val tasks) {
-    ask_for(g, task, tasks, g->g->s.ws_s, g->g->s.ws_x);
-}
-
-static void ask_for_rows(Grad *g, Val task, Val tasks) {
-    const System *s = &g->g->s;
-    if (s->erase)
-        ask_for(g, task, tasks, s->ws_a, s->ws_s);
-    ask_for(g, task, tasks, s->ws_x, s->ws_bytes);
-}
-
 static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
@@ -199,11 +176,7 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     place_task(g, l.i);
     Val behind = cg_cmp(cg, LLVMIntSGE, g->start, cg_int64(cg, 0)); /* not in front of all sequences */
     If some = cg_if(cg, cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length)));
-    if (phases > 1)
-        ask_for_states(g, l.i, tasks);
     for (int i = 0; i < phases; i++) {
-        if (phases > 1 && i == phases - 1)
-            ask_for_rows(g, cg_add(cg, l.i, l.step), tasks);
         phase[i].build(g);
         nv_barrier(cg);
     }

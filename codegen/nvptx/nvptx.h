@@ -96,8 +96,6 @@ void nv_arrival_wait(Cg *cg, Val barrier, Val parity);
 /* Where `condition` (i1), true in one thread at most: global -> shared, both 16-byte aligned, bytes a
  * multiple of 16. What it writes may be read by wgmma without a fence. */
 void nv_copy_bulk_if(Cg *cg, Val condition, Val dst, Val src, int bytes, Val barrier);
-/* Where `condition`, true in one thread at most: these bytes will soon be read, by whatever path. */
-void nv_prefetch_if(Cg *cg, Val condition, Val src, int bytes);
 /* nv_copy_async where `condition` (from sm_80 on). */
 void nv_copy_async_if(Cg *cg, Val condition, Val dst, Val src, Val bytes);
 

@@ -177,16 +177,6 @@ void nv_copy_bulk_if(Cg *cg, Val condition, Val dst, Val src, int bytes, Val bar
            "r,l,r,r,r,~{memory}", true, arg, 5);
 }
 
-void nv_prefetch_if(Cg *cg, Val condition, Val src, int bytes)
-{
-    Val source = LLVMBuildPtrToInt(cg->b, src, cg->i64, "");
-    Val arg[3] = {source, cg_int(cg, bytes), LLVMBuildZExt(cg->b, condition, cg->i32, "")};
-    cg_asm(cg, cg->voidt,
-           "{\n.reg .pred go;\nsetp.ne.b32 go, $2, 0;\n"
-           "@go cp.async.bulk.prefetch.L2.global [$0], $1;\n}",
-           "l,r,r", true, arg, 3);
-}
-
 void nv_copy_async_if(Cg *cg, Val condition, Val dst, Val src, Val bytes)
 {
     Val source = LLVMBuildPtrToInt(cg->b, src, cg->i64, "");

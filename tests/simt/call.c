@@ -85,8 +85,6 @@ static const Known assembly[] = {
     {.begin = "{\n.reg .pred go;\nsetp.ne.b32 go, $3, 0;\n"
               "@go cp.async.cg.shared.global [$0], [$1], 16, $2;",
      .run = run_cp_async_if},
-    {.begin = "{\n.reg .pred go;\nsetp.ne.b32 go, $2, 0;\n@go cp.async.bulk.prefetch.L2.global ",
-     .run = run_prefetch},
     {.begin = "", .run = run_tied}, /* an empty text: only the order matters */
 };
 

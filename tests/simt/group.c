@@ -197,18 +197,6 @@ void run_copy_bulk(Thread *t, const Code *c) {
     memory_copy_begin(t, c, &a->copy);
 }
 
-/* Reads nothing as far as values go, but only what exists. */
-void run_prefetch(Thread *t, const Code *c) {
-    uint64_t src = t->reg[c->arg[0]];
-    int bytes = (int)t->reg[c->arg[1]];
-    if (!t->reg[c->arg[2]])
-        return;
-    if (src % 16 || bytes % 16)
-        simt_fail(t, c, "prefetch of %d bytes at %llx, not multiples of 16", bytes,
-                  (unsigned long long)src);
-    memory_global(t, c, src, bytes, false);
-}
-
 void run_arrival_wait(Thread *t, const Code *c) {
     Arrival *a = find_arrival(t, c, t->reg[c->arg[0]]);
     if ((a->phase & 1) != (int)t->reg[c->arg[1]])
