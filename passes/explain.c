@@ -305,6 +305,9 @@ static void describe_backward(Report *r, const Kernel *grad) {
     add_backward(r, "may save",
                  format(r, "there %s once in %d chunks, %s bytes (f32) a token and head: then no state is "
                         "made twice", S, every, number(r, r->saved_bytes)));
+    add_backward(r, "or all",
+                 format(r, "that the GPU keeps of all chunks, %lld bytes a token and head: then nothing is "
+                        "made again", (long long)(r->record_bytes / c->chunk)));
     add_backward(r, "recomputes", format(r, "forwards what the states need, backwards all: %s",
                                          again.text));
     add_backward(r, "cost",

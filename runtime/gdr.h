@@ -340,7 +340,7 @@ GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
  * had chunks as long. What GDR_SAVE_ALL saved is of use to a kernel that was compiled for the same spec,
  * sizes and types, and for gradients of all outputs: EINPUT says where it is not.
  * GPU: as gdr_forward, queued. Sums have a fixed order: the same call gives the
- * same bits with any number of threads, whatever the workspace and with or without `saved`. Tokens
+ * same bits with any number of threads, whatever the workspace and, with K up to 192, with or without `saved`. Tokens
  * outside of all sequences count for nothing, their rows are not written. Other errors: ENOMEM, when
  * the workspace cannot be had. */
 GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);

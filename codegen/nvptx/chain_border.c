@@ -1,7 +1,8 @@
 /* States in the midst of a sequence: what a segment of a gradient leaves to the next one, and what a forward
  * pass saves for that. Exactly as the registers hold them, so that whoever goes on computes the same bits
  * as without the border: the warpgroups' schedule keeps S / unit, and what its unit is depends on all
- * chunks before. So the units lie behind the states; other schedules leave them as they are.
+ * chunks before. So the units lie behind the states, 1 from the other schedule: a forward pass may have
+ * one and its gradient the other.
  *
  *     f32 [H][K][V] state, [H][V] its units
  */
@@ -40,6 +41,14 @@ static void load_element(Chain *c, Val p, int n, int j)
     cg_set(c->cg, c->state[n][j], cg_load(c->cg, c->cg->f32, p, 4));
 }
 
+static void times_unit(Chain *c, int h, Val unit)
+{
+    Cg *cg = c->cg;
+    for (int n = 0; n < c->s->kp / 8; n++)
+        for (int j = 2 * h; j < 2 * h + 2; j++)
+            cg_set(cg, c->state[n][j], cg_fmul(cg, cg_get(cg, c->state[n][j]), unit));
+}
+
 static void store_element(Chain *c, Val p, int n, int j)
 {
     cg_store(c->cg, cg_get(c->cg, c->state[n][j]), p, 4);
@@ -56,9 +65,13 @@ void chain_take_over(Chain *c, Val all)
 {
     Cg *cg = c->cg;
     chain_each_element(c, state_of_head(c, all), element, load_element);
-    for (int h = 0; h < 2 && c->wgmma; h++) {
+    for (int h = 0; h < 2; h++) {
         If there = if_column(c, h, NULL);
-        cg_set(cg, c->unit[h], cg_load(cg, cg->f32, unit_of_column(c, all, h), 4));
+        Val unit = cg_load(cg, cg->f32, unit_of_column(c, all, h), 4);
+        if (c->wgmma)
+            cg_set(cg, c->unit[h], unit);
+        else
+            times_unit(c, h, unit);
         cg_end_if(cg, &there);
     }
 }
@@ -68,9 +81,9 @@ void chain_pass_on(Chain *c, Val all)
     Cg *cg = c->cg;
     chain_each_element(c, state_of_head(c, all), element, store_element);
     Val first = cg_cmp(cg, LLVMIntEQ, c->t, cg_int(cg, 0)); /* of the lanes that hold the column */
-    for (int h = 0; h < 2 && c->wgmma; h++) {
+    for (int h = 0; h < 2; h++) {
         If there = if_column(c, h, first);
-        cg_store(cg, cg_get(cg, c->unit[h]), unit_of_column(c, all, h), 4);
+        cg_store(cg, c->wgmma ? cg_get(cg, c->unit[h]) : cg_float(cg, 1), unit_of_column(c, all, h), 4);
         cg_end_if(cg, &there);
     }
 }

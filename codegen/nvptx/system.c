@@ -346,6 +346,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
 void nv_system_keep(const Kernel *k, System *s)
 {
     s->trail = true;
+    nv_system_scales(k, s);
     nv_system_place(s);
     s->scan = scan_plan(k, s, NULL);
 }

@@ -251,7 +251,7 @@ static const GradCase usual = {.K = 32, .V = 32, .rows = 32, .target = "sm_90a",
 static void gradients_of_saved_records(void **state) {
     (void)state;
     static const char *const spec[] = {"gdn2", "gated_deltanet_raw", "linear_attention", "rwkv7",
-                                       "gated_deltaproduct", "mamba3_siso"};
+                                       "gated_deltaproduct", "comba_raw", "mamba3_siso"};
     static const struct { int K, V, rows; } sizes[] = {{32, 32, 32}, {64, 64, 64}, {40, 24, 16}};
     for (size_t i = 0; i < sizeof spec / sizeof *spec; i++)
         for (int j = 0; j < 2; j++) {
@@ -269,10 +269,24 @@ static void gradients_of_saved_records(void **state) {
         }
 }
 
+/* Several V tiles fill a record, as in the sizes that models have. */
+static void tiles_fill_one_record(void **state) {
+    (void)state;
+    static const char *const spec[] = {"gdn2", "gated_deltanet"};
+    for (int i = 0; i < 2; i++) {
+        GradCase c = usual;
+        c.spec = spec[i], c.K = c.V = 128, c.rows = 64, c.H = c.N = 1, c.T = 130;
+        c.v_tile = i ? 48 : 64;
+        if (grad_spec_wanted(c.spec))
+            assert_true(saved_is_as_good(&c));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_spec_has_one_record),
         cmocka_unit_test(gradients_of_saved_records),
+        cmocka_unit_test(tiles_fill_one_record),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

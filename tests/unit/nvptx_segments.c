@@ -162,7 +162,7 @@ typedef struct Forward {
     Simt *simt[2];
 } Forward;
 
-static void forward_open(Forward *f, const GradRun *r) {
+static void forward_open(Forward *f, const GradRun *r, int v_tile) {
     static bool (*const build[])(Cg *, CgModule *, const char **) = {nv_build_factor, nv_build_chain};
     const GradCase *c = r->c;
     const char *why = NULL;
@@ -175,7 +175,7 @@ static void forward_open(Forward *f, const GradRun *r) {
     for (int i = 0; i < 2; i++) {
         CgOptions *opt = NEW(&s->arena, CgOptions);
         *opt = (CgOptions){.target = c->target, .algo = ALGO_chunk, .io = c->elem, .opt_level = 2,
-                           .save_every = EVERY};
+                           .v_tile = v_tile, .save_every = EVERY};
         f->cg[i] = cg_open(&s->arena, f->k, opt, &why);
         if (!f->cg[i] || !build[i](f->cg[i], &f->module, &why) || !cg_optimize(f->cg[i], &why))
             fail_msg("%s: %s", c->spec, why);
@@ -242,7 +242,7 @@ static void saved_as_left(const GradCase *c) {
     Forward f;
     int compared = 0;
     open_run(&r, c);
-    forward_open(&f, &r);
+    forward_open(&f, &r, 0);
     void **left = run_forwards(&r);
     float *saved = forward_run(&f, &r);
     size_t units = (size_t)c->H * (size_t)c->V, floats = (size_t)border_floats(c);
@@ -278,12 +278,58 @@ static void saved_states_are_those_of_the_pieces(void **state) {
         }
 }
 
+static double worst_difference(const GradRun *a, const GradRun *b) {
+    double worst = 0;
+    for (int o = 0; o < a->code->out.count; o++) {
+        GradError e = {0};
+        Elem elem = a->code->out.at[o].elem;
+        for (size_t j = 0; j < gradient_bytes(a, o) / (size_t)elem_size(elem); j++)
+            grad_error_add(&e, grad_get(gradient_of(a, o), (int64_t)j, elem),
+                           grad_get(gradient_of(b, o), (int64_t)j, elem));
+        worst = fmax(worst, grad_error(&e));
+    }
+    return worst;
+}
+
+/* States by warps, from which a gradient by warpgroups goes on, and the other way round. */
+static void schedules_understand_each_other(void **state) {
+    (void)state;
+    enum { WARPS = 16, WARPGROUPS = 64 };
+    for (int i = 0; i < 2; i++) {
+        GradCase c = usual;
+        GradRun r, all;
+        Forward f;
+        c.spec = "gdn2", c.H = 1, c.N = 1, c.elem = ELEM_f16, c.gate = -.05;
+        c.v_tile = i ? WARPS : WARPGROUPS;
+        open_run(&all, &c);
+        run_backwards(&all, NULL);
+        c.segment = EVERY;
+        open_run(&r, &c);
+        forward_open(&f, &r, i ? WARPGROUPS : WARPS);
+        const float *saved = forward_run(&f, &r);
+        void **start = NEW_ARRAY(&r.arena, void *, r.slots + 1);
+        for (int64_t at = 1; at * EVERY < r.slots; at++) {
+            start[at] = grad_memory(&r, 4 * border_floats(&c), true);
+            memcpy(start[at], saved + (at - 1) * border_floats(&c), 4 * (size_t)border_floats(&c));
+        }
+        run_backwards(&r, start);
+        double off = worst_difference(&all, &r);
+        if (!(off < 2e-3))
+            fail_msg("%s: off by %g", i ? "by warps" : "by warpgroups", off);
+        for (int j = 0; j < 2; j++)
+            cg_close(f.cg[j]);
+        grad_close(&r);
+        grad_close(&all);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pieces_change_no_bit),
         cmocka_unit_test(pieces_of_packs_change_no_bit),
         cmocka_unit_test(spare_rows_stay),
         cmocka_unit_test(saved_states_are_those_of_the_pieces),
+        cmocka_unit_test(schedules_understand_each_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
