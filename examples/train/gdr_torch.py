@@ -78,9 +78,10 @@ class _Function(torch.autograd.Function):
 
 
 class Recurrence:
-    """A spec compiled for these sizes, this type and this device, forward and backward."""
+    """A spec compiled for these sizes, this type and this device, forward and backward. `save`: what a
+    forward pass on a GPU keeps for the backward pass: "nothing", "states" or "all"."""
 
-    def __init__(self, context, spec, dims, dtype, device):
+    def __init__(self, context, spec, dims, dtype, device, save="states"):
         device = torch.device(device)
         if device.type == "cuda":
             torch.cuda.init()
@@ -88,7 +89,7 @@ class Recurrence:
         options = {"dims": dims, "dtype": DTYPE[dtype],
                    "target": "cuda" if device.type == "cuda" else "host"}
         self.dtype = dtype
-        self.forward_kernel = context.compile_file(spec, save="states", **options)
+        self.forward_kernel = context.compile_file(spec, save=save, **options)
         self.backward_kernel = context.compile_file(spec, pass_="backward", **options)
         ports = self.backward_kernel.ports
         self.inputs = self.forward_kernel.names("input", "param")

@@ -118,6 +118,39 @@ static void other_records_are_refused(void **state) {
     gdr_context_destroy(ctx);
 }
 
+static uint64_t records_for(gdr_context *ctx, gdr_pass pass, const char *const *upstream) {
+    static const char two[] = "variant t { dim K = 64, V = 96; in q[K], r[K], k[K], v[V]; in g <= 0\n"
+                              "state S[K, V]\nS = exp(g) * S\nS = S + k * (v - S' * k)'\n"
+                              "out o[V] = S' * q\nout p[V] = S' * r\n}\n";
+    gdr_kernel *k;
+    gdr_compile_options o = {.size = sizeof o,
+                             .pass = pass,
+                             .dtype = GDR_BF16,
+                             .opt_level = 1,
+                             .target = "sm_90a",
+                             .upstream = upstream,
+                             .nupstream = upstream ? 1 : 0,
+                             .save = pass == GDR_PASS_FORWARD ? GDR_SAVE_ALL : GDR_SAVE_NOTHING};
+    CompileInput input = {.name = "t", .text = two, .length = sizeof two - 1};
+    CompileExtra extra = {.no_load = true};
+    assert_int_equal(compile_input(ctx, &input, &o, &extra, &k), GDR_OK);
+    uint64_t records = k->rec.module.records;
+    gdr_kernel_destroy(k);
+    return records;
+}
+
+/* Which out a read belongs to is part of the number, though the places are the same. */
+static void gradients_of_some_outs_have_other_records(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    uint64_t both = records_for(ctx, GDR_PASS_FORWARD, NULL);
+    uint64_t first = records_for(ctx, GDR_PASS_BACKWARD, (const char *const[]){"o"});
+    uint64_t second = records_for(ctx, GDR_PASS_BACKWARD, (const char *const[]){"p"});
+    assert_true(both && both == records_for(ctx, GDR_PASS_BACKWARD, NULL));
+    assert_true(first && second && first != both && second != both && first != second);
+    gdr_context_destroy(ctx);
+}
+
 /* With little room for sums pieces are shorter: each at its own records, costates handed on. */
 static void pieces_have_their_records(void **state) {
     (void)state;
@@ -164,6 +197,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(what_was_saved_is_worked_on, fresh),
         cmocka_unit_test_setup(other_records_are_refused, fresh),
+        cmocka_unit_test_setup(gradients_of_some_outs_have_other_records, fresh),
         cmocka_unit_test_setup(pieces_have_their_records, fresh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
