@@ -47,6 +47,8 @@ void chain_scale_keys(Chain *c, Val *x)
 {
     if (c->s->p_scaled && !c->s->erase)
         scale_by_rows(c, c->s->ws_keys, x);
+    if (c->s->grows)
+        scale_by_rows(c, c->s->ws_columns, x);
 }
 
 const Val *chain_x(Chain *c)

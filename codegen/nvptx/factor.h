@@ -21,6 +21,8 @@
  *     rows  [rows] f32 per family that is scaled: what W_f's and M_f's rows lack
  *     keys  [rows] f32, nothing erased and keys scaled: what M's and P's columns are divided by, which
  *           the chain makes good in X; with a trail: also where something is erased
+ *     columns [rows] f32, grows: what M's columns and P's rows are divided by instead of scale, which is
+ *           1; made good in X, backwards in dX
  *
  * Numbers. Matrix operands are f16: 3 more bits than bf16 at the same speed, but a range of 2^-14 to
  * 2^16. Rows and keys that their declared ranges bound (normalised ones) fit as they are; others are
@@ -28,8 +30,10 @@
  * depends on another token. Where tokens reflect (b = 2) the state does not fade and an error in T, the
  * same from token to token if the keys are, grows with every token. With f32 inputs, which do not hide
  * it behind their own rounding: scalar decay takes rows and keys of T as sums of two f16; vector decay,
- * which forgets sooner, gives each erase row the factor that makes x . p of its token exact. scale keeps M and P in range when A, or the keys, are large. The chain
- * keeps the state and X in units of its own.
+ * which forgets sooner, gives each erase row the factor that makes x . p of its token exact. scale keeps
+ * M and P in range when A, or the keys, are large. Where nothing bounds the keys A may grow from token
+ * to token; a gradient needs the small elements beside its diagonal too, so then (grows) A's columns and
+ * rows have factors of their own. The chain keeps the state and X in units of its own.
  */
 #ifndef GDR_CODEGEN_NVPTX_FACTOR_H
 #define GDR_CODEGEN_NVPTX_FACTOR_H
@@ -64,6 +68,8 @@ typedef struct System {
     bool has_scale;   /* the record's scale may differ from 1 */
     double scores;    /* bound of a score's magnitude after scaling */
     bool erase;       /* family[0] is the erase family */
+    bool grows;       /* with `trail`: updates depend on the state and no range bounds their keys: A's rows
+                         and columns have factors of their own */
     bool split;       /* erase, scalar or no decay, f32 inputs: T from rows and keys of twice the bits */
     int key_multiple; /* erase rows are this token scalar times the keys, or -1 */
     Family family[MAX_FAMILIES];
@@ -72,6 +78,7 @@ typedef struct System {
     int64_t ws_p, ws_d, ws_scale, ws_keys, ws_bytes;
     int64_t ws_copied;        /* the record's first bytes, which the chain copies */
     /* with `trail`: see gradient.h */
+    int64_t ws_columns, ws_a_rows; /* grows */
     int64_t ws_reversed, ws_a, ws_s, ws_ds, ws_x, ws_dx, ws_unit_s, ws_unit_ds, ws_unit_x, ws_unit_dx;
     bool trail;       /* records are those of gradient kernels: theirs, and forward ones' that save all */
     int slots, chunk; /* updates a token, tokens a chunk */

@@ -239,16 +239,22 @@ static Val block_largest(Factor *f, Val x)
     return x;
 }
 
+/* A power of two: A's elements may be twice that, and the sums of their products with scores fit f16. */
+static double largest_scaled(const System *s)
+{
+    double room = 65504 / (s->rows * s->scores), unit = 1;
+    while (unit * 2 <= room && unit < 64)
+        unit *= 2;
+    return unit;
+}
+
 /* scale for a largest element `most` of A (times the keys' scales): 1 unless sums of its products
  * with scores might not fit, or keys are so small that f16's least numbers would cost bits. */
 static void choose_scale(Factor *f, Val most)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
-    double room = 65504 / (s->rows * s->scores), unit = 1;
-    while (unit * 2 <= room && unit < 64)
-        unit *= 2;
-    Val scale = cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / unit));
+    Val scale = cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / largest_scaled(s)));
     Val fits = LLVMBuildFCmp(cg->b, LLVMRealOLE, scale, cg_float(cg, 1), "");
     if (s->p_scaled)
         fits = cg_and(cg, fits, LLVMBuildFCmp(cg->b, LLVMRealOGE, most, cg_float(cg, 0x1p-6), ""));
@@ -268,6 +274,69 @@ static Val scaled_column(Factor *f, int c)
     return cg_add(cg, cg_mul(cg, half, cg_int(cg, run)), cg_int(cg, c / run * 2 * run + c % run));
 }
 
+/* Largest element of column `column` of A times the keys' scales. */
+static Val column_most(Factor *f, Val column)
+{
+    Cg *cg = f->cg;
+    Var most = cg_var(cg, cg->f32, cg_float(cg, 0x1p-100));
+    Loop r = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->rows), 1, false);
+    Val key = cg_load(cg, cg->f32, factor_shared_f32(f, f->sh_keys, r.i), 4);
+    Val x = nv_magnitude(cg, cg_load(cg, cg->f32, element(f, f->sh_t, r.i, column), 4));
+    cg_set(cg, most, nv_larger(cg, cg_get(cg, most), cg_fmul(cg, x, key)));
+    cg_end_for(cg, &r);
+    return cg_get(cg, most);
+}
+
+static Val record_factor(Factor *f, int64_t base, Val index)
+{
+    Cg *cg = f->cg;
+    return cg_gep8(cg, f->record, cg_add(cg, cg_shl(cg, index, 2), cg_int(cg, (int)base)));
+}
+
+/* grows: A's elements span what the state grows by in a chunk. M and P, sums over A's rows, have factors for
+ * its columns, in place of `scale`: in shared memory instead of the keys' scales, and in the record. */
+static void choose_columns(Factor *f)
+{
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Val column = nv_tid(cg), own = cg_cmp(cg, LLVMIntULT, column, cg_int(cg, s->rows));
+    Var factor = cg_var(cg, cg->f32, cg_float(cg, 1));
+    If look = cg_if(cg, own);
+    Val power = nv_power_below(cg, column_most(f, column));
+    cg_set(cg, factor, cg_fmul(cg, power, cg_float(cg, 1 / largest_scaled(s))));
+    cg_end_if(cg, &look);
+    nv_barrier(cg);
+    If put = cg_if(cg, own);
+    cg_store(cg, cg_get(cg, factor), factor_shared_f32(f, f->sh_keys, column), 4);
+    cg_store(cg, cg_get(cg, factor), record_factor(f, s->ws_columns, column), 4);
+    cg_end_if(cg, &put);
+    nv_barrier(cg);
+}
+
+/* And A as the pull phase needs it, for Zt = A X, has factors for its rows. `most`: of this thread's half of
+ * row `row`. Gives 1 / the factor. */
+static Val choose_row(Factor *f, Val row, Val most)
+{
+    Cg *cg = f->cg;
+    most = nv_larger(cg, most, nv_shuffle_xor(cg, most, 1));
+    Val power = nv_power_below(cg, nv_larger(cg, most, cg_float(cg, 0x1p-100)));
+    cg_store(cg, power, record_factor(f, f->s->ws_a_rows, row), 4);
+    return nv_power_inverse(cg, power);
+}
+
+/* What eight elements from `column` on are multiplied by. */
+static void shrinks(Factor *f, Val column, Val out[8])
+{
+    Cg *cg = f->cg;
+    for (int j = 0; j < 8; j++)
+        out[j] = f->shrink;
+    for (int q = 0; q < 8 && f->s->grows; q += 4) {
+        key_scales(f, cg_add(cg, column, cg_int(cg, q)), out + q);
+        for (int j = 0; j < 4; j++)
+            out[q + j] = nv_power_inverse(cg, out[q + j]);
+    }
+}
+
 /* A times the keys' scales over `scale`, as the sum of two f16. */
 static void scale_inverse(Factor *f)
 {
@@ -285,11 +354,15 @@ static void scale_inverse(Factor *f)
             most = nv_larger(cg, most, nv_magnitude(cg, a[c + j]));
         }
     }
-    choose_scale(f, block_largest(f, most));
+    Val row_inverse = s->grows ? choose_row(f, row, most) : NULL;
+    if (s->grows)
+        choose_columns(f);
+    choose_scale(f, s->grows ? cg_float(cg, 1) : block_largest(f, most));
     for (int c = 0; c < s->rows / 2; c += 8) {
-        Val column = scaled_column(f, c), pair[2][4], x[8], back[2];
+        Val column = scaled_column(f, c), pair[2][4], x[8], back[2], shrink[8];
+        shrinks(f, column, shrink);
         for (int j = 0; j < 8; j++)
-            x[j] = cg_fmul(cg, a[c + j], f->shrink);
+            x[j] = cg_fmul(cg, a[c + j], shrink[j]);
         for (int j = 0; j < 4; j++) {
             pair[0][j] = nv_pack(cg, s->operand, x[2 * j], x[2 * j + 1]);
             nv_unpack(cg, s->operand, pair[0][j], back);
@@ -298,6 +371,9 @@ static void scale_inverse(Factor *f)
         }
         for (int part = 0; part < 2; part++)
             store_words(cg, pair_element(f, f->sh_a[part], row, column), pair[part], 4);
+        for (int j = 0; j < 4 && s->grows; j++)
+            pair[0][j] = nv_pack(cg, s->operand, cg_fmul(cg, a[c + 2 * j], row_inverse),
+                                 cg_fmul(cg, a[c + 2 * j + 1], row_inverse));
         if (s->trail)
             factor_store_unit(cg, factor_ws_unit(f, s->ws_a, s->rows, row, cg_shr(cg, column, 3)),
                               pair[0]);

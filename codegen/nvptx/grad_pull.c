@@ -343,7 +343,7 @@ bool grad_pull_plan(Grad *g, int *sh_bytes, const char **why) {
 
 /* the chunk ------------------------------------------------------------------------------------ */
 
-static Val record_f32(Pull *p, int64_t base, Val index) {
+Val pull_record_f32(Pull *p, int64_t base, Val index) {
     Val at = cg_add(p->cg, cg_shl(p->cg, index, 2), cg_int(p->cg, (int)base));
     return cg_load(p->cg, p->cg->f32, cg_gep8(p->cg, p->f.record, at), 4);
 }
@@ -356,14 +356,14 @@ static void row_scales(Pull *p) {
         for (int f = 0; f < s->families; f++) {
             if (!s->family[f].unbounded)
                 continue;
-            Val scale = record_f32(p, s->family[f].ws_rows, p->f.stored_row[f][h]);
+            Val scale = pull_record_f32(p, s->family[f].ws_rows, p->f.stored_row[f][h]);
             scale = nv_power_below(cg, cg_fmul(cg, scale, cg_float(cg, 1.25)));
             p->rescale[f][h] = scale;
             p->f.row_shrink[f][h] = nv_power_inverse(cg, scale);
         }
         if (!s->p_scaled)
             continue;
-        p->key_scale[h] = record_f32(p, s->ws_keys, p->f.row[h]);
+        p->key_scale[h] = pull_record_f32(p, s->ws_keys, p->f.row[h]);
         p->f.key_shrink[h] = nv_power_inverse(cg, p->key_scale[h]);
     }
 }

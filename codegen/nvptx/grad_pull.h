@@ -1,6 +1,7 @@
 /* The pull phase of the grad kernel in the making: one chunk of one head, from S, dS', X and dX
  * back to the lattice's rows, keys and decays. Private to codegen/nvptx/grad_pull*.c.
  *
+ *   unit     units of columns of V                                      grad_pull_unit.c
  *   left     Zt = A X; left rows; dG_f = left_f Zt', as operands        grad_pull_left.c
  *   state    a slab of 32 channels: dW_f = left_f S', dKt = Zt dS', dD  grad_pull_state.c
  *   key      vector decay: a slab's products with Lam backwards         grad_pull_key.c
@@ -15,7 +16,10 @@
  * sigma, a bound of its largest element over 2^14: what is 2^-28 as large still has all its bits.
  * Everything after is f32 divided by sigma. Families that are subtracted are so from their left
  * rows on. Rows divided by a scale (factor.h) have dG and dW times it, keys likewise: so products
- * of x and dx, p and dp are what they are. */
+ * of x and dx, p and dp are what they are. System.grows: left rows, dX above all, span as much as
+ * the state grows by in the chunk, Zt's rows as much the other way, and dG the product of both,
+ * more than f16 has. Then rows and keys take over, within f16's range, what makes left rows and
+ * Zt's rows alike in size. */
 #ifndef GDR_CODEGEN_NVPTX_GRAD_PULL_H
 #define GDR_CODEGEN_NVPTX_GRAD_PULL_H
 
@@ -81,6 +85,7 @@ static inline int pull_unit_base(const Pull *p, int unit) {
 /* grad_pull.c */
 Val pull_f32(Pull *p, int base, Val index);           /* pointer to f32 number `index` */
 Val pull_load(Pull *p, int base, Val index);
+Val pull_record_f32(Pull *p, int64_t base, Val index); /* of the record */
 void pull_load8(Pull *p, int base, Val index, Val out[8]); /* index a multiple of 4 */
 Val pull_quad_sum(Pull *p, Val x);                    /* over the four lanes of a row */
 Val pull_quad_most(Pull *p, Val x);
@@ -108,6 +113,9 @@ void pull_get_block(Pull *p, int base, int family, Val pair, bool turned, Val a[
 void pull_store_row(Pull *p, int64_t base, int h, Val slab, const Val x[8]);
 void pull_store_dx(Pull *p, Val slab, Tile *dx);
 void pull_store_dp(Pull *p, Val slab, Tile *dp);
+
+/* grad_pull_unit.c */
+void pull_make_units(Pull *p);
 
 /* grad_pull_left.c */
 void pull_left(Pull *p);

@@ -1,6 +1,5 @@
 /* The pull phase before the slabs: what has an axis V and no axis K.
  *
- *     units    of columns of V, divided by their largest
  *     Zt       A X, in units of X and of its own; to all warps, and as A operand of dKt
  *     left     rows: their largest, which makes sigma; then as A operands of dW and of
  *     dG       left Zt', block by block, which the lattice's files take over
@@ -69,70 +68,6 @@ static void put_left(Pull *p, int operand, Val slab, const Packed *x) {
 
 void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]) {
     factor_load_unit(p->cg, stash_unit(p, operand, step, slab), a);
-}
-
-/* units ---------------------------------------------------------------------------------------- */
-
-/* Columns that do not exist have unit 0: they are no one's largest. */
-static void load_units(Pull *p, Val v, Val out[UNITS]) {
-    Cg *cg = p->cg;
-    const System *s = p->s;
-    int64_t base[] = {s->ws_unit_s, s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx};
-    Val there = p->vq > s->V ? cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->V)) : NULL, x[4];
-    Val at = there ? cg_select(cg, there, v, cg_int(cg, 0)) : v;
-    for (int i = 0; i < 4; i++) {
-        Val byte = cg_add(cg, cg_shl(cg, at, 2), cg_int(cg, (int)base[i]));
-        x[i] = cg_load(cg, cg->f32, cg_gep8(cg, p->f.record, byte), 4);
-        if (there)
-            x[i] = cg_select(cg, there, x[i], cg_float(cg, 0));
-    }
-    out[UNIT_s] = x[0];
-    out[UNIT_x] = x[2];
-    out[UNIT_xds] = cg_fmul(cg, x[2], x[1]);
-    out[UNIT_sds] = cg_fmul(cg, x[0], x[1]);
-    out[UNIT_rest] = out[UNIT_s];
-    out[UNIT_dx] = x[3];
-}
-
-/* The power of two nearest to the root of one from 2^-126 to 1, above it. */
-static Val half_power(Cg *cg, Val power) {
-    Val exponent = cg_shr(cg, LLVMBuildBitCast(cg->b, power, cg->i32, ""), 23);
-    exponent = cg_shr(cg, cg_add(cg, exponent, cg_int(cg, 128)), 1);
-    return LLVMBuildBitCast(cg->b, cg_shl(cg, exponent, 23), cg->f32, "");
-}
-
-/* Every warp finds the largest ones by itself. */
-static void make_units(Pull *p) {
-    Cg *cg = p->cg;
-    Var most[UNITS];
-    Val x[UNITS];
-    for (int i = 0; i < UNITS; i++)
-        most[i] = cg_var(cg, cg->f32, cg_float(cg, 0x1p-100));
-    Loop look = cg_for(cg, p->f.lane, cg_int(cg, p->vq), 32, false);
-    load_units(p, look.i, x);
-    for (int i = 0; i < UNITS; i++)
-        cg_set(cg, most[i], nv_larger(cg, cg_get(cg, most[i]), x[i]));
-    cg_end_for(cg, &look);
-    for (int i = 0; i < UNIT_dx; i++) {
-        Val m = cg_get(cg, most[i]);
-        for (int lane = 1; lane < 32; lane *= 2)
-            m = nv_larger(cg, m, nv_shuffle_xor(cg, m, lane));
-        p->most[i] = nv_power_below(cg, m);
-    }
-    Loop put = cg_for(cg, nv_tid(cg), cg_int(cg, p->vq), 32 * p->s->warps, false);
-    load_units(p, put.i, x);
-    for (int i = 0; i < UNIT_dx; i++)
-        x[i] = cg_fmul(cg, x[i], nv_power_inverse(cg, p->most[i]));
-    Val half = half_power(cg, x[UNIT_sds]);
-    x[UNIT_rest] = cg_fmul(cg, x[UNIT_sds], nv_power_inverse(cg, half));
-    x[UNIT_sds] = half;
-    for (int i = UNITS_f16; i < UNITS; i++)
-        cg_store(cg, x[i], pull_f32(p, pull_unit_base(p, i), put.i), 4);
-    for (int i = 0; i < UNITS_f16; i++) {
-        Val at = cg_gep8(cg, nv_shared(cg, pull_unit_base(p, i)), cg_shl(cg, put.i, 1));
-        cg_store(cg, cg_from_f32(cg, x[i], p->s->operand), at, 2);
-    }
-    cg_end_for(cg, &put);
 }
 
 /* Zt ------------------------------------------------------------------------------------------- */
@@ -205,10 +140,6 @@ static void clear_end(Pull *p) {
     }
 }
 
-/* Whether rows are levelled: updates that depend on the state may grow without bound where keys have none.
- * dG = left Zt' then spans the square of what either does, which would be far beyond f16. */
-static bool grows(const Pull *p) { return p->s->erase && p->s->p_scaled; }
-
 /* The part of its chunk's largest that a row is, a power of two. */
 static Val part_of(Pull *p, Val most, Val power) {
     Cg *cg = p->cg;
@@ -217,7 +148,8 @@ static Val part_of(Pull *p, Val most, Val power) {
     return nv_larger(cg, part, cg_float(cg, FACTOR_SPAN));
 }
 
-/* The rows of Zt alike in size, and their keys by so much larger or smaller; most[h]: this lane's rows'. */
+/* Where the state may grow dG = left Zt' spans the square of what either does, far more than f16's range.
+ * So: the rows of Zt alike in size, and their keys by so much larger or smaller; most[h]: this lane's rows'. */
 static void level_keys(Pull *p, const Val most[2], Val power, Val factor[2]) {
     Cg *cg = p->cg;
     p->scale = cg_fmul(cg, p->scale, cg_float(cg, 1 / FACTOR_TOP));
@@ -245,8 +177,8 @@ static void level_zt(Pull *p, const Val own[2], Val factor[2]) {
     Val power = nv_power_below(cg, most);
     factor[0] = factor[1] = cg_fmul(cg, nv_power_inverse(cg, power), cg_float(cg, ROW_TOP));
     p->scale = cg_fmul(cg, p->scale, cg_fmul(cg, power, cg_float(cg, 1 / ROW_TOP)));
-    p->chunk_zt_most = grows(p) ? cg_float(cg, 2 * ROW_TOP) : cg_fmul(cg, most, factor[0]);
-    if (grows(p))
+    p->chunk_zt_most = p->s->grows ? cg_float(cg, 2 * ROW_TOP) : cg_fmul(cg, most, factor[0]);
+    if (p->s->grows)
         level_keys(p, own, power, factor);
     for (int h = 0; h < 2; h++)
         p->zt_most[h] = cg_fmul(cg, p->zt_most[h], factor[h]);
@@ -268,7 +200,7 @@ static void solve_zt(Pull *p) {
             acc[i][e] = cg_var(cg, cg->f32, cg_float(cg, 0));
     copy_matrices(p);
     multiply_zt(p, acc);
-    Val zero = cg_float(cg, 0), most[2] = {zero, zero}, row[2] = {zero, zero}, factor[2];
+    Val zero = cg_float(cg, 0), most[2] = {zero, zero}, row[2] = {zero, zero}, factor[2], a_row[2];
     for (int i = 0; i < tiles; i++) {
         Val v = cg_add(cg, cg_shl(cg, p->f.t, 1), cg_int(cg, 8 * i));
         Val at = pull_f32(p, pull_unit_base(p, UNIT_xds), v);
@@ -279,7 +211,14 @@ static void solve_zt(Pull *p) {
     }
     for (int h = 0; h < 2; h++)
         p->zt_most[h] = pull_quad_most(p, row[h]);
+    for (int h = 0; h < 2 && p->s->grows; h++) {
+        a_row[h] = pull_record_f32(p, p->s->ws_a_rows, p->f.row[h]);
+        most[h] = cg_fmul(cg, most[h], a_row[h]);
+        p->zt_most[h] = cg_fmul(cg, p->zt_most[h], a_row[h]);
+    }
     level_zt(p, most, factor);
+    for (int h = 0; h < 2 && p->s->grows; h++)
+        factor[h] = cg_fmul(cg, factor[h], a_row[h]);
     for (int h = 0; h < 2; h++)
         for (int i = 0; i < tiles; i++) {
             Val x[2];
@@ -474,7 +413,7 @@ static Val level_left(Pull *p, Val most) {
 static void choose_sigma(Pull *p) {
     Cg *cg = p->cg;
     Val most = largest_left(p);
-    most = grows(p) ? level_left(p, most) : most;
+    most = p->s->grows ? level_left(p, most) : most;
     Val V = cg_float(cg, p->s->V), little = cg_float(cg, 0x1p-30);
     Val zt = cg_fmul(cg, cg_fmul(cg, p->chunk_zt_most, p->scale), V);
     Val bound = cg_fmul(cg, most, cg_fmul(cg, zt, p->most[UNIT_x]));
@@ -587,7 +526,7 @@ void pull_left(Pull *p) {
     p->scale = cg_float(cg, 1);
     if (s->erase)
         p->scale = cg_load(cg, cg->f32, cg_gep8(cg, p->f.record, cg_int(cg, (int)s->ws_scale)), 4);
-    make_units(p);
+    pull_make_units(p);
     (s->erase ? solve_zt : copy_zt)(p);
     clear_end(p);
     pull_copy_state(p, cg_int(cg, 0));

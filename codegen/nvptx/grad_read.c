@@ -95,7 +95,8 @@ static void mix_chunk(Grad *g, int f, Val v, Var acc[2][4]) {
     const System *s = &g->g->s;
     Loop l = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->rows), STEP, true);
     Val a[4], b[2], c[4];
-    load_rows(g, s->family[f].ws_m, s->rows, l.i, s->p_scaled && !s->erase ? s->ws_keys : -1, a);
+    int64_t factors = s->grows ? s->ws_columns : s->p_scaled && !s->erase ? s->ws_keys : -1;
+    load_rows(g, s->family[f].ws_m, s->rows, l.i, factors, a);
     for (int n = 0; n < 2; n++) {
         Val column = cg_add(cg, cg_add(cg, v, g->lane_g), cg_int(cg, 8 * n));
         for (int j = 0; j < 2; j++) {

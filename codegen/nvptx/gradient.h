@@ -36,6 +36,7 @@
  *     X     [rows][vp]    f16, divided by unit_x[v]
  *     dX    [rows][vp]    f16, divided by unit_dx[v]
  *     units [vp]          f32 each, powers of two
+ *     a_rows [rows]       f32, System.grows: A's rows lack these, which stand in place of scale
  * all placed by nv_place, all elements written (zeros past K, V and the last token), also where the
  * sequence has no such chunk's tokens; slots of no chunk are neither written nor read.
  *

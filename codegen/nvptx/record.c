@@ -39,7 +39,8 @@ uint64_t nv_record_number(const Kernel *k, const System *s) {
                             s->p_scaled, s->has_scale, s->a_key, s->families};
     const int64_t place[] = {s->ws_p, s->ws_d, s->ws_scale, s->ws_keys, s->ws_copied, s->ws_reversed,
                              s->ws_a, s->ws_s, s->ws_ds, s->ws_x, s->ws_dx, s->ws_unit_s,
-                             s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx, s->ws_bytes};
+                             s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx, s->ws_columns,
+                             s->ws_a_rows, s->ws_bytes};
     uint64_t h = start;
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         mix(&h, (uint64_t)size[i]);

@@ -259,6 +259,8 @@ static void place_writes(System *s, int64_t *at)
     place_row_factors(s, at, 0, s->trail ? s->erase : s->families);
     s->ws_keys = *at;
     *at += s->p_scaled && (!s->erase || s->trail) ? s->rows * 4 : 0;
+    s->ws_columns = *at;
+    *at += s->grows ? s->rows * 4 : 0;
 }
 
 static void place_outs(System *s, int64_t *at)
@@ -283,6 +285,8 @@ static void place_trail(System *s, int64_t *at)
         *unit[i] = *at;
         *at += s->vp * 4;
     }
+    s->ws_a_rows = *at;
+    *at += s->grows ? s->rows * 4 : 0;
 }
 
 static int64_t round128(int64_t x) { return (x + 127) / 128 * 128; }
@@ -290,6 +294,7 @@ static int64_t round128(int64_t x) { return (x + 127) / 128 * 128; }
 void nv_system_place(System *s)
 {
     int64_t at = 0;
+    s->grows = s->trail && s->erase && s->p_scaled;
     for (int f = 0; f < s->erase; f++)
         s->family[f].ws_w = take(&at, (int64_t)s->rows * s->kp * 2);
     if (!s->trail) {

@@ -27,6 +27,8 @@ typedef struct GradCase {
     int blocks;                /* of the grad and sums entries; 0: one a task */
     double gate;               /* log-decays; 0: random in the declared range */
     double resets;             /* that part of the log-decays is -1000 */
+    bool growth;               /* vectors along K without a range take turns at two directions under which
+                                  the state grows by more than half a token, and nothing decays */
     int unwanted;              /* bit o: gradient o has no address */
     int v_tile;                /* V columns of a block; 0: the target's choice */
     bool by_token;             /* the gradient of the recurrence, not of its chunk form */
@@ -194,6 +196,12 @@ static inline double grad_draw(GradRun *r, const Port *p) {
     return open && shape_has(p->shape, AXIS_K) ? x * 1.7 / sqrt(r->c->K) : x;
 }
 
+/* Element e of a vector along K at token t. */
+static inline double grad_growing(int64_t t, int64_t e) {
+    static const double pair[2] = {0.9128709291752769, -0.408248290463863};
+    return e < 2 ? pair[(t + e) % 2] : 0;
+}
+
 static inline void grad_inputs(GradRun *r) {
     const GradCase *c = r->c;
     const Kernel *k = r->code;
@@ -202,8 +210,10 @@ static inline void grad_inputs(GradRun *r) {
         r->heads[i] = i % 3 == 0 && i < r->token->in.count && c->H % 2 == 0 ? c->H / 2 : c->H;
         int64_t n = shape_elements(k, p->shape) * r->heads[i] * (p->is_param ? 1 : r->tokens);
         r->in[i] = grad_memory(r, n * elem_size(p->elem), false);
+        bool grows = c->growth && isinf(p->lo) && isinf(p->hi) && shape_has(p->shape, AXIS_K);
         for (int64_t j = 0; j < n; j++)
-            grad_set(r->in[i], j, p->elem, grad_draw(r, p));
+            grad_set(r->in[i], j, p->elem, grows ? grad_growing(j / c->K / r->heads[i], j % c->K)
+                                                 : grad_draw(r, p));
     }
 }
 

@@ -238,6 +238,21 @@ static void test_gates(void **state) {
         }
 }
 
+/* Nothing bounds the updates: within a chunk the state grows by 2^25, and the costate the other way. With
+ * vector decay and f32 inputs the keys' rounding grows as well, forwards as backwards (factor.h). */
+static void test_growth(void **state) {
+    (void)state;
+    static const char *const free_updates[] = {"iplr", "dplr"};
+    for (int i = 0; i < 3; i++) {
+        GradCase c = usual;
+        c.spec = free_updates[i % 2], c.growth = true, c.gate = -1e-7;
+        c.rows = 64, c.T = 48, c.V = 48, c.elem = i < 2 ? ELEM_bf16 : ELEM_f32;
+        c.target = i % 2 ? "sm_80" : "sm_90a";
+        if (grad_spec_wanted(c.spec))
+            assert_true(run_case(&c));
+    }
+}
+
 /* The sizes that models have; longer segments than chunks, one block for all. */
 static void test_large(void **state) {
     (void)state;
@@ -255,6 +270,7 @@ int main(void) {
         cmocka_unit_test(test_specs),
         cmocka_unit_test(test_packed),
         cmocka_unit_test(test_gates),
+        cmocka_unit_test(test_growth),
         cmocka_unit_test(test_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

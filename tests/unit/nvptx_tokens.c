@@ -66,7 +66,8 @@ static double read_element(const Plain *p, int f, const char *record, int64_t ro
         state += matrix_element(record + fam->ws_w, s->rows, s->kp, row, k) *
                  matrix_element(record + s->ws_s, s->vp, s->kp, v, grad_state_channel(k));
     for (int u = 0; u < s->rows; u++) {
-        double key = s->p_scaled && !s->erase ? ((const float *)(record + s->ws_keys))[u] : 1;
+        int64_t keys = s->grows ? s->ws_columns : s->p_scaled && !s->erase ? s->ws_keys : -1;
+        double key = keys >= 0 ? ((const float *)(record + keys))[u] : 1;
         chunk += matrix_element(record + fam->ws_m, s->rows, s->rows, row, u) * key *
                  matrix_element(record + s->ws_x, s->rows, s->vp, u, v);
     }
@@ -226,6 +227,8 @@ static void fill_reads(GradRun *r, const Gradient *g, char *record) {
             fill_powers(record + s->ws_scale, 1);
         if (s->p_scaled && !s->erase)
             fill_powers(record + s->ws_keys, s->rows);
+        if (s->grows)
+            fill_powers(record + s->ws_columns, s->rows);
         if (fam->scaled)
             fill_powers(record + fam->ws_rows, s->rows);
     }

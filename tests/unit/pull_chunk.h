@@ -316,11 +316,15 @@ static inline void put_matrix(const World *w, const Chunk *c, unsigned char *r, 
     }
 }
 
-static inline double row_scale(const World *w, const double *x) {
+static inline double row_scale_of(const double *x, int count) {
     double most = 0x1p-14;
-    for (int k = 0; k < w->s->K; k++)
+    for (int k = 0; k < count; k++)
         most = fmax(most, fabs(x[k]));
     return power_below(most);
+}
+
+static inline double row_scale(const World *w, const double *x) {
+    return row_scale_of(x, w->s->K);
 }
 
 /* Where an out family's row is kept: on its token's last position. */
@@ -339,10 +343,15 @@ static inline void put_inverse(const World *w, const Chunk *c, unsigned char *r,
         most = fmax(most, fabs(c->A[i / s->rows][i % s->rows] * keys[i / s->rows]));
     while (most / scale > 64)
         scale *= 2;
-    put_f32(r, s->ws_scale, 0, scale);
-    for (int l = 0; l < s->rows; l++)
+    put_f32(r, s->ws_scale, 0, s->grows ? 1 : scale);
+    for (int l = 0; l < s->rows; l++) {
+        if (s->grows) {
+            scale = row_scale_of(c->A[l], s->rows) * keys[l];
+            put_f32(r, s->ws_a_rows, l, scale);
+        }
         for (int u = 0; u < s->rows; u++)
             put_f16(r, s->ws_a, s->rows, s->rows, l, u, c->A[l][u] * keys[l] / scale);
+    }
 }
 
 static inline void chunk_record(World *w, const Chunk *c, unsigned char *r) {
