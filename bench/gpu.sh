@@ -61,10 +61,11 @@ bench gdn2_step gdn2 --algo recurrent --shape 256,1,32 --shape 32,1,32
 bench kda_step kda --algo recurrent --shape 256,1,32 --shape 32,1,32
 bench gated_deltanet_step gated_deltanet --algo recurrent --shape 256,1,32 --shape 32,1,32
 
-# Steps with states in two bytes, and of several tokens at once.
-bench gdn2_step_bf16 gdn2 --step --state-type bf16 --shape 256,1,32 --shape 256,4,32
-bench gdn2_step_vk gdn2 --step --state-type bf16 --state-layout vk --shape 256,1,32 --shape 256,4,32
-bench gdn2_step_4 gdn2 --step --shape 256,4,32
+# Steps with states in two bytes, in the other layout, from a pool, and of several tokens at once.
+bench gdn2_step_bf16 gdn2 --algo recurrent --state-type bf16 --shape 256,1,32
+bench gdn2_step_vk gdn2 --algo recurrent --state-type bf16 --state-layout vk --shape 256,1,32
+bench gdn2_step_4 gdn2 --step --shape 256,1,32 --shape 256,4,32
+bench gdn2_step_4_bf16 gdn2 --step --state-type bf16 --shape 256,1,32 --shape 256,4,32
 
 # Training: the forward pass, which saves states or all, the backward pass, both, and their memory.
 bench gdn2_grad gdn2 --grad --shape 1,8192,96 --shape 8,4096,16 --sets 2

@@ -178,7 +178,7 @@ static gdr_status bench_problem(Bench *b, const BenchShape *shape, const Problem
     return status;
 }
 
-/* A decoding step: states come from a pool and go back to it. */
+/* A decoding step; with --step states come from a pool and go back to it, else they are S0 and S. */
 static bool is_step(const Bench *b, const BenchShape *shape) {
     return !b->d->opt.grad && (b->d->opt.step || shape->T == 1);
 }
@@ -205,7 +205,7 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
     arena_init(&arena, b->d->arena.oom);
     case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
                  NULL, &p);
-    if (p.k && step) {
+    if (p.k && step && b->d->opt.step) {
         decode_pool(&arena, &p, b->d->opt.pool, method == METHOD_recurrent);
         if (b->d->opt.keep_all) { /* what follows starts from one of them */
             p.in_place = false;
@@ -322,7 +322,7 @@ static void print_table(const Bench *b, const char *machine) {
     if (o->state_type != GDR_F32 || o->state_layout)
         printf(", states %s %s", gdr_dtype_name((gdr_dtype)o->state_type),
                o->state_layout ? "[V,K]" : "[K,V]");
-    if (o->grad)
+    if (o->grad && o->device == DEVICE_cuda)
         printf(", the forward pass saves %s", save_name[o->save]);
     printf("\n%s\n", machine);
     printf("spec text to loaded kernel: %.1f ms", b->first_ms);
@@ -346,7 +346,7 @@ static int write_json(const Bench *b, const char *machine) {
     buf_printf(&out, ", \"dtype\": \"%s\", \"state_type\": \"%s\", \"state_layout\": \"%s\"",
                gdr_dtype_name(b->type), gdr_dtype_name((gdr_dtype)b->d->opt.state_type),
                b->d->opt.state_layout ? "vk" : "kv");
-    if (b->d->opt.grad)
+    if (b->d->opt.grad && b->d->opt.device == DEVICE_cuda)
         buf_printf(&out, ", \"save\": \"%s\"", save_name[b->d->opt.save]);
     buf_puts(&out, ", \"compiler\": ");
     buf_json_string(&out, gdr_version());

@@ -111,7 +111,7 @@ static const OptionSpec option_list[] = {
     {"shape", 0, "B,T,H[,HK]", BENCH, KIND_shape, 0, 0, 0,
      "batch, tokens, heads, key heads; may be repeated"},
     {"step", 0, NULL, BENCH, KIND_flag, AT(step), 0, 0,
-     "a shape's tokens are one decoding step, from and to a pool of states (T = 1 always is)"},
+     "a shape's tokens are one decoding step, from and to a pool of states"},
     {"pool", 0, "N", BENCH, KIND_int, AT(pool), 1, INT_MAX,
      "states in a step's pool (as many as sequences)"},
     {"keep", 0, "last|all", BENCH, KIND_choice, AT(keep_all), 0, 0,

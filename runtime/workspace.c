@@ -25,8 +25,9 @@
 
 /* A record is a block's work: with fewer a multiprocessor waits for memory half of the time. */
 enum { GPU_ALIGN = 256, RECORDS_A_PROCESSOR = 4 };
-/* Of the bytes of all inputs, outputs and gradients, in percent. */
-enum { BUDGET = 30 };
+/* Of the bytes of all inputs, outputs and gradients, in percent: less than the forward pass's records take,
+ * a quarter of them for vector gates of 128 channels, so that a pool gives out the same memory again. */
+enum { BUDGET = 24 };
 
 /* laying out ----------------------------------------------------------------------------------- */
 
