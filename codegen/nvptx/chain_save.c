@@ -11,6 +11,12 @@
  */
 #include "codegen/nvptx/chain.h"
 
+/* A lane's place: a forward pass, which makes outs as well, has no registers for all that is computed from it
+ * once and for all chunks. */
+static Val here(Chain *c, Val x) {
+    return c->gradient ? x : chain_keep(c, x);
+}
+
 /* A lane's registers in[0..3] become register number t of its quad's lanes 0..3. */
 static void turn_quad(Chain *c, const Val in[4], Val out[4]) {
     Cg *cg = c->cg;
@@ -70,26 +76,27 @@ static void save_unit(Chain *c, const Val word[4], int64_t offset, int rows, int
 /* Lanes t and t + 2 of a quad store the same. */
 static void save_units(Chain *c, int64_t units, const Val scale[2]) {
     Cg *cg = c->cg;
-    Val h = cg_and(cg, c->t, cg_int(cg, 1)), one = cg_float(cg, 1), x[2];
+    Val h = cg_and(cg, here(c, c->t), cg_int(cg, 1)), one = cg_float(cg, 1), x[2];
     for (int i = 0; i < 2; i++)
         x[i] = c->v_live[i] ? cg_select(cg, c->v_live[i], scale[i], one) : scale[i];
     Val second = cg_cmp(cg, LLVMIntNE, h, cg_int(cg, 0));
     Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)),
-                   cg_add(cg, c->g, cg_shl(cg, h, 3)));
+                   cg_add(cg, here(c, c->g), cg_shl(cg, h, 3)));
     save(c, cg_select(cg, second, x[1], x[0]), units, cg_shl(cg, v, 2));
 }
 
 void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2]) {
     Cg *cg = c->cg;
     const System *s = c->s;
-    Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)), c->g);
+    Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)), here(c, c->g));
+    Val t = here(c, c->t);
     for (int n = 0; n < s->kp / 8; n += 4)
         for (int h = 0; h < 2; h++) {
             Val word[4];
             for (int j = 0; j < 4; j++)
                 word[j] = column_or_zero(c, c->state_operand[2 * (n + j) + h], h);
             save_unit(c, word, offset, s->vp, s->kp, cg_add(cg, v, cg_int(cg, 8 * h)),
-                      cg_add(cg, c->t, cg_int(cg, n)));
+                      cg_add(cg, t, cg_int(cg, n)));
         }
     save_units(c, units, scale);
 }
@@ -100,8 +107,8 @@ void chain_save_rows(Chain *c, const Val *x, int64_t offset, int64_t units) {
     Val operand[MAX_FRAGMENT / 2], scale[2];
     chain_operand(c, x, chain_fragment(c), operand, scale);
     Val warp_unit = cg_add(cg, cg_shr(cg, c->v_first, 3), cg_shl(cg, c->warp, 1));
-    Val unit = cg_add(cg, warp_unit, cg_and(cg, c->t, cg_int(cg, 1)));
-    Val row = cg_add(cg, c->g, cg_shl(cg, cg_shr(cg, c->t, 1), 3));
+    Val t = here(c, c->t), unit = cg_add(cg, warp_unit, cg_and(cg, t, cg_int(cg, 1)));
+    Val row = cg_add(cg, here(c, c->g), cg_shl(cg, cg_shr(cg, t, 1), 3));
     for (int n = 0; n < s->rows / 8; n += 2) {
         Val in[4], word[4];
         for (int j = 0; j < 4; j++)
