@@ -31,15 +31,26 @@ def is_gradient(r):
     return r["algorithm"] in ("backward", "training")
 
 
-def case_name(run, r):
+def case_key(run, r):
+    """The case as other implementations know it."""
     trains = any(other["algorithm"] == "training" for other in run["results"])
     step = "_step" if r["T"] == 1 or r.get("step") else f"_{r['algorithm']}" if is_gradient(r) else \
         "_saving" if trains else ""
     keys = f" ({r['key_heads']} key heads)" if r["key_heads"] != r["H"] else ""
+    return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}"
+
+
+def case_name(run, r):
+    """The same with how it was run."""
     state = run.get("state_type", "f32"), run.get("state_layout", "kv")
-    states = f" ({state[0]} states{' [V,K]' if state[1] == 'vk' else ''})" \
-        if step and state != ("f32", "kv") else ""
-    return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}{states}"
+    how = []
+    if "step" in case_key(run, r):
+        how += [f"{state[0]} states"] if state[0] != "f32" else []
+        how += ["[V,K]"] if state[1] == "vk" else []
+        how += ["from a pool"] if r.get("pool") else []
+    elif run.get("save", "states") != "states" and (is_gradient(r) or "_saving" in case_key(run, r)):
+        how.append(f"saving {run['save']}")
+    return case_key(run, r) + (f", {' '.join(how)}" if how else "")
 
 
 def machine_of(run):
@@ -52,14 +63,14 @@ def number(x):
 
 
 def row(run, r, peers, names, memory):
-    name = case_name(run, r)
-    cells = [name, run["dtype"], f"{r['K']}x{r['V']}", r["algorithm"], number(r["median_ms"]),
+    key = case_key(run, r)
+    cells = [case_name(run, r), run["dtype"], f"{r['K']}x{r['V']}", r["algorithm"], number(r["median_ms"]),
              f"{r['bytes'] / r['median_ms'] / 1e6:.0f}",
              f"{100 * r['roofline_ms'] / r['median_ms']:.0f} %"]
     if memory:
         cells.append(f"{r['peak_bytes'] / r['tensor_bytes']:.2f}" if "peak_bytes" in r else "")
     for other in names:
-        times = [p["cases"][name][other] for p in peers if other in p["cases"].get(name, {})]
+        times = [p["cases"][key][other] for p in peers if other in p["cases"].get(key, {})]
         cells.append(number(min(times)) if times else "")
     return "| " + " | ".join(cells) + " |"
 
@@ -70,10 +81,10 @@ def table(runs, peers):
     text = ""
     for machine in machines:
         here = [(run, r) for run in runs if machine_of(run) == machine for r in run["results"]]
-        known = [p for p in peers if any(case_name(run, r) in p["cases"] for run, r in here)
+        known = [p for p in peers if any(case_key(run, r) in p["cases"] for run, r in here)
                  and not machine.startswith("CPU")]
         names = sorted({n for p in known for run, r in here
-                        for n in p["cases"].get(case_name(run, r), {})})
+                        for n in p["cases"].get(case_key(run, r), {})})
         text += f"**{machine}**, milliseconds (case: variant, batch x tokens x heads)\n\n"
         memory = any("peak_bytes" in r for _, r in here)
         heads = ["case", "type", "K x V", "algorithm", "gdrc", "GB/s", "of the roofline",
@@ -81,8 +92,9 @@ def table(runs, peers):
         text += "| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n"
         text += "".join(row(run, r, known, names, memory) + "\n" for run, r in here)
         if memory:
-            text += "\nTraining: a forward pass that saves states, the backward pass, and both; " \
-                    "memory of a step (what the GPU has less of) over its tensors.\n"
+            text += "\nTraining: a forward pass that saves states (or all that the backward pass " \
+                    "works on), the backward pass, and both; memory of a step (what the GPU has " \
+                    "less of) over its inputs, outputs and gradients.\n"
         load = [f"{run['variant']} {run['compile_ms']:.0f} / {run['cached_ms']:.1f} ms"
                 for run in runs if machine_of(run) == machine and "compile_ms" in run]
         if load:

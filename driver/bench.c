@@ -361,15 +361,16 @@ static int write_json(const Bench *b, const char *machine) {
     for (int i = 0; i < b->row.count; i++) {
         const Row *r = &b->row.at[i];
         buf_printf(&out,
-                   "%s    {\"step\": %s, "
+                   "%s    {\"step\": %s, \"pool\": %s, "
                    "\"B\": %lld, \"T\": %lld, \"H\": %lld, \"key_heads\": %lld, \"K\": %d, "
                    "\"V\": %d, \"algorithm\": \"%s\", \"chunk\": %d, \"median_ms\": %.6g, "
                    "\"least_ms\": %.6g, \"most_ms\": %.6g, \"launches\": %d, \"bytes\": %.0f, "
                    "\"flops\": %.0f, \"roofline_ms\": ",
                    i ? ",\n" : "", is_step(b, &r->shape) ? "true" : "false",
-                   (long long)r->shape.B, (long long)r->shape.T,
-                   (long long)r->shape.H, (long long)r->shape.key_heads, r->K, r->V, row_name(r),
-                   r->chunk, 1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
+                   is_step(b, &r->shape) && b->d->opt.step ? "true" : "false",
+                   (long long)r->shape.B, (long long)r->shape.T, (long long)r->shape.H,
+                   (long long)r->shape.key_heads, r->K, r->V, row_name(r), r->chunk,
+                   1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,
                    r->sample.count, r->bytes, r->flops);
         if (r->roofline > 0)
             buf_printf(&out, "%.6g", 1e3 * r->roofline);
