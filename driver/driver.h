@@ -326,7 +326,7 @@ enum { NEARBY = 4 };
 gdr_status nearby_references(Driver *d, const Problem *p, Arena *arena, Outcome near[NEARBY]);
 
 /* ratio = rms(x - ref) / (rms(ref) + 1e-8), over all elements, and the worst head and sequence: see
- * measure.c. `near`: the nearby references' [NEARBY] or NULL. */
+ * measure.c. `near`: the nearby references' [NEARBY], for gradients by f16 operands, or NULL. */
 typedef struct Distance {
     double whole, head, sequence, max_abs;
     bool finite;

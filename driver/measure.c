@@ -2,7 +2,7 @@
  * reference, for the whole tensor and for every head and sequence alone, since a global ratio hides
  * one bad head.
  *
- * Of a gradient two more things are known, and neither lets a bad head pass:
+ * Of a gradient by f16 operands two more things are known, and neither lets a bad head pass:
  *   size       Matrix operands are f16, good to 2^-11 of their column's largest: a state and what is added to
  *              it share a unit. What the initial state of a head that forgets all but e^-14 in a token gets
  *              is added to what the chunk's later tokens leave. So a head or sequence is taken to be no
@@ -129,7 +129,7 @@ static Distance measure(const Problem *p, const Pair *pair, bool state) {
         Sums sequence = measure_sequence(&l, pair, n, 0, l.heads, &d);
         add_sums(&whole, &sequence);
     }
-    double least = p->grad && whole.count ? LEAST_PART * sqrt(whole.reference / whole.count) : 0;
+    double least = pair->near && whole.count ? LEAST_PART * sqrt(whole.reference / whole.count) : 0;
     for (int64_t n = 0; n < p->N; n++) {
         Sums sequence = measure_sequence(&l, pair, n, 0, l.heads, &d);
         d.sequence = worse(d.sequence, &sequence, least);

@@ -111,7 +111,8 @@ static bool judge(Verify *v, int number, const Case *c, Method m, const char *na
     return ok;
 }
 
-/* A case, its reference, and what that is nearby: made for the first gradient that is over its threshold. */
+/* A case, its reference, and what that is nearby: made for the first gradient by f16 operands, those of a
+ * GPU's chunk kernels, that is over its threshold. */
 typedef struct Judged {
     int number;
     const Case *c;
@@ -146,6 +147,7 @@ static Distance distance_of(const Judged *j, const Outcome *o, int i, bool near)
 static gdr_status judge_all(Verify *v, Judged *j, Method m, const Outcome *o, Buf *line, bool *ok) {
     const Problem *p = j->p;
     int results = problem_results(p);
+    bool f16 = p->grad && v->d->opt.device == DEVICE_cuda && m == METHOD_chunk;
     *ok = true;
     for (int i = 0; i <= results; i++) {
         bool state = i == results;
@@ -154,7 +156,7 @@ static gdr_status judge_all(Verify *v, Judged *j, Method m, const Outcome *o, Bu
                            : p->grad ? "dS0"
                                      : p->k->state_name ? p->k->state_name : "S";
         Distance x = distance_of(j, o, i, false);
-        bool near = p->grad && x.finite && !distance_ok(&x, threshold);
+        bool near = f16 && x.finite && !distance_ok(&x, threshold);
         if (near) {
             gdr_status status = look_nearby(v, j);
             if (status)

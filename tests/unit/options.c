@@ -214,7 +214,7 @@ static bool small_head_passes(double size, double off, double moved) {
         for (int n = 0; n < NEARBY; n++)
             near[n][i] = ref[i] + (small ? moved : 0);
     }
-    Problem p = {.B = 1, .N = 1, .T = T, .H = H, .grad = true};
+    Problem p = {.B = 1, .N = 1, .T = T, .H = H};
     Distance d = measure_out(&p, &r, list, &have);
     return distance_ok(&d, 0.01);
 }
