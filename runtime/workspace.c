@@ -236,6 +236,8 @@ static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, 
         return fit(r, b, 1, what == BIND_launch ? l->workspace_bytes : 0) || b->workspace;
     double states = b->saved && !b->all ? (double)b->saved_bytes : 0;
     double budget = traffic(r, b, l) * BUDGET / 100 - states;
+    if (b->all && lay_out(r, b, b->slots)) /* shorter pieces take less for sums alone */
+        budget += (double)b->states;
     int64_t least = divide_up((int64_t)RECORDS_A_PROCESSOR * b->processors, b->H);
     least = least < 1 ? 1 : least > b->slots ? b->slots : least;
     return fit(r, b, least, budget > 0 ? (size_t)budget : 0) || lay_out(r, b, least);

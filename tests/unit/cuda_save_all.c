@@ -193,12 +193,32 @@ static void pieces_have_their_records(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* Scratch is as large for short pieces: it is no reason to have them. */
+static void scratch_cuts_nothing(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
+    k->rec.module.records = 7;
+    for (int i = 0; i < k->rec.module.entry.count; i++)
+        if (k->rec.module.entry.at[i].kind == ENTRY_grad)
+            k->rec.module.entry.at[i].scratch_bytes = 1 << 20;
+    Call c = dense(1, 64 * 300, 4, 4);
+    call_init(&c);
+    c.saved = (gdr_saved){(void *)(uintptr_t)SAVED, 300 * 4 * RECORD, CHUNK, 7};
+    c.launch.saved = &c.saved;
+    queue(k, &c.launch);
+    queued((const char *const[]){"reverse", "grad", "sums"}, 3, FRAME_WS, SAVED);
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(what_was_saved_is_worked_on, fresh),
         cmocka_unit_test_setup(other_records_are_refused, fresh),
         cmocka_unit_test_setup(gradients_of_some_outs_have_other_records, fresh),
         cmocka_unit_test_setup(pieces_have_their_records, fresh),
+        cmocka_unit_test_setup(scratch_cuts_nothing, fresh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
