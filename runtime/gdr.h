@@ -349,7 +349,7 @@ GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
  * CPU; backward the states at the start of every chunk, and per-head gradients that are still to be
  * summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
  *
- * A backward pass on a GPU goes over the chunks in segments: as many at once as 3/10 of the bytes of
+ * A backward pass on a GPU goes over the chunks in segments: as many at once as 24 % of the bytes of
  * all inputs, outputs and gradients hold, but no less than what keeps the GPU busy. With a workspace
  * of the caller's it is as many as fit: more make it faster until all do. */
 GDR_API gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);

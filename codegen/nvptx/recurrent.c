@@ -292,11 +292,11 @@ static void walk_tokens(Recurrent *r)
     cg_end_if(cg, &some);
     r->pool = pool_of_sequence(cg, &r->seq);
     recurrent_load_state(r);
-    Loop token = cg_for(cg, zero, cg_add(cg, r->seq.length, one), 1, false);
-    recurrent_store_state(r, token.i);
-    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, token.i, r->seq.length));
+    recurrent_store_state(r, zero);
+    /* No branch around a token: where two states meet, all of one would be moved. */
+    Loop token = cg_for(cg, zero, r->seq.length, 1, false);
     build_token(r, token.i);
-    cg_end_if(cg, &more);
+    recurrent_store_state(r, cg_add(cg, token.i, one));
     cg_end_for(cg, &token);
 }
 
