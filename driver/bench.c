@@ -198,6 +198,7 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
               .H = shape->H,
               .key_heads = shape->key_heads,
               .repeat = REPEAT_TOKENS,
+              .S0 = step,
               .grad = b->d->opt.grad};
     Method method = (Method)b->d->opt.method;
     if (step && method == METHOD_auto)

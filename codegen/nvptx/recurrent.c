@@ -28,6 +28,8 @@ enum {
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
     BASE_REGISTERS = 34,  /* of a lane: addresses, counters, what a token makes of its inputs */
     RAGGED_REGISTERS = 8, /* where some rows do not exist */
+    PAST_REGISTERS = 16,  /* addresses of what is remembered; */
+    SPARE_REGISTERS = 24, /* else: what the count may be wrong by */
     MAX_REGISTERS = 255,
     QUARTERS = 4,         /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
@@ -169,6 +171,7 @@ static bool plan(Recurrent *r, const char **why)
     r->whole = needs_all_columns(r);
     r->remembers = past_size(r->k) > 0;
     choose_lanes(r);
+    r->crowded = lane_registers(r) + (r->remembers ? PAST_REGISTERS : SPARE_REGISTERS) > MAX_REGISTERS;
     int warp_columns = r->column_groups * r->n_v;
     r->warps = choose_warps(r, warp_columns);
     CHECK(r->warps * WARP <= MAX_THREADS);
@@ -207,10 +210,13 @@ static void read_ahead(Recurrent *r, Val t)
     }
 }
 
-/* Inputs of token `t`, read during the token before; then those of the next set out. */
+/* Inputs of token `t`, read during the token before; then those of the next set out. Without registers
+ * for them every input is read where it is wanted. */
 static void take_inputs(Recurrent *r, Val t)
 {
     Cg *cg = r->cg;
+    if (r->crowded)
+        return;
     for (int v = 0; v < r->k->inst.count; v++) {
         if (!is_token_input(r, v))
             continue;
@@ -276,6 +282,18 @@ static void find_place(Recurrent *r)
     value_ports(&r->at);
 }
 
+/* No branch around a token: where two states meet, all of one would be moved. */
+static void loop_tokens(Recurrent *r)
+{
+    Cg *cg = r->cg;
+    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
+    recurrent_store_state(r, zero);
+    Loop token = cg_for(cg, zero, r->seq.length, 1, false);
+    build_token(r, token.i);
+    recurrent_store_state(r, cg_add(cg, token.i, one));
+    cg_end_for(cg, &token);
+}
+
 /* The sequence from its first token to its last, for the columns of r->tile. The first inputs set
  * out before anything waits: for an index, which says where the state is, and for the state. */
 static void walk_tokens(Recurrent *r)
@@ -286,18 +304,14 @@ static void walk_tokens(Recurrent *r)
     r->at.base_v = cg_add(cg, tile, cg_mul(cg, group, cg_int(cg, r->n_v)));
     value_begin(&r->at);
     r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
-    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
+    Val zero = cg_int64(cg, 0);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, zero));
-    read_ahead(r, zero);
+    if (!r->crowded)
+        read_ahead(r, zero);
     cg_end_if(cg, &some);
     r->pool = pool_of_sequence(cg, &r->seq);
     recurrent_load_state(r);
-    recurrent_store_state(r, zero);
-    /* No branch around a token: where two states meet, all of one would be moved. */
-    Loop token = cg_for(cg, zero, r->seq.length, 1, false);
-    build_token(r, token.i);
-    recurrent_store_state(r, cg_add(cg, token.i, one));
-    cg_end_for(cg, &token);
+    loop_tokens(r);
 }
 
 bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)

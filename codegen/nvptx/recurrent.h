@@ -23,6 +23,7 @@ typedef struct Recurrent {
     int turns;            /* tiles that it takes one after the other */
     bool whole;           /* a block has all of V at once, for sums over it */
     bool remembers;       /* a head is one block's: its columns share what is remembered */
+    bool crowded;         /* no registers are left to read inputs ahead */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
     Val tile;             /* which V tile the block owns */
