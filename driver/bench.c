@@ -178,9 +178,14 @@ static gdr_status bench_problem(Bench *b, const BenchShape *shape, const Problem
     return status;
 }
 
-/* A decoding step; with --step states come from a pool and go back to it, else they are S0 and S. */
+/* Whether states come from a pool and go back to it. */
+static bool from_pool(const Bench *b) {
+    return !b->d->opt.grad && b->d->opt.step;
+}
+
+/* A decoding step: from a pool, else from S0 to S. */
 static bool is_step(const Bench *b, const BenchShape *shape) {
-    return !b->d->opt.grad && (b->d->opt.step || shape->T == 1);
+    return from_pool(b) || (!b->d->opt.grad && shape->T == 1);
 }
 
 static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
@@ -206,7 +211,7 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
     arena_init(&arena, b->d->arena.oom);
     case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
                  NULL, &p);
-    if (p.k && step && b->d->opt.step) {
+    if (p.k && from_pool(b)) {
         decode_pool(&arena, &p, b->d->opt.pool, method == METHOD_recurrent);
         if (b->d->opt.keep_all) { /* what follows starts from one of them */
             p.in_place = false;
@@ -368,7 +373,7 @@ static int write_json(const Bench *b, const char *machine) {
                    "\"least_ms\": %.6g, \"most_ms\": %.6g, \"launches\": %d, \"bytes\": %.0f, "
                    "\"flops\": %.0f, \"roofline_ms\": ",
                    i ? ",\n" : "", is_step(b, &r->shape) ? "true" : "false",
-                   is_step(b, &r->shape) && b->d->opt.step ? "true" : "false",
+                   from_pool(b) ? "true" : "false",
                    (long long)r->shape.B, (long long)r->shape.T, (long long)r->shape.H,
                    (long long)r->shape.key_heads, r->K, r->V, row_name(r), r->chunk,
                    1e3 * r->sample.seconds, 1e3 * r->sample.least, 1e3 * r->sample.most,

@@ -96,6 +96,10 @@ typedef struct System {
 Val nv_place(Cg *cg, int rows, int columns, Val row, Val unit);
 int nv_block_columns(int columns);
 
+/* The value that v is by another name of its axis; the first value of this operation, or -1. */
+int nv_strip(const Kernel *tile, int v);
+int nv_find_op(const Kernel *tile, Op op);
+
 /* Recognise the system in a tile-level kernel; false with *why when this target cannot run it. */
 bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);
 /* Its steps, which nv_gradient (gradient.h) shares: what does not depend on families; how numbers are

@@ -16,19 +16,6 @@ static bool fail(const char **why, const char *text) {
     return false;
 }
 
-static int strip(const Kernel *k, int v) {
-    while (inst_at(k, v)->op == OP_rename)
-        v = inst_at(k, v)->arg[0];
-    return v;
-}
-
-static int find_op(const Kernel *k, Op op) {
-    for (int v = 0; v < k->inst.count; v++)
-        if (inst_at(k, v)->op == op)
-            return v;
-    return -1;
-}
-
 /* The value contract(a, b) over `axis`, its operands in either order and by whatever name of their
  * axes; -1: none. */
 static int find_contract(const Kernel *k, int a, int b, int axis) {
@@ -36,7 +23,7 @@ static int find_contract(const Kernel *k, int a, int b, int axis) {
         const Inst *i = inst_at(k, v);
         if (i->op != OP_contract || (axis >= 0 && i->axis != axis))
             continue;
-        int x = strip(k, i->arg[0]), y = strip(k, i->arg[1]);
+        int x = nv_strip(k, i->arg[0]), y = nv_strip(k, i->arg[1]);
         if ((x == a && y == b) || (x == b && y == a))
             return v;
     }
@@ -47,7 +34,7 @@ static int find_contract(const Kernel *k, int a, int b, int axis) {
 static int find_of(const Kernel *k, Op op, int x, int place) {
     for (int v = 0; v < k->inst.count && x >= 0; v++) {
         const Inst *i = inst_at(k, v);
-        if (i->op == op && strip(k, i->arg[0]) == x && (place < 0 || i->place == place))
+        if (i->op == op && nv_strip(k, i->arg[0]) == x && (place < 0 || i->place == place))
             return v;
     }
     return -1;
@@ -71,7 +58,7 @@ static int find_mix(const Kernel *k, int scores, int solve) {
 
 static bool add_family(const Kernel *k, System *s, int scores, int solve, const char **why) {
     const Inst *i = inst_at(k, scores);
-    bool erase = solve >= 0 && strip(k, inst_at(k, solve)->arg[0]) == scores;
+    bool erase = solve >= 0 && nv_strip(k, inst_at(k, solve)->arg[0]) == scores;
     if (s->families == MAX_FAMILIES)
         return fail(why, "more reads in the outs than the GPU kernels hold");
     s->family[erase ? 0 : s->families++] = (Family){
@@ -87,11 +74,11 @@ static bool add_family(const Kernel *k, System *s, int scores, int solve, const 
 }
 
 static bool forward_system(const Kernel *k, System *s, const char **why) {
-    int solve = find_op(k, OP_solve);
+    int solve = nv_find_op(k, OP_solve);
     s->erase = solve >= 0;
     s->families = s->erase;
     s->p = s->a = -1;
-    if (solve >= 0 && inst_at(k, strip(k, inst_at(k, solve)->arg[0]))->op != OP_scores)
+    if (solve >= 0 && inst_at(k, nv_strip(k, inst_at(k, solve)->arg[0]))->op != OP_scores)
         return fail(why, "an update reads the state before earlier updates of its token, and the "
                          "GPU chunk kernels hold rows in time order");
     for (int v = 0; v < k->inst.count; v++)
@@ -101,7 +88,7 @@ static bool forward_system(const Kernel *k, System *s, const char **why) {
         return fail(why, "no out reads the state");
     s->a_key = s->a >= 0 && shape_has(inst_at(k, s->a)->shape, AXIS_K);
     bool *of_next = NEW_ARRAY(k->arena, bool, k->inst.count);
-    value_mark(k, find_op(k, OP_next), of_next);
+    value_mark(k, nv_find_op(k, OP_next), of_next);
     s->X = -1;
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
@@ -110,7 +97,7 @@ static bool forward_system(const Kernel *k, System *s, const char **why) {
             continue;
         for (int j = 0; j < 2; j++)
             if (shape_has(inst_at(k, i->arg[j])->shape, AXIS_V))
-                s->X = strip(k, i->arg[j]);
+                s->X = nv_strip(k, i->arg[j]);
     }
     return s->X >= 0 || fail(why, "the update writes nothing");
 }
@@ -169,16 +156,16 @@ static bool find_left(const Kernel *k, Gradient *g, int f, const char **why) {
         const Inst *i = inst_at(k, v);
         if (i->op == OP_scores_y && i->arg[1] == fam->x &&
             (erase || i->place == inst_at(k, fam->scores)->place))
-            gf->dg = strip(k, i->arg[0]);
+            gf->dg = nv_strip(k, i->arg[0]);
     }
     if (gf->dg < 0 || inst_at(k, gf->dg)->op != OP_contract)
         return fail(why, "the cotangent of the scores is no product");
     const Inst *i = inst_at(k, gf->dg);
-    int x = strip(k, i->arg[0]), y = strip(k, i->arg[1]);
+    int x = nv_strip(k, i->arg[0]), y = nv_strip(k, i->arg[1]);
     if (i->axis != AXIS_V || (x != g->zt && y != g->zt))
         return fail(why, "the cotangent of the scores is no product with the unknowns");
     gf->left = x == g->zt ? y : x;
-    gf->dw = find_contract(k, gf->left, find_op(k, OP_state), AXIS_V);
+    gf->dw = find_contract(k, gf->left, nv_find_op(k, OP_state), AXIS_V);
     return !erase || gf->left == g->dX || fail(why, "the system has cotangents besides dX");
 }
 
@@ -219,13 +206,13 @@ static bool find_terms(const Kernel *k, Gradient *g, int f, const char **why) {
 /* The keys' and decays' terms that belong to no family: first, so that the sums are given at them. */
 static bool find_ends(const Kernel *k, Gradient *g, const char **why) {
     bool minus = false;
-    int costate = find_op(k, OP_costate), tail_a = find_op(k, OP_tail_a);
-    int total_a = find_op(k, OP_total_a);
+    int costate = nv_find_op(k, OP_costate), tail_a = nv_find_op(k, OP_tail_a);
+    int total_a = nv_find_op(k, OP_total_a);
     g->dkt = find_contract(k, costate, g->zt, AXIS_V);
     int tail = g->s.a >= 0 ? find_of(k, OP_tail, g->dkt, -1) : -1;
     g->p_root = tail;
     for (int v = 0; v < k->inst.count && tail < 0 && g->dkt >= 0; v++)
-        if (strip(k, v) == g->dkt && shape_has(inst_at(k, v)->shape, AXIS_U))
+        if (nv_strip(k, v) == g->dkt && shape_has(inst_at(k, v)->shape, AXIS_U))
             g->p_root = v;
     g->a_root = tail_a;
     g->dd = total_a < 0 ? -1 : inst_at(k, total_a)->arg[0];
@@ -238,11 +225,11 @@ static bool find_ends(const Kernel *k, Gradient *g, const char **why) {
 
 /* dX: what its uses call it. Nothing erased: the sum of contract(dS', P) and contract(dO_f, M_f). */
 static int find_dx(const Kernel *k, const Gradient *g) {
-    int costate = find_op(k, OP_costate), v = -1, best = -1;
+    int costate = nv_find_op(k, OP_costate), v = -1, best = -1;
     for (int i = 0; i < k->inst.count; i++) {
         const Inst *in = inst_at(k, i);
         if (in->op == OP_contract && in->axis == AXIS_K &&
-            (strip(k, in->arg[0]) == costate || strip(k, in->arg[1]) == costate))
+            (nv_strip(k, in->arg[0]) == costate || nv_strip(k, in->arg[1]) == costate))
             v = i;
     }
     for (int f = g->s.erase; v < 0 && f < g->s.families; f++)
@@ -269,7 +256,7 @@ static int find_dx(const Kernel *k, const Gradient *g) {
 /* The outs' reads, as far as gradients need them; each is used in one sum with its mixed part. */
 static bool find_reads(const Kernel *k, Gradient *g, const char **why) {
     bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count);
-    int state = find_op(k, OP_state);
+    int state = nv_find_op(k, OP_state);
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == OP_out)
             value_mark(k, v, needed);
@@ -277,8 +264,8 @@ static bool find_reads(const Kernel *k, Gradient *g, const char **why) {
         GradFamily *gf = &g->family[f];
         const Family *fam = &g->s.family[f];
         bool erase = g->s.erase && f == 0;
-        gf->read = erase ? -1 : find_contract(k, strip(k, fam->carried), state, AXIS_K);
-        gf->mixed = erase ? -1 : find_contract(k, strip(k, fam->mix), g->X, -1);
+        gf->read = erase ? -1 : find_contract(k, nv_strip(k, fam->carried), state, AXIS_K);
+        gf->mixed = erase ? -1 : find_contract(k, nv_strip(k, fam->mix), g->X, -1);
         if (gf->read < 0 || !needed[gf->read]) {
             gf->read = gf->mixed = -1;
             continue;
@@ -298,10 +285,10 @@ bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
     if (!nv_system_sizes(arena, k, &g->s, why) || !forward_system(k, &g->s, why))
         return false;
     nv_system_scales(k, &g->s);
-    int solve = find_op(k, OP_solve);
+    int solve = nv_find_op(k, OP_solve);
     if (g->s.erase) {
         Family *erase = &g->s.family[0];
-        erase->read = find_contract(k, erase->carried, find_op(k, OP_state), AXIS_K);
+        erase->read = find_contract(k, erase->carried, nv_find_op(k, OP_state), AXIS_K);
     }
     g->X = g->s.X;
     g->dX = find_dx(k, g);

@@ -20,7 +20,7 @@ static const char *fail(const char **why, const char *text)
     return text;
 }
 
-static int strip(const Kernel *k, int v)
+int nv_strip(const Kernel *k, int v)
 {
     while (inst_at(k, v)->op == OP_rename)
         v = inst_at(k, v)->arg[0];
@@ -38,7 +38,7 @@ static int partner(const Inst *i, int v)
     return i->arg[0] == v ? i->arg[1] : i->arg[1] == v ? i->arg[0] : -1;
 }
 
-static int find_op(const Kernel *k, Op op)
+int nv_find_op(const Kernel *k, Op op)
 {
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == op)
@@ -49,7 +49,7 @@ static int find_op(const Kernel *k, Op op)
 /* The row value behind a contraction's left operand. */
 static int uncarried(const Kernel *k, int w)
 {
-    w = strip(k, w);
+    w = nv_strip(k, w);
     return inst_at(k, w)->op == OP_carry ? inst_at(k, w)->arg[0] : w;
 }
 
@@ -73,18 +73,18 @@ static void find_reads(const Kernel *k, System *s, int state, int *reads, int *c
 /* The out family that contract(M, X) at v completes. */
 static bool add_out(const Kernel *k, System *s, int v, int m, int state, const int *reads, int count)
 {
-    int scores = strip(k, m);
+    int scores = nv_strip(k, m);
     if (inst_at(k, scores)->op == OP_contract) {
         const Inst *i = inst_at(k, scores);
-        int first = strip(k, i->arg[0]);
-        scores = inst_at(k, first)->op == OP_solve ? strip(k, i->arg[1]) : first;
+        int first = nv_strip(k, i->arg[0]);
+        scores = inst_at(k, first)->op == OP_solve ? nv_strip(k, i->arg[1]) : first;
     }
     const Inst *sc = inst_at(k, scores);
     if (sc->op != OP_scores || s->families == MAX_FAMILIES)
         return false;
     for (int r = 0; r < count; r++) {
         int w = partner(inst_at(k, reads[r]), state);
-        const Inst *carry = inst_at(k, strip(k, w));
+        const Inst *carry = inst_at(k, nv_strip(k, w));
         if (uncarried(k, w) != sc->arg[0] || (carry->op == OP_carry && carry->place != sc->place))
             continue;
         s->family[s->families++] = (Family){
@@ -109,7 +109,7 @@ static void sort_outs(System *s)
 
 static bool find_families(const Kernel *k, System *s, const char **why)
 {
-    int state = find_op(k, OP_state), *reads = NEW_ARRAY(k->arena, int, k->inst.count), count = 0;
+    int state = nv_find_op(k, OP_state), *reads = NEW_ARRAY(k->arena, int, k->inst.count), count = 0;
     if (state < 0)
         return !fail(why, "the kernel has no state");
     find_reads(k, s, state, reads, &count);
@@ -130,7 +130,7 @@ static bool find_families(const Kernel *k, System *s, const char **why)
     if (s->erase)
         for (int v = 0; v < k->inst.count; v++)
             if (inst_at(k, v)->op == OP_solve)
-                s->family[0].scores = strip(k, inst_at(k, v)->arg[0]);
+                s->family[0].scores = nv_strip(k, inst_at(k, v)->arg[0]);
     int erase = s->erase ? s->family[0].scores : -1;
     if (erase >= 0 && inst_at(k, erase)->op != OP_scores)
         return !fail(why, "an update reads the state before earlier updates of its token, and the "
@@ -338,7 +338,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
 {
     if (!nv_system_sizes(arena, k, s, why))
         return false;
-    CHECK(find_op(k, OP_next) >= 0 && !s->trail);
+    CHECK(nv_find_op(k, OP_next) >= 0 && !s->trail);
     if (!find_families(k, s, why) || !find_keys(k, s, why))
         return false;
     nv_system_scales(k, s);
