@@ -9,7 +9,6 @@
  */
 #include "tests/unit/nvptx_run.h"
 
-#include <dirent.h>
 
 static bool wanted(const char *spec) {
     const char *only = getenv("GDR_SPEC");
@@ -37,25 +36,6 @@ static const Launch launches[] = {
 };
 enum { LAUNCHES = sizeof launches / sizeof launches[0], FEW_LAUNCHES = 3 };
 
-enum { SPECS_MAX = 64, SPEC_NAME = 64 };
-
-/* Names of all files in specs/, in order. */
-static int list_specs(char name[SPECS_MAX][SPEC_NAME]) {
-    int n = 0;
-    DIR *folder = opendir(GDR_SPECS_DIR);
-    assert_non_null(folder);
-    for (struct dirent *e; (e = readdir(folder));) {
-        const char *dot = strrchr(e->d_name, '.');
-        if (!dot || strcmp(dot, ".gdr") != 0)
-            continue;
-        assert_true(n < SPECS_MAX && dot - e->d_name < SPEC_NAME);
-        snprintf(name[n++], SPEC_NAME, "%.*s", (int)(dot - e->d_name), e->d_name);
-    }
-    closedir(folder);
-    qsort(name, (size_t)n, SPEC_NAME, (int (*)(const void *, const void *))strcmp);
-    return n;
-}
-
 static const Elem elems[] = {ELEM_bf16, ELEM_f32, ELEM_f16};
 
 static const struct { int K, V; } sizes[] = {{64, 64}, {32, 32}, {40, 24}, {64, 100}, {100, 64}};
@@ -69,7 +49,7 @@ static double run_all(Algo algo) {
     bool all = getenv("GDR_ALL") != NULL;
     int ran = 0, tried = 0, n_launches = all || algo == ALGO_chunk ? LAUNCHES : FEW_LAUNCHES;
     char specs[SPECS_MAX][SPEC_NAME];
-    int count = list_specs(specs);
+    int count = spec_names(specs);
     for (int i = 0; i < count; i++)
         for (int e = 0; e < 3; e++)
             for (int n = 0; n < SIZES; n++)

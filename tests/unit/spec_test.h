@@ -5,6 +5,7 @@
 
 #include "frontend/frontend.h"
 
+#include <glob.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -63,6 +64,24 @@ static inline Spec *spec_load(const char *path) {
     if (s->d.errors)
         fail_msg("%s", messages(s));
     return s;
+}
+
+enum { SPECS_MAX = 64, SPEC_NAME = 64 };
+
+/* Names of all specs of the folder, in order; how many. */
+static inline int spec_names(char name[SPECS_MAX][SPEC_NAME]) {
+    glob_t files;
+    assert_int_equal(glob(GDR_SPECS_DIR "/*.gdr", 0, NULL, &files), 0);
+    int n = (int)files.gl_pathc;
+    assert_true(n <= SPECS_MAX);
+    for (int i = 0; i < n; i++) {
+        const char *base = strrchr(files.gl_pathv[i], '/') + 1;
+        size_t len = strlen(base) - strlen(".gdr");
+        assert_true(len < SPEC_NAME);
+        snprintf(name[i], SPEC_NAME, "%.*s", (int)len, base);
+    }
+    globfree(&files);
+    return n;
 }
 
 static inline double random_unit(uint64_t *seed) { /* [0, 1) */
