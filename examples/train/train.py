@@ -5,8 +5,8 @@
     train.py recall [--device cuda]    multi-query associative recall
 
 Every few steps it prints what it measured since: the loss in training, loss or accuracy on data
-held out, tokens a second of training. At the end it writes all of that, with the machine, commit
-and command, as JSON; plot.py draws it. Weights and their sums are f32; products and the mixers'
+held out, tokens a second of training. When a model is done it writes all of that, with the machine,
+commit and command, as JSON; plot.py draws it. Weights and their sums are f32; products and the mixers'
 inputs are bf16 on a GPU, f32 on a CPU, unless --dtype says otherwise.
 """
 import argparse
@@ -155,6 +155,14 @@ def rounded(x):
     return [rounded(v) for v in x] if isinstance(x, list) else x
 
 
+def write(path, result):
+    """All of it or, when interrupted, what was there before."""
+    with open(path + ".part", "w", encoding="utf-8") as f:
+        json.dump(rounded(result), f, indent=1)
+        f.write("\n")
+    os.replace(path + ".part", path)
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("task", choices=TASKS)
@@ -199,14 +207,12 @@ def main():
     print(result["machine"], result["gdr"], "torch " + result["torch"], sep=", ", flush=True)
     for mixer in args.mixers:
         result["runs"].append(run(args, mixer, context))
+        if args.out:
+            write(args.out, result)
     for r in result["runs"]:
         print(f"{r['mixer']:15} {r['parameters']:9} parameters  {task.measure} "
               f"{r['curve'][-1][task.measure]:.4f} {task.unit}  "
               f"{r['tokens_per_second']:9.0f} tokens/s")
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as f:
-            json.dump(rounded(result), f, indent=1)
-            f.write("\n")
 
 
 if __name__ == "__main__":
