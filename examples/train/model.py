@@ -7,6 +7,8 @@ convolution of width 4, as all three papers have it), projects x to the spec's g
 itself brings into range, and runs the recurrence on every head. Models with different mixers have
 the same number of parameters: what one spends on gates another spends on its MLPs.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,9 +59,9 @@ def gate_projection(width, rank, out):
 
 
 def initial_decay(heads, shape):
-    """Decays of 0.1 % to 1 % a token, evenly spread in their logarithms over the channels of each
-    head, or the heads: at a rate exp(A_log) of 1, dt_bias is what softplus takes to them."""
-    decay = torch.logspace(-3, -2, shape[-1]).expand(shape)
+    """Decays of 0.01 % to 1 % a token, evenly spread in their logarithms over the heads, or over the
+    channels of all heads: at a rate exp(A_log) of 1, dt_bias is what softplus takes to them."""
+    decay = torch.logspace(-4, -2, math.prod(shape)).reshape(shape)
     return {"A_log": torch.zeros(heads), "dt_bias": decay + torch.log(-torch.expm1(-decay))}
 
 

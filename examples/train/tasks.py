@@ -119,28 +119,30 @@ class Recall:
         if not self.loads or largest > self.KEYS:
             raise SystemExit(f"recall needs from 12 to {3 * self.KEYS} tokens")
         self.tokens, self.batch_size, self.device = args.tokens, args.batch, device
-        self.random = torch.Generator().manual_seed(args.seed)
+        self.random = torch.Generator(device).manual_seed(args.seed)
         self.facts = {"keys": self.KEYS, "values": self.VALUES, "loads": self.loads}
-        held_out = torch.Generator().manual_seed(args.seed + 1)
+        held_out = torch.Generator(device).manual_seed(args.seed + 1)
         self.valid = [self.sequences(load, self.batch_size, held_out) for load in self.loads]
 
     def sequences(self, load, count, random):
+        def shuffled(n):
+            return torch.rand(count, n, generator=random, device=self.device).argsort(dim=1)
+
         distinct = load - load // 4
-        keys = torch.rand(count, self.KEYS, generator=random).argsort(dim=1)[:, :distinct]
-        again = torch.rand(count, distinct, generator=random).argsort(dim=1)[:, :load // 4]
-        order = torch.rand(count, load, generator=random).argsort(dim=1)
-        written = torch.cat([keys, keys.gather(1, again)], dim=1).gather(1, order)
-        values = torch.randint(self.VALUES, (count, load), generator=random)
+        keys = shuffled(self.KEYS)[:, :distinct]
+        again = shuffled(distinct)[:, :load // 4]
+        written = torch.cat([keys, keys.gather(1, again)], dim=1).gather(1, shuffled(load))
+        values = torch.randint(self.VALUES, (count, load), generator=random, device=self.device)
         # The place of each key's last pair.
-        place = torch.arange(1, load + 1)
+        place = torch.arange(1, load + 1, device=self.device)
         last = ((keys[:, :, None] == written[:, None]) * place).amax(dim=2) - 1
-        tokens = torch.zeros(count, self.tokens, dtype=torch.long)
+        tokens = torch.zeros(count, self.tokens, dtype=torch.long, device=self.device)
         targets = torch.full_like(tokens, IGNORE)
         tokens[:, 0:2 * load:2] = 1 + written
         tokens[:, 1:2 * load:2] = 1 + self.KEYS + values
         tokens[:, -distinct:] = 1 + keys
         targets[:, -distinct:] = 1 + self.KEYS + values.gather(1, last)
-        return tokens.to(self.device), targets.to(self.device)
+        return tokens, targets
 
     def batch(self):
         share = max(self.batch_size // len(self.loads), 1)

@@ -28,9 +28,9 @@ from model import MIXERS, Model, parameters_of
 from tasks import TASKS, loss_of
 
 DEFAULTS = {
-    "text": {"steps": 1000, "batch": 32, "tokens": 1024, "width": 256, "layers": 6, "heads": 2,
+    "text": {"steps": 500, "batch": 32, "tokens": 1024, "width": 256, "layers": 6, "heads": 2,
              "head_dim": 128, "lr": 2e-3},
-    "recall": {"steps": 4000, "batch": 128, "tokens": 384, "width": 128, "layers": 2, "heads": 2,
+    "recall": {"steps": 3000, "batch": 128, "tokens": 384, "width": 128, "layers": 2, "heads": 2,
                "head_dim": 64, "lr": 3e-3},
 }
 DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
