@@ -136,14 +136,16 @@ static void place_thread(Grad *g) {
     g->scratch = cg_gep8(cg, nv_global(cg, frame_gradient(g->k, GRAD_SCRATCH)), scratch);
 }
 
-/* Task number `task` (i64). Its slot may have no chunk: then it starts behind its sequence's end. */
+/* Task number `task` (i64). Its slot may have no chunk: then it starts behind its sequence's end.
+ * Every task has a block of the factor kernel, so there are less than 2^31; and a 64-bit division is a
+ * call, which costs registers in all of the kernel. */
 static void place_task(Grad *g, Val task) {
     Cg *cg = g->cg;
     const System *s = &g->g->s;
-    Val heads = cg_zext64(cg, g->heads), chunk;
-    g->head = cg_trunc32(cg, cg_urem(cg, task, heads));
+    Val number = cg_trunc32(cg, task), chunk;
+    g->head = cg_urem(cg, number, g->heads);
     Val first = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOT));
-    g->slot = cg_add(cg, cg_udiv(cg, task, heads), first);
+    g->slot = cg_add(cg, cg_zext64(cg, cg_udiv(cg, number, g->heads)), first);
     g->seq = seq_of_slot(cg, g->slot, s->chunk, &chunk);
     g->start = cg_mul(cg, chunk, cg_int64(cg, s->chunk));
     Val record = cg_mul(cg, task, cg_int64(cg, s->ws_bytes));
