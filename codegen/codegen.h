@@ -91,6 +91,8 @@ enum {
     GRAD_COSTATE_OUT, /* of the one that came in */
     GRAD_SCRATCH,     /* scratch_bytes of the grad entry for each of its blocks */
     GRAD_AHEAD,       /* values made ahead, see SCAN_TOKENS: of all tokens of the batch */
+    GRAD_SAVE_EVERY,  /* CgOptions.save_every of a forward pass whose states are at FRAME_SAVED: the chain may
+                         start at each of them. 0: it may not */
     GRAD_FIELDS
 };
 int frame_gradient(const Kernel *k, int field);
@@ -140,8 +142,9 @@ typedef enum {
  *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
  *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
  *      frame by value. reverse: as chain, a choice of its own; of a gradient both have
- *      min(N, GRAD_SLOTS)*H*vtiles blocks. grad, sums: any number of blocks, which share out the work;
- *      per_sm of them fit a multiprocessor.
+ *      min(N, GRAD_SLOTS)*H*vtiles blocks; with GRAD_SAVE_EVERY the chain has as many for each interval
+ *      between its multiples, interval before sequence: at least of as many sequences as can lie in one.
+ *      grad, sums: any number of blocks, which share out the work; per_sm of them fit a multiprocessor.
  *      recurrent_grad: N*H blocks, head fastest, each with scratch_bytes of its own from GRAD_SCRATCH
  *      on; one segment of all slots, a slot for every `chunk` tokens of a sequence as in the chunk
  *      gradient.

@@ -81,7 +81,8 @@ static long long row_bytes(const Writer *w, int i) {
 void header_gradient_fields(const Kernel *k, Buf *out) {
     buf_puts(out, "    /* GPU, set by ..._run: the chunk slots at work, what crosses their borders, where\n"
                   "     * sums over heads and chunks go. */\n"
-                  "    int64_t slot, slot_count, state_in, state_out, costate_in, costate_out, scratch, ahead;\n");
+                  "    int64_t slot, slot_count, state_in, state_out, costate_in, costate_out, scratch, ahead;\n"
+                  "    int64_t save_every; /* 0 */\n");
     for (int i = 0; i < k->out.count; i++) {
         const char *field = header_field(out->arena, &k->out.at[i]);
         buf_printf(out, "    int64_t %s_sum, %s_sum_heads;\n", field, field);
@@ -190,7 +191,7 @@ static const char place_text[] =
     "    f->slot = i * p->piece;\n"
     "    f->slot_count = f->slots - f->slot < p->piece ? f->slots - f->slot : p->piece;\n"
     "    f->state_in = p->crossed && i > 0 ? f->workspace + p->states + (i - 1) * state : 0;\n"
-    "    f->state_out = 0;\n"
+    "    f->state_out = f->save_every = 0;\n"
     "    f->costate_in = p->crossed && i + 1 < p->pieces\n"
     "                        ? f->workspace + p->costates + (i + 1) % 2 * state : 0;\n"
     "    f->costate_out = p->crossed && i > 0 ? f->workspace + p->costates + i % 2 * state : 0;\n"

@@ -69,6 +69,7 @@ static void put_segment_fields(const Kernel *k, Buf *out) {
         [GRAD_COSTATE_OUT] = "costate_out",
         [GRAD_SCRATCH] = "scratch",
         [GRAD_AHEAD] = "ahead",
+        [GRAD_SAVE_EVERY] = "save_every",
     };
     for (int i = 0; i < GRAD_FIELDS; i++)
         buf_printf(out, ", \"%s\": %d", field[i], frame_gradient(k, i));

@@ -1,5 +1,6 @@
 /* The chain kernel: one block = one sequence, one head, v_tile V columns; a loop over chunks. A gradient's
- * is over the chunks of one segment (gradient.h), and reverse the same loop backwards.
+ * is over the chunks of one segment (gradient.h), or of an interval from one saved state to the next, and
+ * reverse the same loop backwards.
  *
  *     copy chunk 0
  *     for each chunk:
@@ -88,16 +89,16 @@ static bool choose_schedule(Chain *c, int wish, const char **why)
 
 /* set-up --------------------------------------------------------------------------------------- */
 
-/* The block's sequence is number `n` (i32); a gradient's is that much behind the one that owns the
- * segment's first slot, and may be past the last one. */
+/* The block's sequence is number `n` (i32); a gradient's is that much behind the one that owns the first
+ * slot that is walked, and may be past the last one. */
 static Seq block_sequence(Chain *c, Val n)
 {
     Cg *cg = c->cg;
     if (!c->gradient)
         return seq_of_index(cg, n, c->s->chunk);
-    Val slot = cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)), chunk;
-    Val N = cg_trunc32(cg, cg_frame_field(cg, FRAME_N));
-    n = cg_add(cg, n, seq_of_slot(cg, slot, c->s->chunk, &chunk).index);
+    Val N = cg_trunc32(cg, cg_frame_field(cg, FRAME_N)), chunk;
+    n = chain_place_interval(c, n);
+    n = cg_add(cg, n, seq_of_slot(cg, c->begin, c->s->chunk, &chunk).index);
     c->exists = cg_cmp(cg, LLVMIntSLT, n, N);
     return seq_of_index(cg, cg_select(cg, c->exists, n, cg_sub(cg, N, cg_int(cg, 1))), c->s->chunk);
 }
@@ -182,12 +183,17 @@ static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, int, in
     cg_end_if(cg, &there);
 }
 
-/* Gradients: the sequence's state at frame field `own` (-1: none), or where it crosses the segment's border
- * the one passed on at `passed`. */
-static void visit_border(Chain *c, Val crosses, int passed, int own, bool load)
+static Val field(Chain *c, int which)
+{
+    return cg_frame_field(c->cg, frame_gradient(c->k, which));
+}
+
+/* Gradients: the sequence's state at frame field `own` (-1: none), or where it crosses the border of what is
+ * walked the one passed on at address `at` (i64; 0: none). */
+static void visit_border(Chain *c, Val crosses, Val at, int own, bool load)
 {
     Cg *cg = c->cg;
-    Val zero = cg_int64(cg, 0), at = cg_frame_field(cg, frame_gradient(c->k, passed));
+    Val zero = cg_int64(cg, 0);
     If there = cg_if(cg, cg_and(cg, crosses, cg_cmp(cg, LLVMIntNE, at, zero)));
     (load ? chain_take_over : chain_pass_on)(c, LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, ""));
     cg_end_if(cg, &there);
@@ -211,10 +217,10 @@ static void load_state(Chain *c)
         visit_state(c, FRAME_S0, load_element);
     } else if (!c->back) {
         Val before = cg_cmp(cg, LLVMIntSGT, c->first, zero);
-        visit_border(c, before, GRAD_STATE_IN, FRAME_S0, true);
+        visit_border(c, before, chain_state_in(c), FRAME_S0, true);
     } else {
         Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
-        visit_border(c, behind, GRAD_COSTATE_IN, frame_costate(c->k), true);
+        visit_border(c, behind, field(c, GRAD_COSTATE_IN), frame_costate(c->k), true);
     }
 }
 
@@ -225,10 +231,10 @@ static void store_state(Chain *c)
         visit_state(c, FRAME_S, store_element);
     } else if (!c->back) {
         Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
-        visit_border(c, behind, GRAD_STATE_OUT, -1, false);
+        visit_border(c, behind, field(c, GRAD_STATE_OUT), -1, false);
     } else {
         Val before = cg_cmp(cg, LLVMIntSGT, c->first, cg_int64(cg, 0));
-        visit_border(c, before, GRAD_COSTATE_OUT, frame_costate(c->k) + 1, false);
+        visit_border(c, before, field(c, GRAD_COSTATE_OUT), frame_costate(c->k) + 1, false);
     }
 }
 
@@ -291,7 +297,7 @@ static Val record_of(Chain *c, Val i)
     Cg *cg = c->cg;
     Val slot = cg_add(cg, c->seq.slot, chunk_number(c, i));
     if (c->gradient)
-        slot = cg_sub(cg, slot, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)));
+        slot = cg_sub(cg, slot, field(c, GRAD_SLOT));
     Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
                         cg_zext64(cg, c->factor_head));
     return cg_gep8(cg, nv_records(cg), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
@@ -462,13 +468,12 @@ static void place_walk(Chain *c)
     c->count = c->chunks;
     if (!c->gradient)
         return;
-    Val begin = cg_sub(cg, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT)), c->seq.slot);
-    Val end = cg_add(cg, begin, cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOTS)));
+    Val begin = cg_sub(cg, c->begin, c->seq.slot), end = cg_sub(cg, c->end, c->seq.slot);
     c->first = between(cg, begin, zero, c->chunks);
     c->count = cg_sub(cg, between(cg, end, zero, c->chunks), c->first);
 }
 
-/* A sequence none of whose chunks is in the segment is left alone; one that has no chunks still hands its
+/* A sequence none of whose chunks is walked here is left alone; one that has no chunks still hands its
  * costate on. */
 static void build_block(Chain *c)
 {

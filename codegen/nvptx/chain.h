@@ -71,6 +71,9 @@ typedef struct Chain {
     Val first, count;              /* i64: the sequence's chunks first .. first + count - 1 are walked */
     Val chunks;                    /* i64: that it has */
     Val exists;                    /* gradients: i1, whether there is such a sequence */
+    Val begin, end;                /* gradients: i64 slots that are walked: the segment's, or an interval's */
+    Val interval, inner;           /* gradients, chain: i32 number of that interval in the batch; i1 that the
+                                      segment did not begin with it */
     Var state[32][4];              /* wgmma with f16: divided by `unit` */
     Var unit[2];                   /* wgmma with f16: a power of two per V column */
     ValueAt at_v[2];               /* params with the V axis: at this lane's columns */
@@ -114,6 +117,8 @@ void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
                         void (*visit)(Chain *, Val p, int n, int j));
 
 /* chain_border.c: states in the midst of a sequence, in memory from `all` on: codegen.h at GRAD_STATE_IN */
+Val chain_place_interval(Chain *c, Val n);            /* gradients: sets begin, end; n without the interval */
+Val chain_state_in(Chain *c);                         /* address (i64) of what a sequence there goes on from */
 void chain_take_over(Chain *c, Val all);
 void chain_pass_on(Chain *c, Val all);
 void chain_save_start(Chain *c, Val number);          /* forward: the state before this chunk (i64), where due */

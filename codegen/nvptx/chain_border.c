@@ -1,6 +1,6 @@
 /* States in the midst of a sequence: what a segment of a gradient leaves to the next one, and what a forward
- * pass saves for that. Exactly as the registers hold them, so that whoever goes on computes the same bits
- * as without the border: the warpgroups' schedule keeps S / unit, and what its unit is depends on all
+ * pass saves for that, also for intervals of a segment that are walked side by side. Exactly as the registers
+ * hold them, so that whoever goes on computes the same bits as without the border: the warpgroups' schedule keeps S / unit, and what its unit is depends on all
  * chunks before. So the units lie behind the states, 1 from the other schedule: a forward pass may have
  * one and its gradient the other.
  *
@@ -88,6 +88,49 @@ void chain_pass_on(Chain *c, Val all)
     }
 }
 
+/* Address (i64) of the saved state in front of slot `which * every`. */
+static Val saved_state(Chain *c, Val which)
+{
+    Cg *cg = c->cg;
+    Val bytes = cg_int64(cg, state_bytes(cg) + 4 * (int64_t)c->s->V);
+    Val number = cg_sub(cg, which, cg_int64(cg, 1));
+    Val at = cg_mul(cg, number, cg_mul(cg, cg_zext64(cg, c->heads), bytes));
+    return cg_add(cg, cg_frame_field(cg, FRAME_SAVED), at);
+}
+
+/* The segment's slots from one multiple of GRAD_SAVE_EVERY to the next; with 0 all of them. A launch has less
+ * than 2^31 blocks, so slots are 32-bit numbers. */
+Val chain_place_interval(Chain *c, Val n)
+{
+    Cg *cg = c->cg;
+    Val slots = cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOTS));
+    c->begin = cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT));
+    c->end = cg_add(cg, c->begin, slots);
+    if (c->back)
+        return n;
+    Val zero = cg_int(cg, 0), one = cg_int(cg, 1), slot = cg_trunc32(cg, c->begin);
+    Val every = cg_trunc32(cg, cg_frame_field(cg, frame_gradient(c->k, GRAD_SAVE_EVERY)));
+    Val end = cg_trunc32(cg, c->end);
+    end = cg_select(cg, cg_cmp(cg, LLVMIntSGT, end, slot), end, cg_add(cg, slot, one));
+    every = cg_select(cg, cg_cmp(cg, LLVMIntSGT, every, zero), every, end);
+    Val first = cg_udiv(cg, slot, every);
+    Val last = cg_udiv(cg, cg_sub(cg, end, one), every);
+    Val intervals = cg_add(cg, cg_sub(cg, last, first), one), which = cg_urem(cg, n, intervals);
+    c->interval = cg_add(cg, first, which);
+    c->inner = cg_cmp(cg, LLVMIntSGT, which, zero);
+    Val here = cg_zext64(cg, cg_mul(cg, c->interval, every)), next = cg_add(cg, here, cg_zext64(cg, every));
+    c->begin = cg_select(cg, c->inner, here, c->begin);
+    c->end = cg_select(cg, cg_cmp(cg, LLVMIntSLT, next, c->end), next, c->end);
+    return cg_udiv(cg, n, intervals);
+}
+
+Val chain_state_in(Chain *c)
+{
+    Cg *cg = c->cg;
+    Val passed = cg_frame_field(cg, frame_gradient(c->k, GRAD_STATE_IN));
+    return cg_select(cg, c->inner, saved_state(c, cg_zext64(cg, c->interval)), passed);
+}
+
 void chain_save_start(Chain *c, Val number)
 {
     Cg *cg = c->cg;
@@ -96,9 +139,7 @@ void chain_save_start(Chain *c, Val number)
     Val due = cg_cmp(cg, LLVMIntEQ, cg_urem(cg, slot, every), zero);
     due = cg_and(cg, due, cg_cmp(cg, LLVMIntSGT, number, zero));
     If there = cg_if(cg, cg_and(cg, due, cg_cmp(cg, LLVMIntNE, saved, zero)));
-    Val bytes = cg_int64(cg, state_bytes(cg) + 4 * (int64_t)c->s->V);
-    Val which = cg_sub(cg, cg_udiv(cg, slot, every), cg_int64(cg, 1));
-    Val at = cg_mul(cg, which, cg_mul(cg, cg_zext64(cg, c->heads), bytes));
-    chain_pass_on(c, cg_gep8(cg, nv_global(cg, FRAME_SAVED), at));
+    Val at = saved_state(c, cg_udiv(cg, slot, every));
+    chain_pass_on(c, LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, ""));
     cg_end_if(cg, &there);
 }

@@ -52,6 +52,16 @@
  *                goes on behind the segment leaves its state in STATE_OUT (a pointer may be 0: not wanted)
  *     reverse    a sequence that goes on behind the segment starts from COSTATE_IN, not dS; one whose first
  *                chunk here is not its first leaves its costate in COSTATE_OUT, else in dS0
+ *
+ * Intervals. Where a forward pass has saved states (GRAD_SAVE_EVERY, FRAME_SAVED) the chain need not walk a
+ * segment from end to end: its blocks are (sequence, interval, head, tile), an interval being the segment's
+ * slots from one multiple of SAVE_EVERY to the next, the first and the last one perhaps fewer. An interval is
+ * to the chain what a segment is, but that a sequence which comes in from the interval before starts from the
+ * state saved there: it was saved if the sequence has a chunk at that slot that is not its first, which is
+ * when the chain looks for it. So nothing has to be known of where sequences lie, and as many sequences as
+ * may have a slot in an interval are enough. STATE_OUT is 0 then.
+ *
+ * Chain and reverse read nothing that the other one writes: they may run at the same time.
  */
 #ifndef GDR_CODEGEN_NVPTX_GRADIENT_H
 #define GDR_CODEGEN_NVPTX_GRADIENT_H

@@ -38,7 +38,16 @@ static void **run_forwards(GradRun *r) {
     return state;
 }
 
-static void run_backwards(GradRun *r, void **state) {
+/* The chain's blocks over intervals of `every` slots. */
+static int64_t interval_tiles(const GradRun *r, const int64_t *frame, int64_t every) {
+    int64_t first = frame[frame_gradient(r->code, GRAD_SLOT)];
+    int64_t last = first + frame[frame_gradient(r->code, GRAD_SLOTS)] - 1;
+    int64_t N = r->c->N, sequences = every < N ? every : N;
+    return (last / every - first / every + 1) * sequences * tiles(r, ENTRY_chain) / N;
+}
+
+/* With `saved` the chain starts at each of these states, once in `every` slots; and it comes after reverse. */
+static void run_backwards_from(GradRun *r, void **state, const float *saved, int64_t every) {
     int64_t count = (r->slots + r->segment - 1) / r->segment;
     for (int64_t i = count - 1; i >= 0; i--) {
         int64_t frame[GRAD_FRAME] = {0};
@@ -46,11 +55,22 @@ static void run_backwards(GradRun *r, void **state) {
         frame[frame_gradient(r->code, GRAD_STATE_IN)] = i ? grad_address(state[i]) : 0;
         frame[frame_gradient(r->code, GRAD_COSTATE_IN)] = grad_address(r->hand[(i + 1) % 2]);
         frame[frame_gradient(r->code, GRAD_COSTATE_OUT)] = grad_address(r->hand[i % 2]);
-        factor_and_chain(r, frame);
+        if (!saved)
+            factor_and_chain(r, frame);
+        else
+            grad_launch(r, ENTRY_factor, frame, frame[frame_gradient(r->code, GRAD_SLOTS)] * r->c->H);
         grad_launch(r, ENTRY_reverse, frame, tiles(r, ENTRY_reverse));
+        frame[FRAME_SAVED] = grad_address(saved);
+        frame[frame_gradient(r->code, GRAD_SAVE_EVERY)] = every;
+        if (saved)
+            grad_launch(r, ENTRY_chain, frame, interval_tiles(r, frame, every));
         grad_launch(r, ENTRY_grad, frame, r->blocks);
         grad_launch(r, ENTRY_sums, frame, 2);
     }
+}
+
+static void run_backwards(GradRun *r, void **state) {
+    run_backwards_from(r, state, NULL, 0);
 }
 
 static void open_run(GradRun *r, const GradCase *c) {
@@ -76,6 +96,14 @@ static const void *gradient_of(const GradRun *r, int o) {
     return grad_summed(r, o) ? r->sum[o] : r->part[o];
 }
 
+static void gradients_are_the_same(const GradRun *a, GradRun *b) {
+    const GradCase *c = a->c;
+    for (int o = 0; o < a->code->out.count; o++)
+        if (memcmp(gradient_of(a, o), gradient_of(b, o), gradient_bytes(a, o)) != 0)
+            fail_msg("%s: %s is another", grad_described(b), a->code->out.at[o].name);
+    assert_memory_equal(a->ds0, b->ds0, (size_t)(4 * c->N * c->H * c->K * c->V));
+}
+
 /* c->segment slots at a time against all at once. */
 static void same_in_pieces(const GradCase *c) {
     GradCase all = *c;
@@ -85,10 +113,7 @@ static void same_in_pieces(const GradCase *c) {
     open_run(&b, c);
     run_backwards(&a, NULL);
     run_backwards(&b, run_forwards(&b));
-    for (int o = 0; o < a.code->out.count; o++)
-        if (memcmp(gradient_of(&a, o), gradient_of(&b, o), gradient_bytes(&a, o)) != 0)
-            fail_msg("%s: %s is another", grad_described(&b), a.code->out.at[o].name);
-    assert_memory_equal(a.ds0, b.ds0, (size_t)(4 * c->N * c->H * c->K * c->V));
+    gradients_are_the_same(&a, &b);
     grad_close(&a);
     grad_close(&b);
 }
@@ -278,6 +303,43 @@ static void saved_states_are_those_of_the_pieces(void **state) {
         }
 }
 
+/* The chain walks from each saved state on, all of these walks at the same time. */
+static void same_in_intervals(const GradCase *c) {
+    GradCase all = *c;
+    GradRun a, b;
+    Forward f;
+    all.segment = 0;
+    open_run(&a, &all);
+    run_backwards(&a, NULL);
+    open_run(&b, c);
+    forward_open(&f, &b, 0);
+    const float *saved = forward_run(&f, &b);
+    run_backwards_from(&b, run_forwards(&b), saved, EVERY);
+    gradients_are_the_same(&a, &b);
+    for (int i = 0; i < 2; i++)
+        cg_close(f.cg[i]);
+    grad_close(&a);
+    grad_close(&b);
+}
+
+static void intervals_change_no_bit(void **state) {
+    (void)state;
+    for (int f = 0; f < FEW; f++)
+        for (int i = 0; i < 4; i++) {
+            GradCase c = usual;
+            c.spec = few[f];
+            c.segment = (int[]){0, 2 * EVERY, 2 * EVERY + 1, EVERY + 1}[i];
+            c.target = i == 1 ? "sm_80" : "sm_90a";
+            c.gate = -.05;
+            if (i >= 2) {
+                c.N = 5, c.cu_width = 8;
+                memcpy(c.length, (int[]){5, 0, 90, 1, 33}, sizeof(int[5]));
+            }
+            if (grad_spec_wanted(c.spec))
+                same_in_intervals(&c);
+        }
+}
+
 static double worst_difference(const GradRun *a, const GradRun *b) {
     double worst = 0;
     for (int o = 0; o < a->code->out.count; o++) {
@@ -329,6 +391,7 @@ int main(void) {
         cmocka_unit_test(pieces_of_packs_change_no_bit),
         cmocka_unit_test(spare_rows_stay),
         cmocka_unit_test(saved_states_are_those_of_the_pieces),
+        cmocka_unit_test(intervals_change_no_bit),
         cmocka_unit_test(schedules_understand_each_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
