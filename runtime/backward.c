@@ -12,7 +12,8 @@
  *     GPU, token by token: recurrent_grad, sums
  *
  * Where the forward pass saved all there are no passes forwards, and those backwards begin with reverse.
- * The state at a border comes from the pass forwards or from what the forward pass saved; costates swing
+ * The state at a border comes from the pass forwards or from what the forward pass saved; where it did, the
+ * chain may walk from every saved state on, all of these walks at once. Costates swing
  * between two places, one read while the other is written. Nothing waits and nothing is read back, so
  * a CUDA graph can capture it all.
  */
@@ -68,8 +69,10 @@ typedef struct Queue {
     gdr_kernel *kernel;
     const BoundLaunch *b;
     void *stream;
-    int64_t ws; /* the workspace */
-    Segment at; /* the piece at work */
+    int64_t ws;    /* the workspace */
+    Segment at;    /* the piece at work */
+    int chain;     /* backwards: its chain entry */
+    int64_t every; /* and GRAD_SAVE_EVERY, from choose_chain */
 } Queue;
 
 static void set_field(const Queue *q, int field, int64_t x) {
@@ -85,8 +88,78 @@ static int64_t sequences_at(const Queue *q) {
     return b->slots ? (b->N * q->at.slots + b->slots - 1) / b->slots : b->N;
 }
 
+static int64_t divide_up(int64_t x, int64_t y) {
+    return x / y + (x % y != 0);
+}
+
+/* The most sequences that `every` slots in a row, from a multiple of it on, have a part of. */
+static int64_t sequences_in(const BoundLaunch *b, int64_t every) {
+    int64_t each = b->packed ? 1 : b->slots / b->N;
+    bool even = every % each == 0 || each % every == 0;
+    int64_t most = even ? divide_up(every, each) : (every + each - 2) / each + 1;
+    return most < b->N ? most : b->N;
+}
+
+/* Blocks of an entry that a multiprocessor holds for sure: threads may have all 255 registers. */
+static int64_t blocks_at_once(const Queue *q, const CgEntry *e) {
+    enum { THREADS = 256, SHARED_BESIDE = 1024 };
+    const Target *t = target_find(q->kernel->rec.target);
+    int64_t by_threads = THREADS / e->threads;
+    int64_t by_shared = (t->smem_limit + SHARED_BESIDE) / (e->smem_bytes + SHARED_BESIDE);
+    int64_t least = by_threads < by_shared ? by_threads : by_shared;
+    return least > 0 ? least : 1;
+}
+
+/* Of a chain that walks over each interval of `every` slots. */
+static int64_t interval_blocks(const Queue *q, const CgEntry *e, int64_t every) {
+    int64_t first = q->at.first / every, last = (q->at.first + q->at.slots - 1) / every;
+    return (last - first + 1) * sequences_in(q->b, every) * q->b->H * entry_tiles(q->kernel, e);
+}
+
+/* How long a chain takes with walks of so many slots (0: end to end) at the same time. Of a chunk's time on one
+ * multiprocessor half is latency, which blocks that it holds at once spend together, when there are as many
+ * columns as that; a walk begins as long as a chunk takes. */
+static int64_t chain_time(const Queue *q, const CgEntry *e, int64_t every) {
+    enum { COLUMNS_OF_LATENCY = 64 };
+    const BoundLaunch *b = q->b;
+    int64_t walks = sequences_at(q), chunks = divide_up(q->at.slots, walks);
+    if (every && every < chunks) { /* they end where sequences do and where states were saved */
+        bool same = !b->packed && b->slots / b->N % every == 0;
+        walks = divide_up(q->at.slots, every) + (same ? 0 : walks - 1);
+        chunks = every;
+    }
+    int64_t processors = b->processors > 0 ? b->processors : 1;
+    int64_t blocks = divide_up(walks * b->H * entry_tiles(q->kernel, e), processors);
+    int64_t turns = divide_up(blocks, blocks_at_once(q, e));
+    return (chunks + 1) * (turns * COLUMNS_OF_LATENCY + blocks * e->v_tile);
+}
+
+/* The chain of a piece backwards: its entry, and whether it walks from every saved state on. Of two that take
+ * the same time the one with narrower tiles, whose blocks find a place beside those of reverse. */
+static void choose_chain(Queue *q) {
+    const BoundLaunch *b = q->b;
+    const CgModule *m = &q->kernel->rec.module;
+    int64_t least = INT64_MAX, may = b->saved && !b->all ? b->save_every : 0;
+    q->chain = -1;
+    for (int i = 0; i < m->entry.count; i++) {
+        const CgEntry *e = &m->entry.at[i];
+        if (e->kind != ENTRY_chain)
+            continue;
+        int64_t whole = chain_time(q, e, 0), parts = whole;
+        if (may && interval_blocks(q, e, may) <= GRID_MAX)
+            parts = chain_time(q, e, may);
+        if (whole > least && parts > least)
+            continue;
+        q->chain = i;
+        q->every = parts < whole ? may : 0;
+        least = parts < whole ? parts : whole;
+    }
+}
+
 static int entry_for(const Queue *q, EntryKind kind) {
     const CgModule *m = &q->kernel->rec.module;
+    if (kind == ENTRY_chain && q->chain >= 0)
+        return q->chain;
     if (kind == ENTRY_chain || kind == ENTRY_reverse)
         return choose_entry(q->kernel, kind, sequences_at(q) * q->b->H);
     for (int i = 0; i < m->entry.count; i++)
@@ -108,6 +181,8 @@ static int64_t blocks_of(const Queue *q, const CgEntry *e) {
         return tasks < (int64_t)b->processors * e->per_sm ? tasks : (int64_t)b->processors * e->per_sm;
     if (e->kind == ENTRY_sums)
         return (int64_t)b->processors * e->per_sm;
+    if (e->kind == ENTRY_chain && q->every)
+        return interval_blocks(q, e, q->every);
     if ((e->kind == ENTRY_chain || e->kind == ENTRY_reverse) && q->at.slots && q->at.slots < b->N)
         return tasks * entry_tiles(q->kernel, e);
     return b->N * b->H * entry_tiles(q->kernel, e);
@@ -190,6 +265,9 @@ static void go_to(Queue *q, int64_t group, int64_t piece) {
     bool state = q->b->seg.crossed && piece > 0 && !q->b->all;
     set_field(q, GRAD_STATE_IN, state ? border_state(q, piece - 1) : 0);
     set_field(q, GRAD_STATE_OUT, 0);
+    set_field(q, GRAD_SAVE_EVERY, 0);
+    q->chain = -1;
+    q->every = 0;
     if (q->b->all)
         q->b->frame[FRAME_WS] = saved_records(q);
     point_at_parts(q);
@@ -214,6 +292,8 @@ static gdr_status queue_backwards(Queue *q, int64_t group, int64_t piece) {
     static const EntryKind order[] = {ENTRY_factor, ENTRY_chain, ENTRY_reverse, ENTRY_grad};
     gdr_status status = GDR_OK;
     go_to(q, group, piece);
+    choose_chain(q);
+    set_field(q, GRAD_SAVE_EVERY, q->every);
     bool in = s->crossed && piece + 1 < s->pieces, out = s->crossed && piece > 0;
     set_field(q, GRAD_COSTATE_IN, in ? border_costate(q, piece + 1) : 0);
     set_field(q, GRAD_COSTATE_OUT, out ? border_costate(q, piece) : 0);

@@ -178,6 +178,34 @@ static void states_at_borders_are_made_only_where_needed(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* Saved states let the chain walk over intervals side by side, where the GPU has room for it. */
+static void chains_start_at_saved_states(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
+    struct {
+        Call call;
+        bool intervals;
+    } list[] = {{dense(1, 64 * 100, 4, 4), true},     {dense(3, 64 * 33, 4, 4), true},
+                {dense(2, 64 * 47 + 5, 4, 4), true},  {packed(5, 64 * 100, 4, 4), true},
+                {dense(2, 64 * 40, 32, 32), true},    {dense(1, 64 * 100, 512, 512), false},
+                {packed(40, 64 * 60, 2, 2), false},   {dense(40, 64 * 12, 2, 2), false},
+                {dense(9, 64 * 3, 4, 4), false}};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        Call *c = &list[i].call;
+        size_t saved;
+        call_init(c);
+        c->launch.saved = &c->saved;
+        assert_int_equal(gdr_saved_size(k, &c->launch, &saved), GDR_OK);
+        c->saved = (gdr_saved){(void *)(uintptr_t)0x4000000000, saved, CHUNK, 0};
+        Summary s = run(k, c, true);
+        assert_int_equal(s.forwards, 0);
+        assert_int_equal(s.intervals, list[i].intervals ? s.backwards : 0);
+    }
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+}
+
 static void gradients_that_nobody_shares_need_no_sum(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
@@ -346,6 +374,7 @@ int main(void) {
         cmocka_unit_test_setup(workspaces_stay_within_the_budget, fresh),
         cmocka_unit_test_setup(the_callers_workspace_decides, fresh),
         cmocka_unit_test_setup(states_at_borders_are_made_only_where_needed, fresh),
+        cmocka_unit_test_setup(chains_start_at_saved_states, fresh),
         cmocka_unit_test_setup(gradients_that_nobody_shares_need_no_sum, fresh),
         cmocka_unit_test_setup(no_tokens_launch_nothing, fresh),
         cmocka_unit_test_setup(failures_lose_nothing, fresh),

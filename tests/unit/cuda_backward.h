@@ -117,6 +117,12 @@ typedef struct Region {
     int64_t at, end;
 } Region;
 
+typedef struct Summary {
+    int forwards, backwards;
+    int intervals; /* pieces whose chain starts from every saved state */
+    int64_t longest;
+} Summary;
+
 /* Everything that kernels of one piece may write or read of the workspace. */
 typedef struct Check {
     const gdr_kernel *k;
@@ -205,6 +211,26 @@ static void check_memory(Check *x, const StubLaunch *l) {
     regions_are_apart(x);
 }
 
+/* Blocks of a chain that walks over every interval between saved states: as many sequences as any of them can
+ * have a part of, at least. */
+static void check_intervals(const Check *x, const StubLaunch *l) {
+    const Call *c = x->c;
+    int64_t every = field(x->k, l, GRAD_SAVE_EVERY), slot = field(x->k, l, GRAD_SLOT);
+    int64_t last = slot + field(x->k, l, GRAD_SLOTS) - 1, each = (c->T + CHUNK - 1) / CHUNK, most = 0;
+    assert_int_equal(every, save_every(K, V, CHUNK));
+    assert_int_equal(l->frame[FRAME_SAVED], (uintptr_t)c->saved.data);
+    int64_t intervals = last / every - slot / every + 1;
+    for (int64_t i = slot / every; i <= last / every; i++) {
+        int64_t begin = i * every < slot ? slot : i * every;
+        int64_t end = (i + 1) * every - 1 > last ? last : (i + 1) * every - 1;
+        int64_t sequences = c->packed ? end - begin + 1 : end / each - begin / each + 1;
+        most = sequences > most ? sequences : most;
+    }
+    int64_t have = l->grid / (intervals * c->H);
+    assert_int_equal(l->grid % (intervals * c->H), 0);
+    assert_true(have >= (most < c->N ? most : c->N) && have <= 2 * c->N);
+}
+
 static void check_grid(const Check *x, const StubLaunch *l) {
     int64_t tasks = field(x->k, l, GRAD_SLOTS) * x->c->H, chains = x->c->N * x->c->H;
     if (tasks && tasks < chains)
@@ -215,6 +241,8 @@ static void check_grid(const Check *x, const StubLaunch *l) {
         assert_int_equal(l->grid, tasks < SMS * PER_SM ? tasks : SMS * PER_SM);
     else if (!strcmp(l->name, "sums"))
         assert_int_equal(l->grid, SMS * PER_SM);
+    else if (!strcmp(l->name, "chain") && field(x->k, l, GRAD_SAVE_EVERY))
+        check_intervals(x, l);
     else
         assert_true(l->grid == chains || l->grid == chains * 2);
     assert_ptr_equal(l->stream, &stub);
@@ -225,7 +253,7 @@ static bool crosses(const Check *x, int64_t border) {
 }
 
 /* The launches of one piece, from launch i on; the number of the one behind. */
-static int check_backwards(Check *x, int i, int64_t end, int64_t costate, bool sums) {
+static int check_backwards(Check *x, int i, int64_t end, int64_t costate, bool sums, Summary *s) {
     static const char *const order[] = {"factor", "chain", "reverse", "grad", "sums"};
     const gdr_kernel *k = x->k;
     const StubLaunch *l = &stub.launch[i];
@@ -238,6 +266,7 @@ static int check_backwards(Check *x, int i, int64_t end, int64_t costate, bool s
         assert_int_equal(field(k, l, GRAD_SLOT), first);
         assert_int_equal(field(k, l, GRAD_SLOTS), slots);
         assert_int_equal(field(k, l, GRAD_STATE_OUT), 0);
+        s->intervals += !strcmp(l->name, "chain") && field(k, l, GRAD_SAVE_EVERY);
         check_grid(x, l);
         check_memory(x, l);
     }
@@ -249,11 +278,6 @@ static int check_backwards(Check *x, int i, int64_t end, int64_t costate, bool s
         assert_int_equal(field(k, l, GRAD_COSTATE_IN), costate);
     return i;
 }
-
-typedef struct Summary {
-    int forwards, backwards;
-    int64_t longest;
-} Summary;
 
 /* All launches: pieces forwards leave states that pieces backwards then start from; these cover all
  * slots, from the last to the first. */
@@ -286,7 +310,7 @@ static inline Summary check_queue(const gdr_kernel *k, const Call *c, int64_t ws
             assert_true(in != 0);
         }
         if (!out) {
-            i = check_backwards(&x, i, end, costate, sums);
+            i = check_backwards(&x, i, end, costate, sums, &s);
             end = first;
             costate = field(k, l, GRAD_COSTATE_OUT);
             s.backwards++;
@@ -297,6 +321,7 @@ static inline Summary check_queue(const gdr_kernel *k, const Call *c, int64_t ws
             l = &stub.launch[i];
             assert_string_equal(l->name, j ? "chain" : "factor");
             assert_int_equal(field(k, l, GRAD_STATE_OUT), out);
+            assert_int_equal(field(k, l, GRAD_SAVE_EVERY), 0);
             check_grid(&x, l);
             check_memory(&x, l);
         }
