@@ -216,6 +216,9 @@ int factor_stage_bytes(const Factor *f);
 void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inputs */
 /* Move to slab `slab`: wait for its copies, take them, start the next slab's. */
 void factor_enter_slab(Factor *f, Val slab);
+/* The same when its copies are known to be there. One group of copies is committed, whether or not there is
+ * a next slab. */
+void factor_take_slab(Factor *f, Val slab);
 bool factor_lookup(ValueAt *at, int v, Val *out);
 Val factor_no_sum(ValueAt *at, int v, int axis, Val partial);
 

@@ -159,7 +159,7 @@ static Val stage_slot(Factor *f, int n)
 
 enum { MAX_ACCESSES = 8 };
 
-void factor_copy_ahead(Factor *f, Val slab)
+static void start_copies(Factor *f, Val slab)
 {
     Cg *cg = f->cg;
     int n = 0;
@@ -171,14 +171,18 @@ void factor_copy_ahead(Factor *f, Val slab)
             for (int j = 0; j < value_accesses(&f->at[h], f->staged[i]); j++)
                 nv_copy_async(cg, stage_slot(f, n++), from[j], cg_int(cg, 16));
         }
-    nv_copy_commit(cg);
 }
 
-void factor_enter_slab(Factor *f, Val slab)
+void factor_copy_ahead(Factor *f, Val slab)
+{
+    start_copies(f, slab);
+    nv_copy_commit(f->cg);
+}
+
+void factor_take_slab(Factor *f, Val slab)
 {
     Cg *cg = f->cg;
     int n = 0;
-    nv_copy_wait(cg, 0);
     for (int i = 0; i < f->nstaged; i++)
         for (int h = 0; h < 2; h++) {
             int v = f->staged[i], accesses = value_accesses(&f->at[h], v);
@@ -191,10 +195,17 @@ void factor_enter_slab(Factor *f, Val slab)
     take_parked(f, slab);
     Val next = cg_add(cg, slab, cg_int(cg, 1));
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, cg_int(cg, f->s->kp / SLAB)));
-    factor_copy_ahead(f, next);
+    start_copies(f, next);
     cg_end_if(cg, &more);
+    nv_copy_commit(cg);
     for (int h = 0; h < 2; h++)
         set_slab(f, h, slab);
+}
+
+void factor_enter_slab(Factor *f, Val slab)
+{
+    nv_copy_wait(f->cg, 0);
+    factor_take_slab(f, slab);
 }
 
 /* row sums ------------------------------------------------------------------------------------- */

@@ -2,6 +2,10 @@
  *
  *     left     units, Zt = A X, left rows and dG: everything with a V axis but the states
  *     slabs    32 channels at a time: dW and dKt, then rows, keys and decays    two barriers each
+ *
+ * Memory is far, and a block has no others to work on meanwhile but one more. So everything that comes
+ * before the first slab's products is on its way to shared memory from the start on, each thing to a
+ * place that waits for it; a slab's inputs and states are copied while the slab before it is worked on.
  */
 #include "codegen/nvptx/grad_pull.h"
 
@@ -242,7 +246,8 @@ static int take(int *at, int bytes) {
     return here;
 }
 
-/* What comes after the left rows stands in place of X, A and Zt. */
+/* What comes after the left rows stands in place of X, A and Zt; but a slab's inputs, if they are to be
+ * copied while Zt is used, beside it. */
 static void plan_shared(Pull *p) {
     const System *s = p->s;
     int at = 0, threads = 32 * s->warps, square = s->rows * s->rows * 2, fragment = 32 * 16;
@@ -262,6 +267,8 @@ static void plan_shared(Pull *p) {
     int before = larger_of(s->rows * s->vp * 2 + square, s->rows * p->vq * 2);
     p->sh_exchange = take(&at, (s->families + 1) * s->warps * 2 * fragment);
     p->sh_keys = take(&at, p->decays && !s->a_key ? s->warps * 2 * fragment : 0);
+    if (p->early)
+        at = larger_of(at, p->sh_zt + s->rows * p->vq * 2);
     p->f.sh_stage = take(&at, factor_stage_bytes(&p->f));
     p->sh_bytes = larger_of(at, p->sh_zt + before);
 }
@@ -276,11 +283,13 @@ static bool fits(const Pull *p, int blocks) {
 static void plan_copies(Pull *p) {
     int inputs = p->f.nstaged, wanted = 8 / p->s->warps;
     for (int blocks = wanted; blocks > 0; blocks = blocks > 1 ? 1 : 0)
-        for (p->f.nstaged = inputs; p->f.nstaged >= 0; p->f.nstaged--) {
-            plan_shared(p);
-            if (fits(p, blocks))
-                return;
-        }
+        for (p->f.nstaged = inputs; p->f.nstaged >= 0; p->f.nstaged--)
+            for (int early = 1; early >= 0; early--) {
+                p->early = early;
+                plan_shared(p);
+                if (fits(p, blocks))
+                    return;
+            }
     p->f.nstaged = 0;
 }
 
@@ -377,13 +386,17 @@ void grad_pull(Grad *g) {
     p->f.t = g->lane_t;
     p->f.record = g->record;
     factor_place_rows(&p->f, g->seq, g->start, g->head, g->heads);
-    row_scales(p);
     pull_state_begin(p);
+    pull_copy_left(p);
+    row_scales(p);
     factor_reduce(&p->f);
+    pull_copy_state(p, cg_int(cg, 0));
     if (!p->s->a_key)
         pull_scalar_begin(p);
     pull_left(p);
     nv_barrier(cg);
-    factor_copy_ahead(&p->f, cg_int(cg, 0));
+    if (!p->early)
+        factor_copy_ahead(&p->f, cg_int(cg, 0));
+    nv_copy_wait(cg, 0);
     (p->s->a_key ? pull_key_chunk : pull_scalar_chunk)(p);
 }

@@ -50,6 +50,7 @@ typedef struct Pull {
                                 lane's own: left rows for dW; Zt for dKt */
     int sh_state;            /* S, then dS: [vq][32 channels] f16 */
     int sh_zt;               /* f16 [rows][vq]; before it X and A as in the record; after it: */
+    bool early;              /* there is room for the first slab's inputs beside Zt */
     int sh_exchange;         /* [families + 1][block][h][n][lane]: a slab's pairs of keys, rows */
     int sh_dg;               /* [family][pair][n][h][lane]: pairs of dG's accumulators */
     int sh_raw;              /* scalar decay, not of log a: likewise dG without the decays */
@@ -115,16 +116,19 @@ void pull_store_dx(Pull *p, Val slab, Tile *dx);
 void pull_store_dp(Pull *p, Val slab, Tile *dp);
 
 /* grad_pull_unit.c */
-void pull_make_units(Pull *p);
+void pull_copy_units(Pull *p);   /* start copying */
+void pull_make_units(Pull *p);   /* once they have arrived */
 
 /* grad_pull_left.c */
+/* Start copying what pull_left reads, in two groups: X, A and units; left rows. A third follows. */
+void pull_copy_left(Pull *p);
 void pull_left(Pull *p);
 void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]); /* families: Zt */
 Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blocks */
 
 /* grad_pull_state.c */
 void pull_state_begin(Pull *p);
-void pull_copy_state(Pull *p, Val slab);
+void pull_copy_state(Pull *p, Val slab);              /* one group of copies */
 void pull_state(Pull *p, Tile *dw, Tile *dkt);
 /* This warp's part of the slab's dD over sigma: of channel pull_dd_channel(p, i) in lanes where
  * *here (i1), 0 in others. */

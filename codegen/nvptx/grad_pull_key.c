@@ -540,9 +540,11 @@ void pull_key_chunk(Pull *p) {
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
     Tile dw[MAX_FAMILIES], dkt;
     l->slab = slab.i;
-    factor_enter_slab(&p->f, slab.i);
+    nv_copy_wait(cg, 1); /* the states may go on */
+    factor_take_slab(&p->f, slab.i);
     load_rows(p, l);
     exchange(p, l);
+    nv_copy_wait(cg, 1);
     nv_barrier(cg);
     pull_state(p, dw, &dkt);
     for (int f = 0; f < s->families; f++)

@@ -76,7 +76,7 @@ static int a_base(const Pull *p) {
     return p->sh_zt + p->s->rows * p->s->vp * 2;
 }
 
-/* X and A as they lie in the record. */
+/* X and A as they lie in the record; nothing erased: X where Zt will be, by the lanes that make it of it. */
 static void copy_matrices(Pull *p) {
     Cg *cg = p->cg;
     const System *s = p->s;
@@ -92,9 +92,17 @@ static void copy_matrices(Pull *p) {
         nv_copy_async(cg, cg_gep8(cg, nv_shared(cg, part[i].to), byte), from, cg_int(cg, 16));
         cg_end_for(cg, &u);
     }
-    nv_copy_commit(cg);
-    nv_copy_wait(cg, 0);
-    nv_barrier(cg);
+}
+
+static void copy_x(Pull *p) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    for (int h = 0; h < 2; h++) {
+        Loop u = cg_for(cg, p->f.t, cg_int(cg, s->vp / 8), 4, false);
+        Val from = factor_ws_unit(&p->f, s->ws_x, s->vp, p->f.row[h], u.i);
+        nv_copy_async(cg, zt_unit(p, p->f.row[h], u.i), from, cg_int(cg, 16));
+        cg_end_for(cg, &u);
+    }
 }
 
 static Val placed(Pull *p, int base, int columns, Val row, Val unit) {
@@ -198,7 +206,6 @@ static void solve_zt(Pull *p) {
     for (int i = 0; i < tiles; i++)
         for (int e = 0; e < 4; e++)
             acc[i][e] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    copy_matrices(p);
     multiply_zt(p, acc);
     Val zero = cg_float(cg, 0), most[2] = {zero, zero}, row[2] = {zero, zero}, factor[2], a_row[2];
     for (int i = 0; i < tiles; i++) {
@@ -232,11 +239,10 @@ static void solve_zt(Pull *p) {
 /* Unit `unit` of a row of X, times its key's scale. */
 static void x_unit(Pull *p, int h, Val unit, Val out[8]) {
     Cg *cg = p->cg;
-    const System *s = p->s;
     Val pair[4];
-    factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_x, s->vp, p->f.row[h], unit), pair);
+    factor_load_unit(cg, zt_unit(p, p->f.row[h], unit), pair);
     for (int j = 0; j < 4; j++)
-        nv_unpack(cg, s->operand, pair[j], out + 2 * j);
+        nv_unpack(cg, p->s->operand, pair[j], out + 2 * j);
     for (int e = 0; e < 8 && p->key_scale[h]; e++)
         out[e] = cg_fmul(cg, out[e], p->key_scale[h]);
 }
@@ -246,7 +252,6 @@ static void copy_zt(Pull *p) {
     Cg *cg = p->cg;
     int units = p->s->vp / 8;
     Val x[8], unit[8], pair[4], own[2], factor[2];
-    nv_barrier(cg);
     for (int h = 0; h < 2; h++) {
         Var row = cg_var(cg, cg->f32, cg_float(cg, 0)), most = cg_var(cg, cg->f32, cg_float(cg, 0));
         Loop u = cg_for(cg, p->f.t, cg_int(cg, units), 4, false);
@@ -304,30 +309,31 @@ static void stash_zt(Pull *p) {
 
 /* left rows ------------------------------------------------------------------------------------ */
 
-static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
+/* The place of this lane's unit of dX in the record. Past the end, where factors are 0, the first one's. */
+static Val dx_place(Pull *p, int h, Val slab) {
     Cg *cg = p->cg;
     const System *s = p->s;
-    Val unit = cg_add(cg, cg_shl(cg, slab, 2), p->f.t), pair[4], factor[8];
-    if (p->vq > s->vp) { /* past the end factors are 0 */
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), p->f.t);
+    if (p->vq > s->vp) {
         Val there = cg_cmp(cg, LLVMIntSLT, unit, cg_int(cg, s->vp / 8));
         unit = cg_select(cg, there, unit, cg_int(cg, 0));
     }
-    factor_load_unit(cg, factor_ws_unit(&p->f, s->ws_dx, s->vp, p->f.row[h], unit), pair);
+    return factor_ws_unit(&p->f, s->ws_dx, s->vp, p->f.row[h], unit);
+}
+
+static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
+    Cg *cg = p->cg;
+    Val pair[4], factor[8];
+    factor_load_unit(cg, stash_unit(p, 0, h, slab), pair);
     pull_load8(p, pull_unit_base(p, UNIT_dx), first_column(p, slab), factor);
     for (int j = 0; j < 4; j++)
-        nv_unpack(cg, s->operand, pair[j], out + 2 * j);
+        nv_unpack(cg, p->s->operand, pair[j], out + 2 * j);
     for (int e = 0; e < 8; e++)
         out[e] = cg_fmul(cg, out[e], factor[e]);
 }
 
-/* Left row of half h at this lane's columns of a slab; zeros where the family has no row. */
-static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
-    Cg *cg = p->cg;
-    if (pull_erase(p, f)) {
-        dx_row(p, h, slab, out);
-        return;
-    }
-    int v = p->g->family[f].left, position = p->s->family[f].position;
+/* Half h's row at this lane's columns of a slab. */
+static ValueAt left_at(Pull *p, int h, Val slab) {
     ValueAt at = p->f.at[h];
     at.n_v = 8;
     at.base_v = first_column(p, slab);
@@ -335,8 +341,57 @@ static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
     at.lookup = NULL;
     at.memo = NULL;
     value_begin(&at);
+    return at;
+}
+
+/* Whether a family's left rows are copied: those of dX, or an input's where a lane's columns are 16 bytes. */
+static bool is_copied(Pull *p, int f) {
+    if (pull_erase(p, f))
+        return true;
+    int v = p->g->family[f].left;
+    const Kernel *k = p->grad->k;
+    const Inst *i = inst_at(k, v);
+    if (i->op != OP_in || k->in.at[i->index].is_param || !shape_has(i->shape, AXIS_V))
+        return false;
+    ValueAt at = {.cg = p->cg, .n_k = 1, .n_v = 8};
+    return value_access_bytes(&at, v) == 16 && value_accesses(&at, v) == 1;
+}
+
+/* To where the fragments made of them will be, which take as much. */
+static void copy_left(Pull *p) {
+    Cg *cg = p->cg;
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, true);
+    for (int f = 0; f < p->s->families; f++)
+        for (int h = 0; h < 2 && is_copied(p, f); h++) {
+            Val from;
+            ValueAt at = left_at(p, h, slab.i);
+            if (pull_erase(p, f))
+                from = dx_place(p, h, slab.i);
+            else
+                value_addresses(&at, p->g->family[f].left, &from);
+            nv_copy_async(cg, stash_unit(p, f, h, slab.i), from, cg_int(cg, 16));
+        }
+    cg_end_for(cg, &slab);
+}
+
+/* Left row of half h at this lane's columns of a slab; zeros where the family has no row. A copy is gone
+ * once the slab's fragments are put in its place. */
+static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
+    Cg *cg = p->cg;
+    if (pull_erase(p, f)) {
+        dx_row(p, h, slab, out);
+        return;
+    }
+    int v = p->g->family[f].left, position = p->s->family[f].position;
+    ValueAt at = left_at(p, h, slab);
     Val x[8], here = p->f.row_live[h], zero = cg_float(cg, 0);
-    value_get_padded(&at, v, x);
+    if (is_copied(p, f)) {
+        Val copy = stash_unit(p, f, h, slab), loaded;
+        value_load_copy(&at, v, &copy, &loaded);
+        value_unpack(&at, v, &loaded, x);
+    } else {
+        value_get_padded(&at, v, x);
+    }
     if (p->s->slots > 1) {
         Val its = cg_cmp(cg, LLVMIntEQ, p->f.row_slot[h], cg_int(cg, position));
         here = cg_and(cg, here, its);
@@ -520,18 +575,31 @@ static void make_dg(Pull *p, int f) {
     (p->s->a_key ? pull_key_dg : pull_scalar_dg)(p, f, acc, unit);
 }
 
+void pull_copy_left(Pull *p) {
+    Cg *cg = p->cg;
+    pull_copy_units(p);
+    (p->s->erase ? copy_matrices : copy_x)(p);
+    nv_copy_commit(cg);
+    copy_left(p);
+    nv_copy_commit(cg);
+}
+
 void pull_left(Pull *p) {
     Cg *cg = p->cg;
     const System *s = p->s;
     p->scale = cg_float(cg, 1);
     if (s->erase)
         p->scale = cg_load(cg, cg->f32, cg_gep8(cg, p->f.record, cg_int(cg, (int)s->ws_scale)), 4);
+    nv_copy_wait(cg, 2);
     pull_make_units(p);
+    nv_barrier(cg);
     (s->erase ? solve_zt : copy_zt)(p);
     clear_end(p);
-    pull_copy_state(p, cg_int(cg, 0));
+    if (p->early)
+        factor_copy_ahead(&p->f, cg_int(cg, 0)); /* in place of A at most, which level_zt is done with */
     nv_barrier(cg);
     stash_zt(p);
+    nv_copy_wait(cg, p->early ? 2 : 1);
     measure_left(p);
     choose_sigma(p);
     make_units_of_products(p);

@@ -196,8 +196,10 @@ static void pull_slab(Pull *p, Scalar *c) {
     Packed x[MAX_FAMILIES], key;
     Tile dx[MAX_FAMILIES], dp;
     TileVar var[MAX_FAMILIES + 1];
-    factor_enter_slab(&p->f, c->slab);
+    nv_copy_wait(cg, 1); /* the states may go on */
+    factor_take_slab(&p->f, c->slab);
     load_rows(p, x, &key);
+    nv_copy_wait(cg, 1);
     nv_barrier(cg);
     begin_slab(p, c, x, &key, dx, &dp);
     if (p->decays)

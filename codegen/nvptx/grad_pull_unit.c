@@ -1,18 +1,42 @@
 /* The pull phase's units of columns of V: what S, dS', X and dX in the record were divided by, and their
  * products, each divided by its largest, to shared memory. What multiplies f16 operands is f16.
+ *
+ * Every warp has a copy of the record's units, so that none waits for another, where Zt's rows for dKt
+ * will be.
  */
 #include "codegen/nvptx/grad_pull.h"
+
+static int units_bytes(const Pull *p) {
+    return 4 * p->s->vp * 4;
+}
+
+static Val own_units(Pull *p) {
+    Cg *cg = p->cg;
+    int base = p->sh_left + p->s->families * 2 * (p->vq / SLAB) * 32 * p->s->warps * 16;
+    return cg_gep8(cg, nv_shared(cg, base), cg_mul(cg, p->f.warp, cg_int(cg, units_bytes(p))));
+}
+
+/* The four arrays lie one after another in the record. */
+void pull_copy_units(Pull *p) {
+    Cg *cg = p->cg;
+    const System *s = p->s;
+    CHECK(s->ws_unit_dx - s->ws_unit_s == 3 * s->vp * 4);
+    Loop u = cg_for(cg, p->f.lane, cg_int(cg, units_bytes(p) / 16), 32, false);
+    Val byte = cg_shl(cg, u.i, 4);
+    Val from = cg_gep8(cg, p->f.record, cg_add(cg, byte, cg_int(cg, (int)s->ws_unit_s)));
+    nv_copy_async(cg, cg_gep8(cg, own_units(p), byte), from, cg_int(cg, 16));
+    cg_end_for(cg, &u);
+}
 
 /* Columns that do not exist have unit 0: they are no one's largest. */
 static void load_units(Pull *p, Val v, Val out[UNITS]) {
     Cg *cg = p->cg;
     const System *s = p->s;
-    int64_t base[] = {s->ws_unit_s, s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx};
     Val there = p->vq > s->V ? cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->V)) : NULL, x[4];
     Val at = there ? cg_select(cg, there, v, cg_int(cg, 0)) : v;
     for (int i = 0; i < 4; i++) {
-        Val byte = cg_add(cg, cg_shl(cg, at, 2), cg_int(cg, (int)base[i]));
-        x[i] = cg_load(cg, cg->f32, cg_gep8(cg, p->f.record, byte), 4);
+        Val byte = cg_add(cg, cg_shl(cg, at, 2), cg_int(cg, i * s->vp * 4));
+        x[i] = cg_load(cg, cg->f32, cg_gep8(cg, own_units(p), byte), 4);
         if (there)
             x[i] = cg_select(cg, there, x[i], cg_float(cg, 0));
     }
@@ -36,6 +60,7 @@ void pull_make_units(Pull *p) {
     Cg *cg = p->cg;
     Var most[UNITS];
     Val x[UNITS];
+    nv_warp_sync(cg);
     for (int i = 0; i < UNITS; i++)
         most[i] = cg_var(cg, cg->f32, cg_float(cg, 0x1p-100));
     Loop look = cg_for(cg, p->f.lane, cg_int(cg, p->vq), 32, false);
