@@ -136,20 +136,60 @@ static void place_thread(Grad *g) {
     g->scratch = cg_gep8(cg, nv_global(cg, frame_gradient(g->k, GRAD_SCRATCH)), scratch);
 }
 
-/* Task number `task` (i64). Its slot may have no chunk: then it starts behind its sequence's end.
- * Every task has a block of the factor kernel, so there are less than 2^31; and a 64-bit division is a
- * call, which costs registers in all of the kernel. */
-static void place_task(Grad *g, Val task) {
+/* What the number of a task (i64) says by itself. Every task has a block of the factor kernel, so there are
+ * less than 2^31; and a 64-bit division is a call, which costs registers in all of the kernel. */
+static void place_head(Grad *g, Val task) {
     Cg *cg = g->cg;
-    const System *s = &g->g->s;
-    Val number = cg_trunc32(cg, task), chunk;
+    Val number = cg_trunc32(cg, task);
     g->head = cg_urem(cg, number, g->heads);
     Val first = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOT));
     g->slot = cg_add(cg, cg_zext64(cg, cg_udiv(cg, number, g->heads)), first);
-    g->seq = seq_of_slot(cg, g->slot, s->chunk, &chunk);
-    g->start = cg_mul(cg, chunk, cg_int64(cg, s->chunk));
-    Val record = cg_mul(cg, task, cg_int64(cg, s->ws_bytes));
+    Val record = cg_mul(cg, task, cg_int64(cg, g->g->s.ws_bytes));
     g->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
+}
+
+/* Task number `task`. Its slot may have no chunk: then it starts behind its sequence's end. */
+static void place_task(Grad *g, Val task) {
+    Cg *cg = g->cg;
+    Val chunk;
+    place_head(g, task);
+    g->seq = seq_of_slot(cg, g->slot, g->g->s.chunk, &chunk);
+    g->start = cg_mul(cg, chunk, cg_int64(cg, g->g->s.chunk));
+}
+
+/* Where the task is kept while the phases before the last one run, which need their registers: pairs of
+ * i64 behind the phases' shared memory. */
+static Val kept_pair(Grad *g, int pair) {
+    return nv_shared(g->cg, g->sh_place + 16 * pair);
+}
+
+/* By one thread; a block barrier before it is taken back. */
+static void keep_task(Grad *g, Val task) {
+    Cg *cg = g->cg;
+    Val x[] = {g->seq.begin, g->seq.length, g->start, task};
+    If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, nv_tid(cg), cg_int(cg, 0)));
+    for (int pair = 0; pair < 2; pair++) {
+        Val v = LLVMGetPoison(LLVMVectorType(cg->i64, 2));
+        for (int i = 0; i < 2; i++)
+            v = cg_insert(cg, v, x[2 * pair + i], i);
+        cg_store(cg, v, kept_pair(g, pair), 16);
+    }
+    cg_end_if(cg, &one);
+}
+
+/* Gives its number. */
+static Val take_task_back(Grad *g) {
+    Cg *cg = g->cg;
+    Val x[4];
+    for (int pair = 0; pair < 2; pair++) {
+        Val v = cg_load(cg, LLVMVectorType(cg->i64, 2), kept_pair(g, pair), 16);
+        for (int i = 0; i < 2; i++)
+            x[2 * pair + i] = cg_extract(cg, v, i);
+    }
+    g->seq = (Seq){.begin = x[0], .length = x[1]};
+    g->start = x[2];
+    place_head(g, x[3]);
+    return x[3];
 }
 
 static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) {
@@ -160,6 +200,8 @@ static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) 
             return false;
         g->sh_bytes = bytes > g->sh_bytes ? bytes : g->sh_bytes;
     }
+    g->sh_place = (g->sh_bytes + 15) / 16 * 16;
+    g->sh_bytes = g->sh_place + GRAD_KEPT;
     if (g->sh_bytes > g->cg->target->smem_limit) {
         *why = "the grad kernel needs more shared memory than this GPU has: use smaller chunks";
         return false;
@@ -176,13 +218,18 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     l.step = cg_zext64(cg, grad_blocks(cg));
     place_thread(g);
     place_task(g, l.i);
+    Var task = cg_var(cg, cg->i64, l.i);
     Val behind = cg_cmp(cg, LLVMIntSGE, g->start, cg_int64(cg, 0)); /* not in front of all sequences */
     If some = cg_if(cg, cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length)));
+    keep_task(g, l.i);
     for (int i = 0; i < phases; i++) {
+        if (i > 0 && i == phases - 1)
+            cg_set(cg, task, take_task_back(g));
         phase[i].build(g);
         nv_barrier(cg);
     }
     cg_end_if(cg, &some);
+    l.i = cg_get(cg, task);
     cg_end_for(cg, &l);
     cg->tid = NULL;
 }

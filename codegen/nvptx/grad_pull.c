@@ -276,7 +276,7 @@ static void plan_shared(Pull *p) {
 /* Whether `blocks` of them share a multiprocessor's memory. */
 static bool fits(const Pull *p, int blocks) {
     int reserved = blocks > 1 ? 1024 : 0; /* of each, by the system */
-    return blocks * (p->sh_bytes + reserved) <= p->cg->target->smem_limit;
+    return blocks * (p->sh_bytes + GRAD_KEPT + reserved) <= p->cg->target->smem_limit;
 }
 
 /* As many inputs are copied ahead as leave room for eight warps, or else for one block. */

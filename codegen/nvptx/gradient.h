@@ -107,6 +107,7 @@ bool nv_system_of(Arena *arena, const Kernel *tile, const CgOptions *opt, System
 /* Frame fields of gradient kernels behind those of frame_costate (codegen.h): see frame_gradient. */
 
 /* The grad kernel in the making. A block: 32 * s.warps threads, lane g/t and lattice rows as Factor. */
+enum { GRAD_KEPT = 32 };      /* bytes of shared memory behind the phases' */
 typedef struct Grad {
     Cg *cg;
     const Kernel *k;
@@ -125,7 +126,8 @@ typedef struct Grad {
     int64_t scratch_da;       /* [rows][kp], or f32 [rows] */
     int64_t scratch_o[MAX_FAMILIES];  /* [rows][vp] f32, of families with a read: a token's last row */
     int64_t scratch_bytes;
-    int sh_bytes;             /* shared memory: the larger of the phases' */
+    int sh_bytes;             /* shared memory: the larger of the phases', and what is kept of the task */
+    int sh_place;
     struct Tokens *tokens;    /* grad_token.h: the plan of phase 2 */
 } Grad;
 
