@@ -172,6 +172,7 @@ void gdr_context_destroy(gdr_context *ctx) {
     if (!ctx)
         return;
     pool_free(ctx->pool);
+    sides_free(ctx);
     cuda_close(ctx->cuda);
     while (ctx->errors) {
         ThreadError *next = ctx->errors->next;

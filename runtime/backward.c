@@ -1,13 +1,14 @@
 /* Backward passes: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU     entry(frame, tasks 0 .. N*H-1) over the context's threads, then the sums of gradient.c
- *     GPU     group by group from the last one, pieces as workspace.c has cut them, on one stream:
+ *     GPU     group by group from the last one, pieces as workspace.c has cut them:
  *
  *                 once        scan, carry        what is made ahead of all chunks
  *                 forwards    factor, chain      where a sequence goes on behind a piece and nothing
  *                                                was saved: the states at the borders
- *                 backwards   factor, chain, reverse, grad, sums; between the last two, for gradients
- *                             that wait for those of later tokens: scan, carry, late
+ *                 backwards   factor; chain, and beside it on a stream of its own reverse; grad, sums;
+ *                             between the last two, for gradients that wait for those of later tokens:
+ *                             scan, carry, late
  *
  *     GPU, token by token: recurrent_grad, sums
  *
@@ -71,6 +72,7 @@ typedef struct Queue {
     void *stream;
     int64_t ws;    /* the workspace */
     Segment at;    /* the piece at work */
+    Side *side;    /* a stream for reverse, or NULL */
     int chain;     /* backwards: its chain entry */
     int64_t every; /* and GRAD_SAVE_EVERY, from choose_chain */
 } Queue;
@@ -287,18 +289,43 @@ static bool has_sums(const Queue *q) {
     return false;
 }
 
+/* What runs beside the chain, and the chain. Reverse takes longer, so it comes first. */
+static gdr_status queue_beside(Queue *q) {
+    Queue beside = *q;
+    beside.stream = side_stream(q->side);
+    gdr_status status = queue_entry(&beside, ENTRY_reverse);
+    return status ? status : queue_entry(q, ENTRY_chain);
+}
+
+/* States and costates need nothing of each other. */
+static gdr_status queue_walks(Queue *q) {
+    Cuda *cuda = q->kernel->ctx->cuda;
+    CudaError e;
+    if (!q->side) {
+        gdr_status status = q->b->all ? GDR_OK : queue_entry(q, ENTRY_chain);
+        return status ? status : queue_entry(q, ENTRY_reverse);
+    }
+    if (!side_fork(cuda, q->side, q->stream, &e))
+        return driver_failed(q->kernel->ctx, &e);
+    gdr_status status = queue_beside(q);
+    if (!side_join(cuda, q->side, q->stream, &e) && !status)
+        status = driver_failed(q->kernel->ctx, &e);
+    return status;
+}
+
 static gdr_status queue_backwards(Queue *q, int64_t group, int64_t piece) {
     const Segments *s = &q->b->seg;
-    static const EntryKind order[] = {ENTRY_factor, ENTRY_chain, ENTRY_reverse, ENTRY_grad};
-    gdr_status status = GDR_OK;
     go_to(q, group, piece);
     choose_chain(q);
     set_field(q, GRAD_SAVE_EVERY, q->every);
     bool in = s->crossed && piece + 1 < s->pieces, out = s->crossed && piece > 0;
     set_field(q, GRAD_COSTATE_IN, in ? border_costate(q, piece + 1) : 0);
     set_field(q, GRAD_COSTATE_OUT, out ? border_costate(q, piece) : 0);
-    for (size_t i = q->b->all ? 2 : 0; !status && i < sizeof order / sizeof *order; i++)
-        status = queue_entry(q, order[i]);
+    gdr_status status = q->b->all ? GDR_OK : queue_entry(q, ENTRY_factor);
+    if (!status)
+        status = queue_walks(q);
+    if (!status)
+        status = queue_entry(q, ENTRY_grad);
     if (!status)
         status = queue_scans(q, true);
     return status || !has_sums(q) ? status : queue_entry(q, ENTRY_sums);
@@ -387,8 +414,11 @@ static gdr_status queue_segments(gdr_kernel *kernel, const BoundLaunch *b, void 
         status = prepare_sums(&q);
     if (!status)
         status = queue_scans(&q, false);
+    if (!status && kernel->rec.algo == ALGO_chunk && !b->all)
+        q.side = side_take(kernel->ctx, stream);
     for (int64_t group = b->seg.count / b->seg.pieces - 1; !status && group >= 0; group--)
         status = queue_group(&q, group);
+    side_give(kernel->ctx, q.side);
     return status;
 }
 

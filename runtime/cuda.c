@@ -40,7 +40,13 @@ enum {
     JIT_ERROR_LOG = 5,
     JIT_ERROR_LOG_SIZE = 6,
     JIT_LOG_VERBOSE = 12,
-    JIT_INPUT_PTX = 1
+    JIT_INPUT_PTX = 1,
+    STREAM_NON_BLOCKING = 1,
+    EVENT_DISABLE_TIMING = 2,
+    CAPTURE_NONE = 0,
+    CAPTURE_ACTIVE = 1,
+    CAPTURE_MODE_RELAXED = 2,
+    CAPTURE_INVALIDATED = 901
 };
 
 /* CUmemPoolProps. */
@@ -391,6 +397,70 @@ bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds,
         return false;
     *seconds = ms * 1e-3;
     return true;
+}
+
+/* streams -------------------------------------------------------------------------------------- */
+
+/* A capture under way in this thread must not forbid it. */
+static int stream_create(Cuda *cuda, void **stream) {
+    Driver *d = &cuda->d;
+    int least = 0, greatest = 0, mode = CAPTURE_MODE_RELAXED;
+    int error = d->cuCtxGetStreamPriorityRange(&least, &greatest);
+    if (error || (error = d->cuThreadExchangeStreamCaptureMode(&mode)))
+        return error;
+    int priority = least - 1 > greatest ? least - 1 : greatest; /* the greatest has the least number */
+    error = d->cuStreamCreateWithPriority(stream, STREAM_NON_BLOCKING, priority);
+    int back = d->cuThreadExchangeStreamCaptureMode(&mode);
+    return error ? error : back;
+}
+
+bool cuda_stream_open(Cuda *cuda, void **stream, CudaError *e) {
+    *stream = NULL;
+    WITH_CONTEXT(cuda, e, "cuStreamCreate", stream_create(cuda, stream));
+}
+
+static bool stream_destroy(Cuda *cuda, void *stream, CudaError *e) {
+    WITH_CONTEXT(cuda, e, "cuStreamDestroy", cuda->d.cuStreamDestroy(stream));
+}
+
+void cuda_stream_close(Cuda *cuda, void *stream) {
+    CudaError e;
+    stream_destroy(cuda, stream, &e);
+}
+
+static int stream_capture(Cuda *cuda, void *stream, uint64_t *capture) {
+    int status = CAPTURE_NONE;
+    *capture = 0;
+    int error = cuda->d.cuStreamGetCaptureInfo(stream, &status, capture, NULL, NULL, NULL);
+    *capture = status == CAPTURE_ACTIVE ? *capture + 1 : 0;
+    return error || status == CAPTURE_NONE || status == CAPTURE_ACTIVE ? error : CAPTURE_INVALIDATED;
+}
+
+bool cuda_stream_capture(Cuda *cuda, void *stream, uint64_t *capture, CudaError *e) {
+    WITH_CONTEXT(cuda, e, "cuStreamGetCaptureInfo", stream_capture(cuda, stream, capture));
+}
+
+bool cuda_event_open(Cuda *cuda, void **event, CudaError *e) {
+    *event = NULL;
+    WITH_CONTEXT(cuda, e, "cuEventCreate", cuda->d.cuEventCreate(event, EVENT_DISABLE_TIMING));
+}
+
+static bool event_destroy(Cuda *cuda, void *event, CudaError *e) {
+    WITH_CONTEXT(cuda, e, "cuEventDestroy", cuda->d.cuEventDestroy(event));
+}
+
+void cuda_event_close(Cuda *cuda, void *event) {
+    CudaError e;
+    event_destroy(cuda, event, &e);
+}
+
+static int wait_for(Cuda *cuda, void *event, void *first, void *then) {
+    int error = cuda->d.cuEventRecord(event, first);
+    return error ? error : cuda->d.cuStreamWaitEvent(then, event, 0);
+}
+
+bool cuda_wait(Cuda *cuda, void *event, void *first, void *then, CudaError *e) {
+    WITH_CONTEXT(cuda, e, "ordering two streams", wait_for(cuda, event, first, then));
 }
 
 /* code ----------------------------------------------------------------------------------------- */

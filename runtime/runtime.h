@@ -16,6 +16,7 @@
  *   backward.c     the same for backward passes
  *   gradient.c     names of gradients; sums over heads and sequences after one on a CPU
  *   cuda.c         the driver, by dlopen
+ *   side.c         streams beside the caller's
  *   hostjit.c      object file -> callable code
  *   pool.c         CPU threads
  *   scalar.c       numbers of all types
@@ -97,6 +98,17 @@ bool cuda_synchronize(Cuda *cuda, CudaError *e);
 /* Seconds that `run` takes on the device, between two events on the default stream. */
 bool cuda_time(Cuda *cuda, bool (*run)(void *user), void *user, double *seconds, CudaError *e);
 
+/* A stream of one's own, which waits for no other and whose blocks go before those of a stream with the
+ * lowest priority, as streams have where nobody asked for another. Also while a graph is captured. */
+bool cuda_stream_open(Cuda *cuda, void **stream, CudaError *e);
+void cuda_stream_close(Cuda *cuda, void *stream);
+/* The number of the graph capture that a stream is in, 0: none. False also when that has failed. */
+bool cuda_stream_capture(Cuda *cuda, void *stream, uint64_t *capture, CudaError *e);
+bool cuda_event_open(Cuda *cuda, void **event, CudaError *e);
+void cuda_event_close(Cuda *cuda, void *event);
+/* What is queued on `then` from now on waits for what `first` has. The event is free again at once. */
+bool cuda_wait(Cuda *cuda, void *event, void *first, void *then, CudaError *e);
+
 /* cubin: an image that cuModuleLoadData takes (a cubin or NUL-terminated PTX). */
 CudaModule *cuda_module_load(Cuda *cuda, const void *cubin, CudaError *e);
 void cuda_module_free(Cuda *cuda, CudaModule *m);
@@ -108,6 +120,19 @@ bool cuda_launch(Cuda *cuda, void *function, int64_t blocks, int threads, int sm
 /* PTX -> cubin for this device through the driver's linker. *cubin is malloc'ed; *log is the
  * compiler's output (malloc'ed, may be empty). */
 bool cuda_link(Cuda *cuda, const char *ptx, void **cubin, size_t *len, char **log, CudaError *e);
+
+/* side.c --------------------------------------------------------------------------------------- */
+
+typedef struct Side Side;
+/* A stream of the context's that only the caller queues on until it is given back; NULL: there is none to be
+ * had beside `stream`. */
+Side *side_take(gdr_context *ctx, void *stream);
+void side_give(gdr_context *ctx, Side *s); /* NULL is allowed */
+void *side_stream(const Side *s);
+/* The side goes on from where `stream` is; `stream` waits for all that the side has. */
+bool side_fork(Cuda *cuda, Side *s, void *stream, CudaError *e);
+bool side_join(Cuda *cuda, Side *s, void *stream, CudaError *e);
+void sides_free(gdr_context *ctx); /* all of them */
 
 /* scalar.c ------------------------------------------------------------------------------------- */
 
@@ -214,6 +239,7 @@ struct gdr_context {
     ThreadError *errors; /* last error text a thread */
     Pool *pool;          /* made at the first CPU launch */
     Cuda *cuda;          /* opened at the first use */
+    Side *sides;         /* made when launches need them */
     bool cache_warned;
 };
 

@@ -271,13 +271,13 @@ static void failures_lose_nothing(void **state) {
     Call c = packed(2, 200, 4, 2);
     call_init(&c);
     leave_out(&c, DO);
-    static const char *const call[] = {"cuLaunchKernel", "cuMemsetD8Async",
-                                       "cuMemAllocFromPoolAsync"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const call[] = {"cuLaunchKernel", "cuMemsetD8Async", "cuEventRecord",
+                                       "cuStreamWaitEvent", "cuMemAllocFromPoolAsync"};
+    for (int i = 0; i < 5; i++) {
         stub.fail_name = call[i];
-        stub.fail_call = i < 2 ? LAUNCH_FAILED : OOM;
+        stub.fail_call = i < 4 ? LAUNCH_FAILED : OOM;
         stub.launches = 0;
-        assert_int_equal(gdr_backward(k, &c.launch), i < 2 ? GDR_EDRIVER : GDR_ENOMEM);
+        assert_int_equal(gdr_backward(k, &c.launch), i < 4 ? GDR_EDRIVER : GDR_ENOMEM);
         assert_non_null(strstr(gdr_last_error(ctx), "stub failure"));
     }
     assert_int_equal(stub.pool_frees, stub.pool_allocs - 1);
@@ -292,6 +292,68 @@ static void failures_lose_nothing(void **state) {
     assert_int_equal(gdr_workspace_least(k, &large.launch, &bytes), GDR_OK);
     gdr_kernel_destroy(k);
     gdr_context_destroy(ctx);
+}
+
+static void streams_beside_go_from_launch_to_launch(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
+    Call c = dense(2, 200, 4, 2);
+    call_init(&c);
+    run(k, &c, true);
+    run(k, &c, true);
+    assert_int_equal(stub.streams, 1);
+    assert_int_equal(stub.events, 1);
+    void *mine = stub.launch[0].stream; /* of whoever launches */
+    Side *first = side_take(ctx, mine), *second = side_take(ctx, mine);
+    assert_true(first && second && first != second); /* by two threads */
+    assert_int_equal(stub.streams, 2);
+    side_give(ctx, second);
+    assert_ptr_equal(side_take(ctx, mine), second);
+    side_give(ctx, first);
+    side_give(ctx, second);
+    int captured = lane_of(side_stream(first)), free_one = lane_of(side_stream(second));
+    stub.capture[captured] = 7; /* of a graph that is not ready yet */
+    assert_ptr_equal(side_take(ctx, mine), second);
+    stub.capture[free_one] = 8;
+    Side *third = side_take(ctx, mine);
+    assert_true(third && third != first && third != second);
+    side_give(ctx, third);
+    side_give(ctx, second);
+    stub.capture[lane_of(mine)] = 7;
+    stub.capture[lane_of(side_stream(third))] = 9;
+    assert_ptr_equal(side_take(ctx, mine), first);
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+    assert_int_equal(stub.streams, 0);
+    assert_int_equal(stub.events, 0);
+}
+
+/* Then all goes on the caller's, and is as good. */
+static void no_stream_beside_is_no_failure(void **state) {
+    (void)state;
+    static const char *const call[] = {"cuStreamGetCaptureInfo", "cuStreamCreateWithPriority",
+                                       "cuEventCreate"};
+    for (int i = 0; i < 3; i++) {
+        fresh(NULL);
+        gdr_context *ctx = open_stub("");
+        gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
+        Call c = dense(2, 200, 4, 2);
+        call_init(&c);
+        stub.fail_name = call[i];
+        stub.fail_call = LAUNCH_FAILED;
+        assert_int_equal(gdr_backward(k, &c.launch), GDR_OK);
+        int kernels = 0;
+        for (int j = 0; j < stub.launches; j++) {
+            assert_ptr_equal(stub.launch[j].stream, &stub);
+            kernels += stub.launch[j].name != NULL;
+        }
+        assert_int_equal(kernels, 5);
+        gdr_kernel_destroy(k);
+        gdr_context_destroy(ctx);
+        assert_int_equal(stub.streams, 0);
+        assert_int_equal(stub.events, 0);
+    }
 }
 
 /* The compiler's own kernels of the spec, as the others were. */
@@ -309,7 +371,7 @@ static void compiled_kernels_are_queued(void **state) {
     Call c = packed(3, 700, 4, 2);
     call_init(&c);
     assert_int_equal(gdr_backward(k, &c.launch), GDR_OK);
-    static const char *const order[] = {"factor", "chain", "reverse", "grad", "sums"};
+    static const char *const order[] = {"factor", "reverse", "chain", "grad", "sums"};
     int at = 0;
     for (int i = 0; i < stub.launches; i++) {
         if (!stub.launch[i].name)
@@ -378,6 +440,8 @@ int main(void) {
         cmocka_unit_test_setup(gradients_that_nobody_shares_need_no_sum, fresh),
         cmocka_unit_test_setup(no_tokens_launch_nothing, fresh),
         cmocka_unit_test_setup(failures_lose_nothing, fresh),
+        cmocka_unit_test_setup(streams_beside_go_from_launch_to_launch, fresh),
+        cmocka_unit_test_setup(no_stream_beside_is_no_failure, fresh),
         cmocka_unit_test_setup(compiled_kernels_are_queued, fresh),
         cmocka_unit_test_setup(recurrences_are_one_kernel, fresh),
     };

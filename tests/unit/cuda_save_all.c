@@ -52,7 +52,7 @@ static void what_was_saved_is_worked_on(void **state) {
     (void)state;
     static const char *const making[] = {"factor", "chain"};
     static const char *const using[] = {"reverse", "grad", "sums"};
-    static const char *const all[] = {"factor", "chain", "reverse", "grad", "sums"};
+    static const char *const all[] = {"factor", "reverse", "chain", "grad", "sums"};
     gdr_context *ctx = open_stub("");
     gdr_kernel *f = compiled(ctx, GDR_PASS_FORWARD, GDR_BF16);
     gdr_kernel *k = compiled(ctx, GDR_PASS_BACKWARD, GDR_BF16);

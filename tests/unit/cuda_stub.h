@@ -13,10 +13,18 @@
 
 #include <cmocka.h>
 
-enum { LAUNCHES_MAX = 1024, FIELDS_MAX = 128, OOM = 2, LAUNCH_FAILED = 719 };
+enum { LAUNCHES_MAX = 1024, FIELDS_MAX = 128, STREAMS_MAX = 8, OOM = 2, LAUNCH_FAILED = 719 };
+
+/* How much of each stream's work is known to have ended before what comes next on one of them. */
+typedef struct StubClock {
+    int done[STREAMS_MAX]; /* the number of the last launch */
+} StubClock;
 
 /* What was queued: a kernel; or filling, copying memory (no kernel's name). */
 typedef struct StubLaunch {
+    int number;      /* from 1, of all there ever were */
+    int lane;        /* number of its stream */
+    StubClock after; /* what it waits for */
     unsigned grid, block, shared;
     void *stream;
     int64_t frame[FIELDS_MAX];
@@ -33,11 +41,41 @@ static struct Stub {
     int launches;
     StubLaunch launch[LAUNCHES_MAX];
     int attributes;
+    void *lane[STREAMS_MAX]; /* streams in the order they were first seen in */
+    StubClock clock[STREAMS_MAX];
+    uint64_t capture[STREAMS_MAX]; /* number of the capture that a stream is in; 0: none */
+    int lanes, numbers;
+    int streams, events; /* that are there */
 } stub;
 
 /* Every call goes through here: the named one fails. */
 static int outcome(const char *name) {
     return stub.fail_name && !strcmp(name, stub.fail_name) ? stub.fail_call : 0;
+}
+
+static int lane_of(void *stream) {
+    int i = 0;
+    while (i < stub.lanes && stub.lane[i] != stream)
+        i++;
+    assert_true(i < STREAMS_MAX);
+    if (i == stub.lanes)
+        stub.lane[stub.lanes++] = stream;
+    return i;
+}
+
+/* The next launch's place; the last one is used again and again. */
+static StubLaunch *note(void *stream) {
+    int i = stub.launches < LAUNCHES_MAX - 1 ? stub.launches++ : LAUNCHES_MAX - 1;
+    int lane = lane_of(stream);
+    stub.launch[i] = (StubLaunch){
+        .number = ++stub.numbers, .stream = stream, .lane = lane, .after = stub.clock[lane]};
+    stub.clock[lane].done[lane] = stub.numbers;
+    return &stub.launch[i];
+}
+
+/* Whether launch `first` has ended when `then` begins. */
+static inline bool ends_before(const StubLaunch *first, const StubLaunch *then) {
+    return then->after.done[first->lane] >= first->number;
 }
 
 static int s_cuInit(unsigned f) {
@@ -129,13 +167,16 @@ static int s_cuMemsetD8(uint64_t d, unsigned char b, size_t n) {
 }
 static int s_cuMemsetD8Async(uint64_t d, unsigned char b, size_t n, void *stream) {
     assert_int_equal(b, 0);
-    assert_true(stub.launches < LAUNCHES_MAX);
-    stub.launch[stub.launches++] = (StubLaunch){.dst = d, .bytes = n, .stream = stream};
+    StubLaunch *l = note(stream);
+    l->dst = d;
+    l->bytes = n;
     return outcome("cuMemsetD8Async");
 }
 static int s_cuMemcpyDtoDAsync(uint64_t d, uint64_t s, size_t n, void *stream) {
-    assert_true(stub.launches < LAUNCHES_MAX);
-    stub.launch[stub.launches++] = (StubLaunch){.dst = d, .src = s, .bytes = n, .stream = stream};
+    StubLaunch *l = note(stream);
+    l->dst = d;
+    l->src = s;
+    l->bytes = n;
     return outcome("cuMemcpyDtoDAsync");
 }
 static int s_cuMemGetInfo(size_t *left, size_t *all) {
@@ -176,13 +217,12 @@ static int s_cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsi
                             void **extra) {
     assert_int_equal(gy * gz * by * bz, 1);
     assert_null(extra);
-    int i = stub.launches < LAUNCHES_MAX - 1 ? stub.launches++ : LAUNCHES_MAX - 1; /* the last one */
-    stub.launch[i].grid = gx;
-    stub.launch[i].block = bx;
-    stub.launch[i].shared = smem;
-    stub.launch[i].stream = stream;
-    stub.launch[i].name = f;
-    memcpy(stub.launch[i].frame, params[0], (size_t)stub.fields * sizeof(int64_t));
+    StubLaunch *l = note(stream);
+    l->grid = gx;
+    l->block = bx;
+    l->shared = smem;
+    l->name = f;
+    memcpy(l->frame, params[0], (size_t)stub.fields * sizeof(int64_t));
     return outcome("cuLaunchKernel");
 }
 static _Thread_local char *info_log; /* kernels are assembled in threads of their own */
@@ -223,16 +263,55 @@ static int s_cuLinkDestroy(void *state) {
 }
 static int s_cuEventCreate(void **e, unsigned f) {
     (void)f;
-    *e = &stub;
-    return 0;
+    *e = calloc(1, sizeof(StubClock));
+    stub.events++;
+    return outcome("cuEventCreate");
 }
 static int s_cuEventDestroy(void *e) {
-    (void)e;
+    stub.events--;
+    free(e);
     return 0;
 }
 static int s_cuEventRecord(void *e, void *s) {
-    (void)e;
-    (void)s;
+    *(StubClock *)e = stub.clock[lane_of(s)];
+    return outcome("cuEventRecord");
+}
+static int s_cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 0;
+    *greatest = -5;
+    return 0;
+}
+static int s_cuStreamCreateWithPriority(void **s, unsigned flags, int priority) {
+    assert_true(flags == 1 && priority == -1); /* waits for no other stream */
+    *s = malloc(1);
+    stub.streams++;
+    return outcome("cuStreamCreateWithPriority");
+}
+static int s_cuStreamDestroy(void *s) {
+    stub.streams--;
+    free(s);
+    return 0;
+}
+static int s_cuStreamWaitEvent(void *s, void *e, unsigned flags) {
+    assert_int_equal(flags, 0);
+    int to = lane_of(s);
+    for (int i = 0; i < STREAMS_MAX; i++)
+        if (stub.clock[to].done[i] < ((StubClock *)e)->done[i])
+            stub.clock[to].done[i] = ((StubClock *)e)->done[i];
+    return outcome("cuStreamWaitEvent");
+}
+static int s_cuStreamGetCaptureInfo(void *s, int *status, uint64_t *id, void **graph,
+                                    const void **nodes, size_t *count) {
+    assert_true(!graph && !nodes && !count);
+    *id = stub.capture[lane_of(s)];
+    *status = *id > 0;
+    return outcome("cuStreamGetCaptureInfo");
+}
+static int s_cuThreadExchangeStreamCaptureMode(int *mode) {
+    static int now;
+    int was = now;
+    now = *mode;
+    *mode = was;
     return 0;
 }
 static int s_cuEventSynchronize(void *e) {

@@ -88,7 +88,7 @@ static void a_training_step_brings_gradients_back(void **state) {
     stub.fields = record_frame_fields(&w->forward.kernel->rec); /* the shorter one */
     assert_int_equal(device_run_training(&w->d, &w->p, &w->forward, &w->backward, &w->d.arena, &o),
                      GDR_OK);
-    static const char *const order[] = {"factor", "chain", "factor", "chain", "reverse", "grad",
+    static const char *const order[] = {"factor", "chain", "factor", "reverse", "chain", "grad",
                                         "sums"};
     int at = 0;
     for (int i = 0; i < stub.launches; i++)
