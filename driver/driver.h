@@ -148,6 +148,7 @@ typedef struct Problem {
     const char **dname; /* of the gradients of outputs, then of inputs (gradient_names) */
     Tensor *dout;       /* per output; data NULL: not given */
     Tensor dS;          /* data NULL: none */
+    Roundings rounded;  /* the reference's alone */
 } Problem;
 
 /* What comes out: outputs and the final state, or the gradients of inputs and params and that of
@@ -320,8 +321,7 @@ gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, 
 
 /* measure.c ------------------------------------------------------------------------------------ */
 
-/* References of a gradient nearby: of inputs, states and upstream gradients that have the axis K or V,
- * each number moved by up to 2^-11 of itself. */
+/* References of a gradient nearby: whatever a kernel rounds is moved by so much, see nearby.c. */
 enum { NEARBY = 4 };
 gdr_status nearby_references(Driver *d, const Problem *p, Arena *arena, Outcome near[NEARBY]);
 

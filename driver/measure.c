@@ -9,10 +9,10 @@
  *              smaller than 2^-11 of its tensor. Wrong from end to end it still counts, unless its gradient
  *              is less than 2^-16 of the tensor's.
  *   condition  A gradient may be the small rest of large terms: the sum of all tokens' terms for a param,
- *              which is one number a head, or v'dO of a single token. The reference itself says so: nearby
- *              (nearby.c) it is another number. Where it moves by a fraction of the difference it cannot say
- *              more of x. What moves it is half of what a kernel's operands are rounded by, so this is
- *              2^-8 of the terms at most, which a gradient that is wrong does not keep to.
+ *              which is one number a head, or v'dO of a single token. The reference itself says so: with what a
+ *              kernel rounds moved by as much (nearby.c) it is another number. Where that is a fraction of the
+ *              difference it cannot say more of x. The fraction is an eighth: of 16-bit gradients 2^-6 of the
+ *              terms at most, of f32 ones 2^-8, which a gradient that is wrong does not keep to.
  */
 #include "driver/driver.h"
 

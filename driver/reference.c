@@ -98,7 +98,9 @@ static void gradient_task(ReferenceJob *job, Arena *a, int64_t n, int64_t h) {
                           .dout = dout,
                           .din = din,
                           .state = gather_state(p, &p->S0, a, n, h),
-                          .dstate = dS};
+                          .dstate = dS,
+                          .rounded = p->rounded};
+    args.rounded.key ^= (uint64_t)(n * p->H + h + 1) << 32;
     Diag diag;
     diag_init(&diag, a, p->spec->source);
     if (!reference_gradient(a, p->spec->file, p->variant, &job->bind, &args, &diag)) {

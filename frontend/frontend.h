@@ -215,6 +215,15 @@ bool reference_run(Arena *scratch, const SpecFile *f, const char *variant, const
 
 /* reference_grad.c ----------------------------------------------------------------------------- */
 
+/* What rounding the operands and results of matrix products does: numbers are times 1 + by h, with an h of its
+ * own in [-1, 1] for every token and element (reference_offset). 0: exact. */
+typedef struct Roundings {
+    double state; /* by so much, of the state as reads see it; the state itself goes on as it is */
+    double back;  /* of what a product with the state gives back to a vector */
+    uint64_t key;
+} Roundings;
+double reference_offset(uint64_t key, uint64_t index); /* uniform in [-1, 1] */
+
 /* One sequence and one head. Arrays as in EvalArgs; `state` is the initial one (NULL: zero) and is not
  * changed. dout[o] is the gradient of output o, NULL for zero. din[i] receives that of input or param
  * i, of params summed over the tokens; NULL where it is not wanted. dstate is the gradient of the final
@@ -226,6 +235,7 @@ typedef struct ReferenceGrad {
     double *const *din;
     const double *state;
     double *dstate;
+    Roundings rounded;
 } ReferenceGrad;
 
 /* Reverse mode through the recurrence itself. False with a message when the dims cannot be bound. */

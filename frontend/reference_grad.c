@@ -4,7 +4,8 @@
  *
  * One token at a time is put on a tape (tape.h); tokens go backwards, each from the state and the
  * memories at its start. Those are kept at the start of every segment of about sqrt(T) tokens and made
- * again within one. Square matrices are never formed: `apply` puts M X on the tape for a tree M. */
+ * again within one. Square matrices are never formed: `apply` puts M X on the tape for a tree M. So the
+ * products that a kernel has for the state are on the tape as such, and can be rounded as a kernel's are. */
 #include "frontend/tape.h"
 
 #include <math.h>
@@ -31,6 +32,7 @@ typedef struct Grad {
     size_t nstate;
     VEC(Remembered) memory;
     int met;         /* so many of them in this token */
+    uint32_t given_back; /* so many numbers, of this token's, have an offset */
 } Grad;
 
 static int vector(Grad *r, const Expr *e);
@@ -41,6 +43,40 @@ static int scaled(Grad *r, ExprKind op, int x, int by) {
     return tape_operator(&r->tape, op == EXPR_ediv ? EXPR_div : op == EXPR_emul ? EXPR_mul : op, x, by);
 }
 
+double reference_offset(uint64_t key, uint64_t index) {
+    uint64_t x = (key + 1) * 0x9e3779b97f4a7c15 + index * 0xd1342543de82ef95;
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93;
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93;
+    return (double)((x ^ x >> 32) >> 11) * 0x1p-52 - 1;
+}
+
+/* A node like x of factors 1 + by h, whose offsets are those from `index` on. */
+static int factors(Grad *r, int x, double by, uint64_t index) {
+    Node like = *tape_at(&r->tape, x);
+    int f = tape_leaf(&r->tape, NULL, like.rows, like.cols);
+    for (size_t i = 0; i < tape_size(&r->tape, f); i++)
+        tape_at(&r->tape, f)->x[i] = 1 + by * reference_offset(r->args->rounded.key, index + i);
+    return f;
+}
+
+/* What a read sees of node x, if that is the state or what became of it in this token. */
+static int as_read(Grad *r, int x) {
+    double by = r->args->rounded.state;
+    if (by == 0 || tape_size(&r->tape, x) != r->nstate)
+        return x;
+    return tape_operator(&r->tape, EXPR_mul, x, factors(r, x, by, (uint64_t)r->t * r->nstate));
+}
+
+/* Vector x as it goes into a product with the state. */
+static int into_product(Grad *r, int x) {
+    double by = r->args->rounded.back;
+    if (by == 0)
+        return x;
+    uint64_t index = UINT64_C(1) << 63 | (uint64_t)r->t << 32 | r->given_back;
+    r->given_back += (uint32_t)tape_size(&r->tape, x);
+    return tape_back(&r->tape, x, factors(r, x, by, index));
+}
+
 /* e x, or e' x, for a tree e and a node x. */
 static int apply(Grad *r, const Expr *e, bool transposed, int x) {
     Tape *t = &r->tape;
@@ -49,8 +85,9 @@ static int apply(Grad *r, const Expr *e, bool transposed, int x) {
     case EXPR_name:
         if (!e->decl)
             return x;
-        return expr_is_state(e) ? tape_product(t, transposed, r->state, x)
-                           : apply(r, e->decl->value, transposed, x);
+        if (!expr_is_state(e))
+            return apply(r, e->decl->value, transposed, x);
+        return tape_product(t, transposed, as_read(r, r->state), into_product(r, x));
     case EXPR_neg: return tape_operator(t, EXPR_neg, apply(r, a, transposed, x), -1);
     case EXPR_transpose: return apply(r, a, !transposed, x);
     case EXPR_add: case EXPR_sub: {
@@ -64,8 +101,9 @@ static int apply(Grad *r, const Expr *e, bool transposed, int x) {
             int y = apply(r, type_is_matrix(a->type) ? a : b, transposed, x);
             return scaled(r, EXPR_mul, y, vector(r, type_is_matrix(a->type) ? b : a));
         } else { /* p (q' x) */
-            int p = vector(r, transposed ? b : a), q = vector(r, transposed ? a : b);
-            return tape_outer(t, p, tape_product(t, true, q, x));
+            int p = into_product(r, vector(r, transposed ? b : a));
+            int q = into_product(r, vector(r, transposed ? a : b));
+            return tape_outer(t, p, tape_product(t, true, q, as_read(r, x)));
         }
     case EXPR_div: case EXPR_ediv:
         return scaled(r, EXPR_div, apply(r, a, transposed, x), vector(r, b));
@@ -88,8 +126,8 @@ static int dense(Grad *r, const Expr *e) {
     }
     case EXPR_mul: case EXPR_emul:
         if (!type_is_matrix(a->type) && !type_is_matrix(b->type)) {
-            int p = vector(r, a);
-            return tape_outer(t, p, vector(r, b));
+            int p = into_product(r, vector(r, a));
+            return tape_outer(t, p, into_product(r, vector(r, b)));
         }
         if (!type_is_matrix(a->type) || !type_is_matrix(b->type)) {
             int y = dense(r, type_is_matrix(a->type) ? a : b);
@@ -208,6 +246,7 @@ static void token(Grad *r, int64_t t) {
     tape_clear(&r->tape);
     r->t = t;
     r->met = 0;
+    r->given_back = 0;
     for (int i = 0; i < r->v->decl.count; i++)
         r->node[i] = -1;
     r->first = r->state = tape_leaf(&r->tape, r->S, (size_t)bound_size(r->b, r->v->state->dim[0]),

@@ -155,6 +155,14 @@ int tape_turn(Tape *t, int a) {
     return out;
 }
 
+int tape_back(Tape *t, int a, int b) {
+    Node x = *tape_at(t, a);
+    CHECK(tape_size(t, b) == x.rows * x.cols);
+    int out = append(t, (Node){.kind = NODE_back, .a = a, .b = b}, x.rows, x.cols);
+    memcpy(tape_at(t, out)->x, x.x, x.rows * x.cols * sizeof(double));
+    return out;
+}
+
 /* gradients ------------------------------------------------------------------------------------ */
 
 static double logistic(double x) { return fn_apply(FN_sigmoid, x, 0); }
@@ -266,6 +274,10 @@ void tape_backward(Tape *t) {
         case NODE_turn:
             for (size_t j = 0; j < n->rows * n->cols; j++)
                 a->g[j] += j % 2 ? -n->g[j - 1] : n->g[j + 1];
+            break;
+        case NODE_back:
+            for (size_t j = 0; j < n->rows * n->cols; j++)
+                a->g[j] += tape_at(t, n->b)->x[j] * n->g[j];
             break;
         case NODE_pick:
             for (size_t j = 0; j < n->rows; j++)

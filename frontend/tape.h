@@ -16,7 +16,8 @@ typedef enum {
     NODE_rows,      /* row i of b times a[i] */
     NODE_transpose,
     NODE_pick,      /* elements of a from `offset` on */
-    NODE_turn       /* -a[1], a[0], -a[3], a[2], ... */
+    NODE_turn,      /* -a[1], a[0], -a[3], a[2], ... */
+    NODE_back       /* a, whose gradient is times b */
 } NodeKind;
 
 typedef struct Node {
@@ -50,6 +51,7 @@ int tape_outer(Tape *t, int a, int b);
 int tape_rows(Tape *t, int a, int b);
 int tape_transpose(Tape *t, int a);
 int tape_turn(Tape *t, int a);
+int tape_back(Tape *t, int a, int b);
 int tape_pick(Tape *t, int a, size_t offset, size_t n);
 /* From the g that the caller has put into nodes. */
 void tape_backward(Tape *t);

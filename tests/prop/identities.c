@@ -64,7 +64,8 @@ static double *row_sums(World *w, const double *x, int width, const double *y) {
 static void run_reference(World *w, SpecFile *f, Diag *d, const SpecBind *bind, Run *run) {
     EvalArgs args = {T, run->in, &run->o, run->S, NULL};
     assert_true(reference_run(&w->a, f, NULL, bind, &args, d));
-    ReferenceGrad grad = {T, run->in, &w->dout, run->d, w->S0, run->dS0};
+    ReferenceGrad grad = {.T = T, .in = run->in, .dout = &w->dout, .din = run->d, .state = w->S0,
+                          .dstate = run->dS0};
     assert_true(reference_gradient(&w->a, f, NULL, bind, &grad, d));
 }
 

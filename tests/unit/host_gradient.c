@@ -155,7 +155,8 @@ static double compare_gradient(Grad *g, int n, int head, const char **which) {
         state[j] = element_get(r->s0.at, at + j, ELEM_f32);
         dstate[j] = element_get(g->dstate.at, at + j, ELEM_f32);
     }
-    ReferenceGrad args = {T, in, dout, din, state, dstate};
+    ReferenceGrad args = {.T = T, .in = in, .dout = dout, .din = din, .state = state,
+                          .dstate = dstate};
     assert_true(reference_gradient(&a, r->spec->file, NULL, &g->bind, &args, &r->spec->d));
     double worst = 0;
     for (int o = 0; o < k->in.count; o++) {

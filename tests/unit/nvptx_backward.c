@@ -101,7 +101,8 @@ static void reference(GradRun *r, Wanted *w, int n, int head) {
         state[j] = ((const float *)r->s0)[at + j];
         w->state[at + j] = ((const float *)r->ds)[at + j];
     }
-    ReferenceGrad args = {grad_length(c, n), in, dout, din, state, w->state + at};
+    ReferenceGrad args = {.T = grad_length(c, n), .in = in, .dout = dout, .din = din,
+                          .state = state, .dstate = w->state + at};
     assert_true(reference_gradient(&r->arena, r->spec->file, NULL, &r->bind, &args, &r->spec->d));
     for (int o = 0; o < k->in.count; o++)
         add_gradient(r, w, o, n, head, din[o]);

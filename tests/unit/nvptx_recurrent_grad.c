@@ -47,7 +47,8 @@ static void add_reference(GradRun *r, double **sum, double *state, int n, int he
         S0[j] = ((const float *)r->s0)[at + j];
         state[j] = ((const float *)r->ds)[at + j];
     }
-    ReferenceGrad args = {grad_length(r->c, n), in, dout, din, S0, state};
+    ReferenceGrad args = {.T = grad_length(r->c, n), .in = in, .dout = dout, .din = din, .state = S0,
+                          .dstate = state};
     assert_true(reference_gradient(&r->arena, r->spec->file, NULL, &r->bind, &args, &r->spec->d));
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];

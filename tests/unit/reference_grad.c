@@ -67,7 +67,8 @@ static void check_gradient(Spec *s, const char *variant, int64_t T, uint64_t see
         din[i] = NEW_ARRAY(&s->arena, double, size[i] + 1);
     }
     memcpy(dstate, p.dstate, (size_t)x->nstate * sizeof(double));
-    ReferenceGrad args = {T, x->in_const, (const double *const *)p.dout, din, p.state0, dstate};
+    ReferenceGrad args = {.T = T, .in = x->in_const, .dout = (const double *const *)p.dout, .din = din,
+                          .state = p.state0, .dstate = dstate};
     assert_true(reference_gradient(&s->arena, s->file, variant, &tiny, &args, &s->d));
     for (int i = 0; i < p.k->in.count; i++)
         for (int64_t j = 0; j < size[i]; j++)
@@ -146,11 +147,50 @@ static void absent_arguments(void **state) {
     spec_close(s);
 }
 
+/* One token, o = S' q: dq is (1 + back h) times the sum over V of S (1 + state h) do, dS0 = q do' likewise,
+ * and S itself is not touched: dp = dS v is exact without `back`. */
+static void products_are_rounded(void **state) {
+    (void)state;
+    enum { K = 4, V = 2, N = K * V };
+    static const Roundings by[] = {{0, 0, 3}, {.01, 0, 3}, {.01, 0, 4}, {0, .01, 3}, {0, .01, 4}};
+    double dq[5][K], dp[5][K], dS[5][N];
+    Spec *s = with_body("S = a * S + p * v'\n out o[V] = S' * q");
+    Kernel *k = spec_lower(&s->arena, &s->names, s->file, NULL, &tiny, &s->d);
+    Data *x = data_new(&s->arena, k, 1, 5);
+    const double dout[V] = {1, -.5}, *douts[] = {dout};
+    for (int n = 0; n < 5; n++) {
+        double *din[MAX_PORTS] = {dp[n], dq[n]};
+        memset(dS[n], 0, sizeof dS[n]);
+        ReferenceGrad args = {.T = 1, .in = x->in_const, .dout = douts, .din = din,
+                              .state = x->args.state, .dstate = dS[n], .rounded = by[n]};
+        assert_true(reference_gradient(&s->arena, s->file, NULL, &tiny, &args, &s->d));
+    }
+    double a = x->in[4][0];
+    for (int i = 0; i < K; i++) {
+        double terms = 0;
+        for (int j = 0; j < V; j++)
+            terms += fabs((a * x->args.state[i * V + j] + x->in[0][i] * x->in[2][j]) * dout[j]);
+        for (int n = 1; n < 5; n++) {
+            assert_true(dq[n][i] != dq[0][i] && fabs(dq[n][i] - dq[0][i]) <= .01 * terms);
+            if (by[n].back > 0)
+                assert_true(fabs(dq[n][i] - dq[0][i]) <= .01 * fabs(dq[0][i]) &&
+                            fabs(dp[n][i] - dp[0][i]) <= .01 * fabs(dp[0][i]));
+        }
+        assert_true(dq[1][i] != dq[2][i] && dq[3][i] != dq[4][i]);
+    }
+    for (int i = 0; i < N; i++) {
+        assert_true(dS[1][i] != dS[0][i] && fabs(dS[1][i] - dS[0][i]) <= .0101 * fabs(dS[0][i]));
+        assert_true(dS[3][i] == dS[0][i]);
+    }
+    spec_close(s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_spec),
         cmocka_unit_test(every_form),
         cmocka_unit_test(absent_arguments),
+        cmocka_unit_test(products_are_rounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
