@@ -244,7 +244,7 @@ static gdr_status bench_compile(Bench *b) {
     };
     b->cached_ms = -1;
     for (int round = 0; round < 3; round++) { /* anew; into the cache; from the cache */
-        CompileExtra extra = {.no_cache = round == 0};
+        CompileExtra extra = {.no_cache = round == 0, .v_tile = d->opt.v_tile};
         gdr_kernel *k;
         gdr_facts facts;
         double start = seconds_now();

@@ -175,6 +175,7 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
                           .diag_user = d,
                           .no_cache = true,
                           .no_load = true,
+                          .v_tile = d->opt.v_tile,
                           .prefix = prefix.text,
                           .cpu = d->opt.cpu,
                           .features = d->opt.cpu ? "" : NULL};

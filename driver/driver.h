@@ -47,6 +47,7 @@ typedef struct Options {
     bool has_dtype;
     gdr_dtype dtype;
     int device, method, format, diag_format, chunk, threads, case_number, input_sets, opt_level;
+    int v_tile;
     int state_type, state_layout; /* gdr_dtype, gdr_layout */
     int pool, keep_all;
     int save; /* gdr_save */

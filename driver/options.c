@@ -81,6 +81,8 @@ static const OptionSpec option_list[] = {
      "how to compute (auto: chunk where a chunk form exists)"},
     {"chunk", 0, "ROWS", COMPILE | LAUNCHING, KIND_int, AT(chunk), 1, 256,
      "rows of the chunk system (the target's choice)"},
+    {"v-tile", 0, "N", COMPILE | LAUNCHING, KIND_int, AT(v_tile), 16, 256,
+     "V columns of a block of the GPU's chain and reverse kernels (each launch's choice of two)"},
     {"opt-level", 0, "N", COMPILE | LAUNCHING, KIND_int, AT(opt_level), 1, 3,
      "how hard LLVM tries: 1 to 3 (the target's choice)"},
     {"threads", 0, "N", LAUNCHING, KIND_int, AT(threads), 1, 4096,

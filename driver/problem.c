@@ -228,7 +228,10 @@ gdr_status engine_open(Driver *d, const Problem *p, Engine *e) {
         return GDR_OK;
     gdr_compile_options o = problem_options(d, p, e);
     CompileInput input = {.source = p->spec->source};
-    CompileExtra extra = {.watch = driver_watch(d), .diag = print_diag_callback, .diag_user = d};
+    CompileExtra extra = {.watch = driver_watch(d),
+                          .diag = print_diag_callback,
+                          .diag_user = d,
+                          .v_tile = d->opt.v_tile};
     return compile_input(d->ctx, &input, &o, &extra, &e->kernel);
 }
 

@@ -192,6 +192,7 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
         .io = io,
         .state = state,
         .state_vk = job->opt.state_layout == GDR_LAYOUT_VK,
+        .v_tile = algo == ALGO_chunk ? job->extra.v_tile : 0,
         .opt_level = job->opt.opt_level,
         .save_every = saves(job, algo, GDR_SAVE_STATES)
                           ? save_every(k->axis.at[AXIS_K].size, k->axis.at[AXIS_V].size,

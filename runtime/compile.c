@@ -191,6 +191,7 @@ static CacheKey make_key(Job *job) {
     cache_hash_int(h, o->state_layout);
     cache_hash_text(h, job->extra.prefix);
     cache_hash_int(h, job->extra.want_llvm);
+    cache_hash_int(h, job->extra.v_tile);
     cache_hash_int(h, job->cuda != NULL);
     cache_hash_text(h, job->target);
     hash_machine(job, h);
