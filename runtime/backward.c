@@ -112,6 +112,11 @@ static int64_t blocks_at_once(const Queue *q, const CgEntry *e) {
     return least > 0 ? least : 1;
 }
 
+/* Chunks of the longest walk of a piece, as far as is known here. */
+static int64_t walk_chunks(const Queue *q) {
+    return divide_up(q->at.slots, sequences_at(q));
+}
+
 /* Of a chain that walks over each interval of `every` slots. */
 static int64_t interval_blocks(const Queue *q, const CgEntry *e, int64_t every) {
     int64_t first = q->at.first / every, last = (q->at.first + q->at.slots - 1) / every;
@@ -124,7 +129,7 @@ static int64_t interval_blocks(const Queue *q, const CgEntry *e, int64_t every) 
 static int64_t chain_time(const Queue *q, const CgEntry *e, int64_t every) {
     enum { COLUMNS_OF_LATENCY = 64 };
     const BoundLaunch *b = q->b;
-    int64_t walks = sequences_at(q), chunks = divide_up(q->at.slots, walks);
+    int64_t walks = sequences_at(q), chunks = walk_chunks(q);
     if (every && every < chunks) { /* they end where sequences do and where states were saved */
         bool same = !b->packed && b->slots / b->N % every == 0;
         walks = divide_up(q->at.slots, every) + (same ? 0 : walks - 1);
@@ -297,13 +302,14 @@ static gdr_status queue_beside(Queue *q) {
     return status ? status : queue_entry(q, ENTRY_chain);
 }
 
-/* States and costates need nothing of each other. */
+/* States and costates need nothing of each other. To fork and join takes as long as a few chunks do. */
 static gdr_status queue_walks(Queue *q) {
+    enum { CHUNKS_OF_A_FORK = 4 };
     Cuda *cuda = q->kernel->ctx->cuda;
     CudaError e;
-    if (!q->side) {
-        gdr_status status = q->b->all ? GDR_OK : queue_entry(q, ENTRY_chain);
-        return status ? status : queue_entry(q, ENTRY_reverse);
+    if (!q->side || walk_chunks(q) < CHUNKS_OF_A_FORK) {
+        gdr_status status = queue_entry(q, ENTRY_reverse);
+        return status || q->b->all ? status : queue_entry(q, ENTRY_chain);
     }
     if (!side_fork(cuda, q->side, q->stream, &e))
         return driver_failed(q->kernel->ctx, &e);

@@ -277,7 +277,8 @@ typedef struct gdr_saved {
  *            checked; in GPU memory it is trusted. Tokens past the last entry are not written.
  *
  * GPU: queued on `stream` (a CUstream, NULL = the default one) without any synchronisation, and
- * capturable in a CUDA graph. CPU: returns when done. A decoding step is T = 1 on a recurrent kernel
+ * capturable in a CUDA graph; a backward pass also on a stream of the context's, between two of its
+ * kernels on `stream`. CPU: returns when done. A decoding step is T = 1 on a recurrent kernel
  * with S0 and S; one of several tokens, to be accepted or not, T <= 16 or so.
  *
  * Pools. With slots, S0 or S is a pool [P,H,K,V] of any size P, whose states may be further apart than

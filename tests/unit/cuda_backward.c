@@ -37,6 +37,7 @@ static void everything_fits_at_once(void **state) {
         Summary s = run(k, &c, true);
         assert_int_equal(s.forwards, 0);
         assert_int_equal(s.backwards, 1);
+        assert_int_equal(s.beside, 0); /* too little to be worth it */
         size_t bytes;
         assert_int_equal(gdr_workspace_size(k, &c.launch, &bytes), GDR_OK);
         assert_int_equal(bytes, stub.pool_bytes);
@@ -268,7 +269,7 @@ static void failures_lose_nothing(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
     gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
-    Call c = packed(2, 200, 4, 2);
+    Call c = packed(2, 700, 4, 2);
     call_init(&c);
     leave_out(&c, DO);
     static const char *const call[] = {"cuLaunchKernel", "cuMemsetD8Async", "cuEventRecord",
@@ -300,8 +301,8 @@ static void streams_beside_go_from_launch_to_launch(void **state) {
     gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
     Call c = dense(2, 200, 4, 2);
     call_init(&c);
-    run(k, &c, true);
-    run(k, &c, true);
+    assert_int_equal(run(k, &c, true).beside, 1);
+    assert_int_equal(run(k, &c, true).beside, 1);
     assert_int_equal(stub.streams, 1);
     assert_int_equal(stub.events, 1);
     void *mine = stub.launch[0].stream; /* of whoever launches */
