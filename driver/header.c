@@ -223,8 +223,7 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
 static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
     const CgModule *m = &kernel->rec.module;
     const char *target = kernel->rec.target;
-    if (kernel->rec.pass == GDR_PASS_BACKWARD && kernel->rec.algo == ALGO_chunk &&
-        record_on_gpu(&kernel->rec)) {
+    if (kernel->rec.pass == GDR_PASS_BACKWARD && record_on_gpu(&kernel->rec)) {
         header_gradient(name, kernel, out);
         return;
     }

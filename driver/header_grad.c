@@ -1,6 +1,7 @@
 /* The C header of a backward pass on a GPU: what runtime/workspace.c and backward.c do, as C text for
  * programs that carry only the kernels. The pieces are simpler: equal ones of a size that the caller
- * chooses, and the caller's own launch function queues the kernels.
+ * chooses, and the caller's own launch function queues the kernels. A gradient token by token is called in
+ * the same way and takes one piece, whose work is two kernels.
  *
  * Texts are templates: $L the label of functions, $F the frame's type, and numbers by one letter each. */
 #include "driver/driver.h"
@@ -11,7 +12,7 @@ typedef struct Writer {
     Buf *out;
     const Record *r;
     const char *name, *label;
-    const CgEntry *grad, *sums;
+    const CgEntry *grad, *sums; /* grad: of chunks, or recurrent_grad */
 } Writer;
 
 static int64_t number_of(const Writer *w, char letter) {
@@ -41,6 +42,24 @@ static bool has(const Record *r, EntryKind kind) {
     return find(r, kind) != NULL;
 }
 
+static bool by_token(const Writer *w) {
+    return w->grad->kind == ENTRY_recurrent_grad;
+}
+
+/* What stands in the plan for one piece. */
+static const char *whole_text(const Writer *w) {
+    if (by_token(w))
+        return "    p.piece = f->slots; /* a block walks a sequence from end to end */\n";
+    return has(w->r, ENTRY_late) ? "    p.piece = f->slots; /* gradients wait for those of later tokens */\n"
+                                 : "";
+}
+
+/* Blocks of the grad entry, each with scratch of its own. */
+static const char *blocks_text(const Writer *w) {
+    return by_token(w) ? "f->N * f->H"
+                       : "p.piece * f->H < processors * $G ? p.piece * f->H : processors * $G";
+}
+
 static void put_text(const Writer *w, const char *text) {
     for (const char *at; *text; text = at + 2) {
         at = strchr(text, '$');
@@ -54,9 +73,9 @@ static void put_text(const Writer *w, const char *text) {
         else if (at[1] == 'F')
             buf_printf(w->out, "%s_frame", w->name);
         else if (at[1] == 'P')
-            buf_puts(w->out, has(w->r, ENTRY_late) ? "    p.piece = f->slots; /* gradients wait for those "
-                                                     "of later tokens */\n"
-                                                   : "");
+            buf_puts(w->out, whole_text(w));
+        else if (at[1] == 'T')
+            put_text(w, blocks_text(w));
         else
             buf_printf(w->out, "%lld", (long long)number_of(w, at[1]));
     }
@@ -124,7 +143,7 @@ static const char plan_text[] =
     "    most = (p.piece + (f->cu ? f->N : 0)) * $C;\n"
     "    if (p.pieces > 1 && most < rows)\n"
     "        rows = most;\n"
-    "    p.grad_blocks = p.piece * f->H < processors * $G ? p.piece * f->H : processors * $G;\n"
+    "    p.grad_blocks = $T;\n"
     "    p.bytes = 0;\n"
     "    $L_take(&p, p.piece * f->H * INT64_C($W));\n"
     "    p.scratch = $L_take(&p, p.grad_blocks * INT64_C($S));\n"
@@ -253,19 +272,17 @@ static void put_scans(const Writer *w, bool back, const char *indent) {
     }
 }
 
-static void put_run(const Writer *w) {
-    put_text(w, "/* Queues the pass of a frame that was prepared and has its workspace. */\n"
-                "static inline int $L_run(const $F *given, const $L_plan *p, $L_launch *launch,\n"
-                "                         $L_zero *zero, void *user)\n{\n"
-                "    $F copy = *given, *f = &copy;\n"
-                "    int status = 0, sums = 0;\n    const int64_t out[$N] = {");
-    for (int i = 0; i < w->r->shell->out.count; i++)
-        buf_printf(w->out, "%sf->%s", i ? ", " : "", member(w, i));
-    put_text(w, w->r->shell->out.count ? "};\n" : "0};\n");
-    put_text(w, "    if (!p->pieces)\n        return 0;\n"
-                "    f->scratch = f->workspace + p->scratch;\n"
-                "    f->ahead = f->workspace + p->ahead;\n    (void)zero;\n");
-    put_sums(w);
+static void put_queue_sums(const Writer *w, const char *indent) {
+    Buf blocks;
+    buf_init(&blocks, w->out->arena);
+    buf_printf(&blocks, "p->processors * %d", w->sums->per_sm);
+    buf_printf(w->out, "%sif (!status && sums)\n%s    status = ", indent, indent);
+    put_simple(w, w->sums, blocks.text);
+    put_text(w, ";\n");
+}
+
+/* All pieces, by chunks: the states at their borders, then backwards. */
+static void put_chunks(const Writer *w) {
     put_scans(w, false, "    ");
     put_text(w, "    for (int64_t i = 0; !status && p->crossed && i + 1 < p->pieces; i++) {\n"
                 "        $L_place(f, p, i, out);\n"
@@ -285,29 +302,58 @@ static void put_run(const Writer *w) {
     put_simple(w, w->grad, "tasks < p->grad_blocks ? tasks : p->grad_blocks");
     put_text(w, ";\n");
     put_scans(w, true, "        ");
-    put_text(w, "        if (!status && sums)\n            status = ");
-    Buf blocks;
-    buf_init(&blocks, w->out->arena);
-    buf_printf(&blocks, "p->processors * %d", w->sums->per_sm);
-    put_simple(w, w->sums, blocks.text);
-    put_text(w, ";\n    }\n    return status;\n}\n\n");
+    put_queue_sums(w, "        ");
+    put_text(w, "    }\n");
+}
+
+static void put_tokens(const Writer *w) {
+    put_text(w, "    $L_place(f, p, 0, out);\n    status = ");
+    put_simple(w, w->grad, "p->grad_blocks");
+    put_text(w, ";\n");
+    put_queue_sums(w, "    ");
+}
+
+static void put_run(const Writer *w) {
+    put_text(w, "/* Queues the pass of a frame that was prepared and has its workspace. */\n"
+                "static inline int $L_run(const $F *given, const $L_plan *p, $L_launch *launch,\n"
+                "                         $L_zero *zero, void *user)\n{\n"
+                "    $F copy = *given, *f = &copy;\n"
+                "    int status = 0, sums = 0;\n    const int64_t out[$N] = {");
+    for (int i = 0; i < w->r->shell->out.count; i++)
+        buf_printf(w->out, "%sf->%s", i ? ", " : "", member(w, i));
+    put_text(w, w->r->shell->out.count ? "};\n" : "0};\n");
+    put_text(w, "    if (!p->pieces)\n        return 0;\n"
+                "    f->scratch = f->workspace + p->scratch;\n"
+                "    f->ahead = f->workspace + p->ahead;\n    (void)zero;\n");
+    put_sums(w);
+    (by_token(w) ? put_tokens : put_chunks)(w);
+    put_text(w, "    return status;\n}\n\n");
+}
+
+/* What all functions are called by: the entry's symbol without what this entry is. */
+static const char *label_of(const Record *r, const CgEntry *grad, const char *suffix, Arena *a) {
+    size_t all = strlen(grad->symbol), last = strlen(suffix);
+    Buf label;
+    buf_init(&label, a);
+    CHECK(all > last && !strcmp(grad->symbol + all - last, suffix));
+    buf_put(&label, grad->symbol, all - last);
+    buf_printf(&label, "_%s", r->target);
+    return label.text;
 }
 
 void header_gradient(const char *name, const gdr_kernel *kernel, Buf *out) {
     const Record *r = &kernel->rec;
-    Buf label;
-    buf_init(&label, out->arena);
+    bool chunks = r->algo == ALGO_chunk;
     Writer w = {.out = out, .r = r, .name = name};
-    w.grad = find(r, ENTRY_grad);
+    w.grad = find(r, chunks ? ENTRY_grad : ENTRY_recurrent_grad);
     w.sums = find(r, ENTRY_sums);
-    const char *symbol = find(r, ENTRY_factor)->symbol, *end = strstr(symbol, "_factor");
-    CHECK(w.grad && w.sums && end);
-    buf_put(&label, symbol, (size_t)(end - symbol));
-    buf_printf(&label, "_%s", r->target);
-    w.label = label.text;
+    CHECK(w.grad && w.sums);
+    w.label = label_of(r, w.grad, chunks ? "_grad" : "_recurrent_grad", out->arena);
     put_plan(&w);
-    put_choice(&w, ENTRY_chain, "chain");
-    put_choice(&w, ENTRY_reverse, "reverse");
+    if (chunks) {
+        put_choice(&w, ENTRY_chain, "chain");
+        put_choice(&w, ENTRY_reverse, "reverse");
+    }
     put_place(&w);
     put_run(&w);
 }
