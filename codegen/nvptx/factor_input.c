@@ -91,6 +91,18 @@ static bool *summed_inputs(Factor *f, const bool *needed)
     return used;
 }
 
+const bool *factor_first_inputs(Factor *f)
+{
+    bool *needed = needed_values(f), *summed = summed_inputs(f, needed);
+    for (int v = 0; v < f->k->inst.count; v++) {
+        const Inst *i = inst_at(f->k, v);
+        bool param = i->op == OP_in && f->k->in.at[i->index].is_param;
+        needed[v] = needed[v] && in_memory(f, v) && !param && !shape_has(i->shape, AXIS_V) &&
+                    (summed[v] || !shape_has(i->shape, AXIS_K));
+    }
+    return needed;
+}
+
 /* Inputs that come in 16-byte accesses only, whatever the lane. One access a slab and row can be
  * parked, as long as there are places. */
 void factor_plan_stage(Factor *f)
