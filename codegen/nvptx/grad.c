@@ -209,6 +209,24 @@ static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) 
     return true;
 }
 
+/* i1: whether the task's slot is a chunk of some sequence; one in front of all sequences is none. */
+static Val has_chunk(const Grad *g) {
+    Cg *cg = g->cg;
+    Val behind = cg_cmp(cg, LLVMIntSGE, g->start, cg_int64(cg, 0));
+    return cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
+}
+
+static void ask_for(const Grad *g, Val task, Val tasks) {
+    Cg *cg = g->cg;
+    Grad next = *g;
+    If there = cg_if(cg, cg_cmp(cg, LLVMIntSLT, task, tasks));
+    place_task(&next, task);
+    If some = cg_if(cg, has_chunk(&next));
+    grad_ask_first(&next);
+    cg_end_if(cg, &some);
+    cg_end_if(cg, &there);
+}
+
 static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
@@ -219,12 +237,14 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     place_thread(g);
     place_task(g, l.i);
     Var task = cg_var(cg, cg->i64, l.i);
-    Val behind = cg_cmp(cg, LLVMIntSGE, g->start, cg_int64(cg, 0)); /* not in front of all sequences */
-    If some = cg_if(cg, cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length)));
+    If some = cg_if(cg, has_chunk(g));
     keep_task(g, l.i);
     for (int i = 0; i < phases; i++) {
-        if (i > 0 && i == phases - 1)
-            cg_set(cg, task, take_task_back(g));
+        if (i > 0 && i == phases - 1) {
+            Val own = take_task_back(g);
+            cg_set(cg, task, own);
+            ask_for(g, cg_add(cg, own, l.step), tasks);
+        }
         phase[i].build(g);
         nv_barrier(cg);
     }
