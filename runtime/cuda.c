@@ -408,8 +408,9 @@ static int stream_create(Cuda *cuda, void **stream) {
     int error = d->cuCtxGetStreamPriorityRange(&least, &greatest);
     if (error || (error = d->cuThreadExchangeStreamCaptureMode(&mode)))
         return error;
-    int priority = least - 1 > greatest ? least - 1 : greatest; /* the greatest has the least number */
-    error = d->cuStreamCreateWithPriority(stream, STREAM_NON_BLOCKING, priority);
+    int above = least - 1; /* the greatest priority is the least number */
+    error = d->cuStreamCreateWithPriority(stream, STREAM_NON_BLOCKING,
+                                          above > greatest ? above : greatest);
     int back = d->cuThreadExchangeStreamCaptureMode(&mode);
     return error ? error : back;
 }
@@ -433,7 +434,9 @@ static int stream_capture(Cuda *cuda, void *stream, uint64_t *capture) {
     *capture = 0;
     int error = cuda->d.cuStreamGetCaptureInfo(stream, &status, capture, NULL, NULL, NULL);
     *capture = status == CAPTURE_ACTIVE ? *capture + 1 : 0;
-    return error || status == CAPTURE_NONE || status == CAPTURE_ACTIVE ? error : CAPTURE_INVALIDATED;
+    if (!error && status != CAPTURE_NONE && status != CAPTURE_ACTIVE)
+        error = CAPTURE_INVALIDATED;
+    return error;
 }
 
 bool cuda_stream_capture(Cuda *cuda, void *stream, uint64_t *capture, CudaError *e) {

@@ -1,12 +1,13 @@
-/* Streams beside the caller's, for kernels that need not wait for each other. A launch takes one of the
- * context's while it queues, forks it from the caller's stream and joins it again:
+/* Streams beside the caller's, for kernels that need not wait for each other. A launch takes one of
+ * the context's while it queues, forks it from the caller's stream and joins it again:
  *
  *     caller's stream   ... factor ── chain ────┬─ grad ...
  *     side                     └──── reverse ───┘
  *
- * Nothing waits but streams for events, so all of it may be captured in a graph. Whoever captures has the side
- * in it until the capture ends, long after the launch has given it back: then it only suits launches of the
- * same capture, and others take another one. Where there is none to be had all goes on one stream.
+ * Nothing waits but streams for events, so all of it may be captured in a graph. Whoever captures
+ * has the side in it until the capture ends, long after the launch has given it back: then it only
+ * suits launches of the same capture, and others take another one. Where there is none to be had
+ * all goes on one stream.
  */
 #include "runtime/runtime.h"
 
