@@ -1,35 +1,15 @@
 /* The public API on the CPU: what each wrong argument is answered with, and that right ones work
  * from several threads and in every state of memory. */
-#include "runtime/runtime.h"
+#include "tests/unit/api_test.h"
 
-#include <math.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 static const char spec[] = "variant s {\n dim K = 16, V = 8\n in q[K], k[K], v[V]\n in g <= 0\n"
                            " param scale\n state S[K, V]\n S = exp(g) * S\n"
                            " S = S + k * (scale * v)'\n out o[V] = S' * q\n}\n";
 
-static gdr_context *context(void) {
-    gdr_context *ctx;
-    gdr_context_options o = {.size = sizeof o, .cache_dir = "", .threads = 2};
-    assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
-    return ctx;
-}
-
 static gdr_kernel *compile(gdr_context *ctx, gdr_algo algo) {
-    gdr_kernel *k = NULL;
-    gdr_compile_options o = {.size = sizeof o, .algo = algo};
-    gdr_status status = gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k);
-    if (status)
-        fail_msg("%s", gdr_last_error(ctx));
-    return k;
+    return compile_text(ctx, spec, (gdr_compile_options){.algo = algo});
 }
 
 /* A launch that is right; tests then break one thing of it. */
@@ -69,17 +49,14 @@ static Call *call_new(void) {
     return c;
 }
 
-static void refused(gdr_kernel *k, gdr_context *ctx, Call *c, const char *text) {
-    gdr_status status = gdr_forward(k, &c->launch);
-    if (status != GDR_EINPUT || !strstr(gdr_last_error(ctx), text))
-        fail_msg("status %d, \"%s\" where \"%s\" was expected", (int)status, gdr_last_error(ctx),
-                 text);
+static void refused(gdr_kernel *k, Call *c, const char *text) {
+    assert_refused(k->ctx, gdr_forward(k, &c->launch), GDR_EINPUT, text);
     free(c);
 }
 
 static void wrong_tensors_are_named(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
     Call *c = call_new();
     assert_int_equal(gdr_forward(k, &c->launch), GDR_OK);
@@ -87,7 +64,7 @@ static void wrong_tensors_are_named(void **state) {
 #define BROKEN(text, ...) \
     c = call_new();       \
     __VA_ARGS__;          \
-    refused(k, ctx, c, text)
+    refused(k, c, text)
     BROKEN("o: missing output", c->launch.nargs = O);
     BROKEN("scale: missing parameter", c->arg[SCALE] = c->arg[O]; c->launch.nargs = O);
     BROKEN("zz: the variant s has no such tensor", c->arg[Q].name = "zz");
@@ -133,22 +110,22 @@ static Call *packed_new(int64_t a, int64_t b, int64_t c) {
 
 static void wrong_offsets_are_refused(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
-    refused(k, ctx, packed_new(0, 3, 2), "cu_seqlens: decreases from 3 to 2 at entry 2");
-    refused(k, ctx, packed_new(0, 3, 6), "cu_seqlens: ends at 6, the tensors have 5 tokens");
-    refused(k, ctx, packed_new(-1, 3, 5), "cu_seqlens: begins with -1");
+    refused(k, packed_new(0, 3, 2), "cu_seqlens: decreases from 3 to 2 at entry 2");
+    refused(k, packed_new(0, 3, 6), "cu_seqlens: ends at 6, the tensors have 5 tokens");
+    refused(k, packed_new(-1, 3, 5), "cu_seqlens: begins with -1");
     Call *c = packed_new(0, 0, 5);
     c->cu_tensor.dtype = GDR_F32;
-    refused(k, ctx, c, "cu_seqlens: data type is f32");
+    refused(k, c, "cu_seqlens: data type is f32");
     c = packed_new(0, 0, 5);
     c->cu_shape[0] = 0;
-    refused(k, ctx, c, "cu_seqlens: need a vector");
+    refused(k, c, "cu_seqlens: need a vector");
     c = packed_new(0, 0, 5);
     for (int i = 0; i < PORTS; i++)
         if (i != SCALE)
             c->shape[i][0] = 2;
-    refused(k, ctx, c, "packed sequences need B = 1");
+    refused(k, c, "packed sequences need B = 1");
     c = packed_new(0, 0, 4);
     memset(c->data[O], 0x7f, sizeof c->data[O]);
     float untouched = c->data[O][4 * H * 8];
@@ -163,7 +140,7 @@ static void wrong_offsets_are_refused(void **state) {
 
 static void empty_batches_do_nothing(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     for (gdr_algo algo = GDR_ALGO_CHUNK; algo <= GDR_ALGO_RECURRENT; algo++) {
         gdr_kernel *k = compile(ctx, algo);
         Call *c = call_new();
@@ -189,7 +166,7 @@ static void empty_batches_do_nothing(void **state) {
 
 static void compile_options_are_checked(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = (gdr_kernel *)ctx;
     gdr_dim zero = {"K", 0}, unknown = {"N", 4}, huge = {"K", INT64_MAX};
     gdr_port_dtype no_port = {"zz", GDR_F32}, bad_param = {"scale", GDR_BF16};
@@ -252,7 +229,7 @@ static void spec_errors_reach_the_callback(void **state) {
 
 static void no_chunk_form_is_a_limit(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k;
     const char *text = "variant s { dim K = 8, V = 8; in q[K], k[K], v[V], b[V]; state S[K, V]\n"
                        "let r = S' * k; S = S + k * (b .* (v - r))'; out o[V] = S' * q }";
@@ -272,7 +249,7 @@ static void no_chunk_form_is_a_limit(void **state) {
 
 static void inspection_tells_all(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = compile(ctx, GDR_ALGO_CHUNK);
     gdr_port p;
     gdr_facts f;
@@ -349,7 +326,7 @@ static void *worker_main(void *arg) {
 static void threads_share_a_context(void **state) {
     (void)state;
     enum { THREADS = 4 };
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *shared = compile(ctx, GDR_ALGO_RECURRENT);
     pthread_t thread[THREADS];
     Worker *w = calloc(THREADS, sizeof *w);
@@ -371,7 +348,7 @@ static void threads_share_a_context(void **state) {
 
 static void memory_may_run_out_anywhere(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     CompileInput input = {.name = "s", .text = spec, .length = sizeof spec - 1};
     const char *const target[] = {"host", "sm_80"};
     for (int i = 0; i < 4; i++) {

@@ -1,34 +1,14 @@
 /* Backward passes through the public API: right calls agree with differences of forward calls, any
  * subset of gradients gives the same bits, wrong arguments are named, memory may run out. */
-#include "runtime/runtime.h"
-
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "tests/unit/api_test.h"
 
 static const char spec[] =
     "variant s {\n dim K = 16, V = 8\n in q[K], k[K], v[V]\n in g <= 0\n"
     " param scale\n state S[K, V]\n S = exp(g) * S\n"
     " S = S + k * (scale * v)'\n out o[V] = S' * q\n out r = sum(q) * scale\n}\n";
 
-static gdr_context *context(int threads) {
-    gdr_context *ctx;
-    gdr_context_options o = {.size = sizeof o, .cache_dir = "", .threads = threads};
-    assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
-    return ctx;
-}
-
 static gdr_kernel *compile(gdr_context *ctx, gdr_compile_options o) {
-    gdr_kernel *k = NULL;
-    o.size = sizeof o;
-    if (gdr_compile_string(ctx, "s", spec, sizeof spec - 1, &o, &k))
-        fail_msg("%s", gdr_last_error(ctx));
-    return k;
+    return compile_text(ctx, spec, o);
 }
 
 static gdr_kernel *backward(gdr_context *ctx) {
@@ -134,7 +114,7 @@ static void check_difference(gdr_kernel *forward, const Call *c, float *x, doubl
 }
 
 static void check_gradients(gdr_algo algo) {
-    gdr_context *ctx = context(2);
+    gdr_context *ctx = open_context(2);
     const gdr_compile_options o = {.pass = GDR_PASS_BACKWARD, .chunk_rows = 16, .algo = algo};
     gdr_facts facts;
     gdr_kernel *k = compile(ctx, o), *forward = compile(ctx, (gdr_compile_options){.chunk_rows = 16});
@@ -168,7 +148,7 @@ static void gradients_are_differences(void **state) {
 
 static void any_subset_may_be_asked_for(void **state) {
     (void)state;
-    gdr_context *ctx = context(2);
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = backward(ctx);
     Call *all = call_new();
     run(k, all);
@@ -196,7 +176,7 @@ static void any_subset_may_be_asked_for(void **state) {
 static void any_subset_may_be_given(void **state) {
     (void)state;
     static const char *const given[] = {"r"}, *const wanted[] = {"scale", "q"};
-    gdr_context *ctx = context(2);
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = backward(ctx);
     gdr_compile_options o = {.pass = GDR_PASS_BACKWARD,
                              .chunk_rows = 16,
@@ -248,7 +228,7 @@ static void results_do_not_depend_on_threads(void **state) {
     (void)state;
     Call *first[2] = {NULL, NULL};
     for (int threads = 1; threads <= 4; threads++) {
-        gdr_context *ctx = context(threads);
+        gdr_context *ctx = open_context(threads);
         gdr_kernel *k = backward(ctx);
         for (int packed = 0; packed < 2; packed++) {
             Call *c = packed ? packed_new() : call_new();
@@ -275,7 +255,7 @@ static void results_do_not_depend_on_threads(void **state) {
 
 static void empty_batches_have_no_gradients(void **state) {
     (void)state;
-    gdr_context *ctx = context(1);
+    gdr_context *ctx = open_context(1);
     gdr_kernel *k = backward(ctx);
     Call *c = call_new();
     for (int i = 0; i < PORTS; i++)
@@ -297,16 +277,13 @@ static void empty_batches_have_no_gradients(void **state) {
 /* refusals ------------------------------------------------------------------------------------- */
 
 static void refused(gdr_kernel *k, Call *c, gdr_status want, const char *text) {
-    gdr_status status = gdr_backward(k, &c->launch);
-    if (status != want || !strstr(gdr_last_error(k->ctx), text))
-        fail_msg("status %d, \"%s\" where \"%s\" was expected", (int)status, gdr_last_error(k->ctx),
-                 text);
+    assert_refused(k->ctx, gdr_backward(k, &c->launch), want, text);
     free(c);
 }
 
 static void wrong_arguments_are_named(void **state) {
     (void)state;
-    gdr_context *ctx = context(1);
+    gdr_context *ctx = open_context(1);
     gdr_kernel *k = backward(ctx), *forward = compile(ctx, (gdr_compile_options){0});
     Call *c;
 #define BROKEN(text, ...) \
@@ -343,7 +320,7 @@ static void wrong_arguments_are_named(void **state) {
 static void options_are_checked(void **state) {
     (void)state;
     static const char *const unknown[] = {"zz"};
-    gdr_context *ctx = context(1);
+    gdr_context *ctx = open_context(1);
     gdr_kernel *k;
     const gdr_pass back = GDR_PASS_BACKWARD;
     const struct {
@@ -391,7 +368,7 @@ static void no_chunk_form(void **state) {
     static const char wide[] = "variant w {\n dim K = 4, V = 8\n in q[K], v[V], g[V] <= 0\n"
                                " state S[K, V]\n S = S * diag(exp(g)) + q * v'\n"
                                " out o[V] = S' * q\n}\n";
-    gdr_context *ctx = context(1);
+    gdr_context *ctx = open_context(1);
     gdr_kernel *k;
     gdr_facts facts;
     gdr_compile_options o = {.size = sizeof o, .pass = GDR_PASS_BACKWARD};
@@ -411,7 +388,7 @@ static void inspection_tells_gradients(void **state) {
     static const gdr_port_kind kind[PORTS] = {
         GDR_INPUT,    GDR_INPUT,    GDR_INPUT,    GDR_INPUT,    GDR_PARAM,    GDR_UPSTREAM,
         GDR_UPSTREAM, GDR_GRADIENT, GDR_GRADIENT, GDR_GRADIENT, GDR_GRADIENT, GDR_PARAM_GRADIENT};
-    gdr_context *ctx = context(1);
+    gdr_context *ctx = open_context(1);
     gdr_kernel *k = backward(ctx);
     Call *c = call_new();
     gdr_port p;
@@ -439,7 +416,7 @@ static void inspection_tells_gradients(void **state) {
 
 static void workspace_may_be_the_callers(void **state) {
     (void)state;
-    gdr_context *ctx = context(2);
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = backward(ctx);
     Call *own = call_new(), *given = call_new(), *few = call_new(), *odd = call_new();
     size_t bytes;
@@ -471,7 +448,7 @@ static void workspace_may_be_the_callers(void **state) {
 
 static void memory_may_run_out_anywhere(void **state) {
     (void)state;
-    gdr_context *ctx = context(1);
+    gdr_context *ctx = open_context(1);
     CompileInput input = {.name = "s", .text = spec, .length = sizeof spec - 1};
     gdr_compile_options o = {.size = sizeof o, .opt_level = 1, .pass = GDR_PASS_BACKWARD};
     CompileExtra extra = {0};

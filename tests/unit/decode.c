@@ -1,15 +1,6 @@
 /* Decoding through the public API on the CPU: pools and their slots, types and layouts of states,
  * several tokens a step, what was accepted of them, and launches that go on where others ended. */
-#include "runtime/runtime.h"
-
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
+#include "tests/unit/api_test.h"
 
 static const char delta[] =
     "variant delta {\n dim K = 20, V = 12\n in q[K], k[K], v[V]\n in g[K] <= 0\n state S[K, V]\n"
@@ -103,21 +94,10 @@ static void in_place(Call *c, const int64_t *slot, int64_t n) {
     memcpy(c->index[S0_SLOTS], slot, (size_t)n * sizeof *slot);
 }
 
-static gdr_context *context(void) {
-    gdr_context *ctx;
-    gdr_context_options o = {.size = sizeof o, .cache_dir = "", .threads = 2};
-    assert_int_equal(gdr_context_create(&o, &ctx), GDR_OK);
-    return ctx;
-}
-
 static gdr_kernel *compile(gdr_context *ctx, const char *spec, gdr_algo algo, gdr_dtype type,
                            gdr_layout layout) {
-    gdr_kernel *k = NULL;
-    gdr_compile_options o = {
-        .size = sizeof o, .algo = algo, .state_dtype = type, .state_layout = layout};
-    if (gdr_compile_string(ctx, "s", spec, strlen(spec), &o, &k))
-        fail_msg("%s", gdr_last_error(ctx));
-    return k;
+    return compile_text(ctx, spec, (gdr_compile_options){.algo = algo, .state_dtype = type,
+                                                         .state_layout = layout});
 }
 
 static void run(gdr_kernel *k, gdr_context *ctx, const Call *c) {
@@ -153,7 +133,7 @@ static bool untouched(const void *p, size_t bytes) {
 /* Of five slots three are named; the fourth sequence is skipped. */
 static void slots_are_used_and_others_left(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     for (gdr_algo algo = GDR_ALGO_CHUNK; algo <= GDR_ALGO_RECURRENT; algo++) {
         gdr_kernel *k = compile(ctx, delta, algo, GDR_F32, GDR_LAYOUT_KV);
         static const int64_t slot[4] = {4, 0, -1, 2};
@@ -188,7 +168,7 @@ static void slots_are_used_and_others_left(void **state) {
 /* From one pool to another, with gaps between its states and 4-byte slots. */
 static void pools_may_be_two_and_spaced(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = compile(ctx, delta, GDR_ALGO_RECURRENT, GDR_F32, GDR_LAYOUT_KV);
     enum { GAP = 40 };
     int64_t strides[4] = {H * STATE + GAP, STATE, V, 1};
@@ -238,7 +218,7 @@ static void put_element(void *S, gdr_dtype type, gdr_layout layout, int64_t i, d
 /* The same states in every type and layout: what is stored is the f32 result, rounded. */
 static void states_have_types_and_layouts(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     static const gdr_dtype types[] = {GDR_F32, GDR_BF16, GDR_F16};
     for (gdr_algo algo = GDR_ALGO_CHUNK; algo <= GDR_ALGO_RECURRENT; algo++) {
         gdr_kernel *plain = compile(ctx, delta, algo, GDR_F32, GDR_LAYOUT_KV);
@@ -302,7 +282,7 @@ static void single_steps(gdr_kernel *k, gdr_context *ctx, int64_t T, Call *all, 
 static void tokens_at_once_are_single_steps(void **state) {
     (void)state;
     enum { T = 6 };
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     const char *const spec[] = {delta, past};
     for (int s = 0; s < 2; s++) {
         gdr_kernel *k = compile(ctx, spec[s], GDR_ALGO_RECURRENT, GDR_F32, GDR_LAYOUT_KV);
@@ -338,7 +318,7 @@ static void tokens_at_once_are_single_steps(void **state) {
 static void only_what_is_accepted_is_committed(void **state) {
     (void)state;
     enum { T = 4 };
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = compile(ctx, past, GDR_ALGO_RECURRENT, GDR_F32, GDR_LAYOUT_KV);
     int p = past_of(k);
     Call *want = call_new(2, T, 0, p);
@@ -379,7 +359,7 @@ static void drafts_go_on_from_accepted_tokens(void **state) {
     enum { T = 3, POOL = 8, ROUNDS = 4 };
     static const int64_t row[2][T] = {{1, 6, 3}, {7, 2, 4}},
                          accept[ROUNDS][2] = {{2, 3}, {1, 1}, {3, 2}, {1, 3}};
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *k = compile(ctx, past, GDR_ALGO_RECURRENT, GDR_F32, GDR_LAYOUT_KV);
     int p = past_of(k);
     float *pool = calloc(POOL, STATE_BYTES), *pasts = calloc(POOL, sizeof(float) * H * PAST_MAX);
@@ -444,7 +424,7 @@ static void prefill_continues(gdr_context *ctx, const char *spec, gdr_algo algo,
 
 static void launches_continue_exactly(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     prefill_continues(ctx, delta, GDR_ALGO_RECURRENT, 7, 20);
     prefill_continues(ctx, past, GDR_ALGO_RECURRENT, 1, 20);
     prefill_continues(ctx, past, GDR_ALGO_RECURRENT, 13, 20);
@@ -467,17 +447,14 @@ static void launches_continue_exactly(void **state) {
 
 /* refusals ------------------------------------------------------------------------------------- */
 
-static void refused(gdr_kernel *k, gdr_context *ctx, Call *c, const char *text) {
-    gdr_status status = gdr_forward(k, &c->launch);
-    if (status != GDR_EINPUT || !strstr(gdr_last_error(ctx), text))
-        fail_msg("status %d, \"%s\" where \"%s\" was expected", (int)status, gdr_last_error(ctx),
-                 text);
+static void refused(gdr_kernel *k, Call *c, const char *text) {
+    assert_refused(k->ctx, gdr_forward(k, &c->launch), GDR_EINPUT, text);
     free(c);
 }
 
 static void wrong_slots_are_refused(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     gdr_kernel *step = compile(ctx, delta, GDR_ALGO_RECURRENT, GDR_BF16, GDR_LAYOUT_VK);
     gdr_kernel *chunk = compile(ctx, delta, GDR_ALGO_CHUNK, GDR_F32, GDR_LAYOUT_KV);
     gdr_kernel *k = compile(ctx, past, GDR_ALGO_RECURRENT, GDR_F32, GDR_LAYOUT_KV);
@@ -489,7 +466,7 @@ static void wrong_slots_are_refused(void **state) {
     c = call_new(2, 3, 0, size);        \
     in_place(c, slot, 2);               \
     __VA_ARGS__;                        \
-    refused(kernel, ctx, c, text)
+    refused(kernel, c, text)
     BROKEN(chunk, 0, "S0_slots: slot 2 at entry 1, the pool has 2", c->index[S0_SLOTS][1] = 2);
     BROKEN(chunk, 0, "S0_slots: data type is f32, need i32 or i64",
            c->indices[S0_SLOTS].dtype = GDR_F32);
@@ -525,7 +502,7 @@ static void wrong_slots_are_refused(void **state) {
     c->state[0].dtype = c->state[1].dtype = GDR_BF16;
     c->state_shape[0][2] = c->state_shape[1][2] = V;
     c->state_shape[0][3] = c->state_shape[1][3] = K;
-    refused(step, ctx, c, "past0: the variant delta remembers nothing");
+    refused(step, c, "past0: the variant delta remembers nothing");
     gdr_kernel_destroy(step);
     gdr_kernel_destroy(chunk);
     gdr_kernel_destroy(k);
@@ -535,7 +512,7 @@ static void wrong_slots_are_refused(void **state) {
 
 static void wrong_state_options_are_refused(void **state) {
     (void)state;
-    gdr_context *ctx = context();
+    gdr_context *ctx = open_context(2);
     const struct {
         gdr_compile_options o;
         const char *text;
