@@ -91,16 +91,30 @@ static bool *summed_inputs(Factor *f, const bool *needed)
     return used;
 }
 
+/* Read from memory, one element a token. */
+static bool is_scalar_input(const Factor *f, int v)
+{
+    const Inst *i = inst_at(f->k, v);
+    bool param = i->op == OP_in && f->k->in.at[i->index].is_param;
+    return in_memory(f, v) && !param && !shape_has(i->shape, AXIS_K) && !shape_has(i->shape, AXIS_V);
+}
+
 const bool *factor_first_inputs(Factor *f)
 {
     bool *needed = needed_values(f), *summed = summed_inputs(f, needed);
-    for (int v = 0; v < f->k->inst.count; v++) {
-        const Inst *i = inst_at(f->k, v);
-        bool param = i->op == OP_in && f->k->in.at[i->index].is_param;
-        needed[v] = needed[v] && in_memory(f, v) && !param && !shape_has(i->shape, AXIS_V) &&
-                    (summed[v] || !shape_has(i->shape, AXIS_K));
-    }
+    for (int v = 0; v < f->k->inst.count; v++)
+        needed[v] = needed[v] && (is_scalar_input(f, v) || (summed[v] && is_key_input(f, v)));
     return needed;
+}
+
+void factor_hold_scalars(Factor *f)
+{
+    bool *needed = needed_values(f);
+    for (int v = 0; v < f->k->inst.count; v++)
+        for (int h = 0; h < 2 && needed[v] && is_scalar_input(f, v); h++) {
+            f->loaded[h][v] = NEW_ARRAY(f->cg->arena, Val, 1);
+            value_load(&f->at[h], v, f->loaded[h][v]);
+        }
 }
 
 /* Inputs that come in 16-byte accesses only, whatever the lane. One access a slab and row can be

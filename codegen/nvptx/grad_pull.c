@@ -402,6 +402,7 @@ void grad_pull(Grad *g) {
     nv_barrier(cg);
     if (!p->early)
         factor_copy_ahead(&p->f, cg_int(cg, 0));
+    factor_hold_scalars(&p->f);
     nv_copy_wait(cg, 0);
     (p->s->a_key ? pull_key_chunk : pull_scalar_chunk)(p);
 }
