@@ -1,44 +1,7 @@
 /* NVIDIA kernels as text: what the building blocks emit, how the recurrent kernel is cut into
  * blocks, how wide its loads are, what is refused, and (where ptxas is found) that every kernel
  * assembles, without spills at the sizes that matter. What the kernels compute, GPU tests say. */
-#include "tests/unit/ir_test.h"
-
-#include "codegen/nvptx/nvptx.h"
-
-/* Gated DeltaNet-2 as the front end writes it. */
-static const char gdn2[] =
-    "kernel gdn2 recurrence {\n"
-    "  axis C = 0, R = 0, U = 0, K = 128, V = 128\n"
-    "  in q : bf16[K]\n"
-    "  in k : bf16[K]\n"
-    "  in v : bf16[V]\n"
-    "  in g : bf16[K] <= 0\n"
-    "  in b : bf16[K]\n"
-    "  in w : bf16[V]\n"
-    "  out o : bf16[V]\n"
-    "  state S\n"
-    "  %0 = in q\n"
-    "  %1 = mul %0, %0\n"
-    "  %2 = sum %1 over K\n"
-    "  %3 = const 1e-6\n"
-    "  %4 = add %2, %3\n"
-    "  %5 = rsqrt %4\n"
-    "  %6 = mul %0, %5\n"
-    "  %7 = in k\n"
-    "  %8 = in g\n"
-    "  %9 = exp %8\n"
-    "  decay %9\n"
-    "  %11 = in b\n"
-    "  %12 = mul %11, %7\n"
-    "  %13 = read %12\n"
-    "  %14 = in v\n"
-    "  %15 = in w\n"
-    "  %16 = mul %14, %15\n"
-    "  %17 = sub %16, %13\n"
-    "  update %7, %17\n"
-    "  %19 = read %6\n"
-    "  out o = %19\n"
-    "}\n";
+#include "tests/unit/nvptx_test.h"
 
 /* Reads and decays on the V side, outs of every shape, a sum over V of what was read. */
 static const char oja[] =
@@ -108,8 +71,7 @@ static const char mixed[] =
     "  out o = %24\n"
     "}\n";
 
-static void set_type(Kernel *k, Elem e)
-{
+static void set_type(Kernel *k, Elem e) {
     for (int i = 0; i < k->in.count; i++)
         if (!k->in.at[i].is_param)
             k->in.at[i].elem = e;
@@ -117,48 +79,37 @@ static void set_type(Kernel *k, Elem e)
         k->out.at[o].elem = e;
 }
 
-static Kernel *kernel_of(World *w, const char *text, int K, int V, Elem e)
-{
-    Kernel *k = parse(w, text);
-    k->axis.at[AXIS_K].size = K;
-    k->axis.at[AXIS_V].size = V;
+static Kernel *kernel_of(World *w, const char *text, int K, int V, Elem e) {
+    Kernel *k = kernel_sized(w, text, K, V);
     set_type(k, e);
     assert_null(kernel_verify(k));
     return k;
 }
 
-static CgOptions options(const char *target, int v_tile)
-{
+static CgOptions options(const char *target, int v_tile) {
     return (CgOptions){.target = target, .algo = ALGO_recurrent, .v_tile = v_tile, .opt_level = 2};
 }
 
-static CgModule *compile(World *w, const Kernel *k, const char *target, int v_tile)
-{
+static CgModule *compile(World *w, const Kernel *k, const char *target, int v_tile) {
     CgOptions opt = options(target, v_tile);
-    const char *why = NULL;
-    CgModule *m = codegen_nvptx(&w->arena, k, &opt, &why);
-    if (!m)
-        fail_msg("%s: %s", k->name, why);
+    CgModule *m = compile_kernel(w, k, &opt);
     assert_int_equal(m->entry.count, 1);
     return m;
 }
 
-static void assert_has(const char *text, const char *part)
-{
+static void assert_has(const char *text, const char *part) {
     if (!strstr(text, part))
         fail_msg("no '%s' in:\n%s", part, text);
 }
 
-static void assert_lacks(const char *text, const char *part)
-{
+static void assert_lacks(const char *text, const char *part) {
     if (strstr(text, part))
         fail_msg("'%s' in:\n%s", part, text);
 }
 
 /* building blocks ------------------------------------------------------------------------------ */
 
-static void build_blocks(Cg *cg)
-{
+static void build_blocks(Cg *cg) {
     Val zero = cg_int(cg, 0), f = cg_float(cg, 1.5);
     nv_kernel_open(cg, "blocks", 64, 2);
     Val global = nv_global(cg, FRAME_WS), tid = nv_tid(cg);
@@ -190,8 +141,7 @@ static void build_blocks(Cg *cg)
     nv_kernel_close(cg);
 }
 
-static char *emit_blocks(World *w, const char *target)
-{
+static char *emit_blocks(World *w, const char *target) {
     Kernel *k = kernel_of(w, gdn2, 128, 128, ELEM_bf16);
     CgOptions opt = options(target, 0);
     const char *why = NULL;
@@ -205,8 +155,7 @@ static char *emit_blocks(World *w, const char *target)
     return m.text;
 }
 
-static void test_building_blocks(void **state)
-{
+static void test_building_blocks(void **state) {
     (void)state;
     static const char *const part[] = {
         ".visible .entry blocks(", ".reqntid 64", ".minnctapersm 2",
@@ -236,8 +185,7 @@ static void test_building_blocks(void **state)
 
 /* the recurrent kernel ------------------------------------------------------------------------- */
 
-static void test_blocks_of_the_grid(void **state)
-{
+static void test_blocks_of_the_grid(void **state) {
     (void)state;
     static const struct {
         const char *text;
@@ -278,8 +226,7 @@ static void test_blocks_of_the_grid(void **state)
 }
 
 /* Rows of `size` elements are read in the widest pieces that always lie at their own multiples. */
-static void test_width_of_loads(void **state)
-{
+static void test_width_of_loads(void **state) {
     (void)state;
     static const struct { int size; Elem e; const char *has, *lacks; } row[] = {
         {128, ELEM_bf16, "ld.global.nc.v4.b32", "ld.global.nc.b16"},
@@ -299,24 +246,20 @@ static void test_width_of_loads(void **state)
     world_close(w);
 }
 
-static void test_symbols_and_llvm(void **state)
-{
+static void test_symbols_and_llvm(void **state) {
     (void)state;
     World *w = world_open();
     Kernel *k = kernel_of(w, gdn2, 64, 64, ELEM_bf16);
     CgOptions opt = options("sm_90a", 0);
     opt.prefix = "my_";
     opt.want_llvm = true;
-    const char *why = NULL;
-    CgModule *m = codegen_nvptx(&w->arena, k, &opt, &why);
-    assert_non_null(m);
+    CgModule *m = compile_kernel(w, k, &opt);
     assert_string_equal(m->entry.at[0].symbol, "my_gdn2_recurrent");
     assert_has(m->text, "define ptx_kernel void @my_gdn2_recurrent(ptr");
     world_close(w);
 }
 
-static void assert_refused(World *w, const Kernel *k, const char *part)
-{
+static void assert_refused(World *w, const Kernel *k, const char *part) {
     CgOptions opt = options("sm_90a", 0);
     const char *why = NULL;
     assert_null(codegen_nvptx(&w->arena, k, &opt, &why));
@@ -324,8 +267,7 @@ static void assert_refused(World *w, const Kernel *k, const char *part)
     assert_has(why, part);
 }
 
-static void test_refusals(void **state)
-{
+static void test_refusals(void **state) {
     (void)state;
     World *w = world_open();
     assert_refused(w, kernel_of(w, gdn2, 257, 128, ELEM_bf16), "256");
@@ -342,65 +284,20 @@ static void test_refusals(void **state)
 }
 
 /* Memory that runs out unwinds to the caller from wherever it happens, and LLVM's goes with it. */
-static void test_memory_runs_out(void **state)
-{
+static void test_memory_runs_out(void **state) {
     (void)state;
     World *w = world_open();
     Kernel *k = kernel_of(w, gdn2, 16, 16, ELEM_f32);
     CgOptions opt = options("sm_80", 0);
-    int unwound = 0;
-    for (volatile int64_t n = 1, done = 0; !done; n += n / 2 + 1) {
-        Arena arena;
-        jmp_buf oom;
-        const char *why = NULL;
-        arena_init(&arena, &oom);
-        arena.fail_after = n;
-        if (setjmp(oom))
-            unwound++;
-        else
-            done = codegen_nvptx(&arena, k, &opt, &why) != NULL;
-        arena_free(&arena);
-    }
-    assert_true(unwound > 5);
+    assert_true(count_unwound(k, &opt, 0.5) > 5);
     world_close(w);
 }
 
 /* assembling ----------------------------------------------------------------------------------- */
 
-/* What ptxas says of the text. */
-static char *assemble(World *w, const char *target, const char *text)
-{
-    char name[] = "/tmp/nvptx_codegen_XXXXXX", line[256];
-    int fd = mkstemp(name);
-    assert_true(fd >= 0);
-    FILE *f = fdopen(fd, "w");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
-    snprintf(line, sizeof line, "ptxas -v -arch=%s -o /dev/null %s 2>&1", target, name);
-    FILE *p = popen(line, "r");
-    assert_non_null(p);
-    Buf out;
-    buf_init(&out, &w->arena);
-    while (fgets(line, sizeof line, p))
-        buf_puts(&out, line);
-    int status = pclose(p);
-    remove(name);
-    if (status != 0)
-        fail_msg("ptxas: %s", out.text);
-    return out.text;
-}
-
-static void need_ptxas(void)
-{
-    if (system("ptxas --version >/dev/null 2>&1") != 0)
-        skip();
-}
-
-static void test_assembles(void **state)
-{
+static void test_assembles(void **state) {
     (void)state;
-    need_ptxas();
+    char *ptxas = need_ptxas();
     static const char *const text[] = {gdn2, oja, mixed};
     static const struct { const char *target; int K, V; Elem e; } at[] = {
         {"sm_80", 128, 128, ELEM_bf16}, {"sm_90a", 60, 100, ELEM_f16}, {"sm_80", 7, 3, ELEM_f32},
@@ -410,32 +307,32 @@ static void test_assembles(void **state)
     for (size_t s = 0; s < sizeof text / sizeof text[0]; s++) {
         for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
             Kernel *k = kernel_of(w, text[s], at[i].K, at[i].V, at[i].e);
-            assemble(w, at[i].target, compile(w, k, at[i].target, 0)->text);
+            assembled(w, ptxas, compile(w, k, at[i].target, 0)->text, at[i].target);
         }
     }
-    assemble(w, "sm_80", emit_blocks(w, "sm_80"));
-    assemble(w, "sm_90a", emit_blocks(w, "sm_90a"));
+    assembled(w, ptxas, emit_blocks(w, "sm_80"), "sm_80");
+    assembled(w, ptxas, emit_blocks(w, "sm_90a"), "sm_90a");
+    free(ptxas);
     world_close(w);
 }
 
-static void test_no_spills(void **state)
-{
+static void test_no_spills(void **state) {
     (void)state;
-    need_ptxas();
+    char *ptxas = need_ptxas();
     static const char *const target[] = {"sm_80", "sm_90a"};
     World *w = world_open();
     for (int t = 0; t < 2; t++) {
         for (int e = 0; e < 2; e++) {
             Kernel *k = kernel_of(w, gdn2, 128, 128, e ? ELEM_f32 : ELEM_bf16);
-            char *said = assemble(w, target[t], compile(w, k, target[t], 0)->text);
+            const char *said = assembled(w, ptxas, compile(w, k, target[t], 0)->text, target[t]);
             assert_has(said, " 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads");
         }
     }
+    free(ptxas);
     world_close(w);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_building_blocks),  cmocka_unit_test(test_blocks_of_the_grid),
         cmocka_unit_test(test_width_of_loads),   cmocka_unit_test(test_symbols_and_llvm),

@@ -2,53 +2,11 @@
  * which entries a chunk kernel gets on which GPU, that they become one text and leave no memory
  * behind, and that the assembler neither spills nor serialises them. What the kernels compute, GPU
  * tests say. */
-#include "tests/unit/ir_test.h"
-
 #include "codegen/nvptx/factor.h"
 #include "passes/passes.h"
-#include "runtime/runtime.h"
+#include "tests/unit/nvptx_test.h"
 
-static const char gdn2[] =
-    "kernel gdn2 recurrence {\n"
-    "  axis C = 0, R = 0, U = 0, K = 128, V = 128\n"
-    "  in q : bf16[K]\n"
-    "  in k : bf16[K]\n"
-    "  in v : bf16[V]\n"
-    "  in g : bf16[K] <= 0\n"
-    "  in b : bf16[K] in [0, 1]\n"
-    "  in w : bf16[V]\n"
-    "  out o : bf16[V]\n"
-    "  state S\n"
-    "  %0 = in q\n"
-    "  %1 = mul %0, %0\n"
-    "  %2 = sum %1 over K\n"
-    "  %3 = const 1e-6\n"
-    "  %4 = add %2, %3\n"
-    "  %5 = rsqrt %4\n"
-    "  %6 = mul %0, %5\n"
-    "  %7 = in k\n"
-    "  %8 = in g\n"
-    "  %9 = exp %8\n"
-    "  decay %9\n"
-    "  %11 = in b\n"
-    "  %12 = mul %7, %7\n"
-    "  %13 = sum %12 over K\n"
-    "  %14 = add %13, %3\n"
-    "  %15 = rsqrt %14\n"
-    "  %16 = mul %7, %15\n"
-    "  %17 = mul %11, %16\n"
-    "  %18 = read %17\n"
-    "  %19 = in v\n"
-    "  %20 = in w\n"
-    "  %21 = mul %19, %20\n"
-    "  %22 = sub %21, %18\n"
-    "  update %16, %22\n"
-    "  %24 = read %6\n"
-    "  out o = %24\n"
-    "}\n";
-
-static CgOptions options(const char *target, Algo algo)
-{
+static CgOptions options(const char *target, Algo algo) {
     return (CgOptions){.target = target, .algo = algo, .opt_level = 2};
 }
 
@@ -56,8 +14,7 @@ static CgOptions options(const char *target, Algo algo)
 
 /* Byte address of element (n, k) of a 16-deep B operand, as the instruction set defines the layouts:
  * eights of rows a stride apart, swizzled by address bits. */
-static uint64_t operand_address(uint64_t descriptor, bool along_rows, int n, int k)
-{
+static uint64_t operand_address(uint64_t descriptor, bool along_rows, int n, int k) {
     uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4;
     uint64_t stride = (descriptor >> 32 & 0x3fff) << 4;
     int log = 4 - (int)(descriptor >> 62), row = 16 << log, wide = row / 2;
@@ -67,15 +24,13 @@ static uint64_t operand_address(uint64_t descriptor, bool along_rows, int n, int
     return at ^ ((at >> 7 & ((1u << log) - 1)) << 4);
 }
 
-static uint64_t placed_address(Cg *cg, const Wgmma *m, int row, int column)
-{
+static uint64_t placed_address(Cg *cg, const Wgmma *m, int row, int column) {
     Val unit = nv_place(cg, m->rows, m->columns, cg_int(cg, row), cg_int(cg, column / 8));
     return LLVMConstIntGetZExtValue(unit) * 16 + (uint64_t)(column % 8) * 2;
 }
 
 /* The offsets that the product's text adds to the descriptor, one a k-step. */
-static int steps_of(Cg *cg, const Wgmma *m, uint64_t *step)
-{
+static int steps_of(Cg *cg, const Wgmma *m, uint64_t *step) {
     int deep = m->along_rows ? m->rows : m->columns;
     Val acc[128], a[64];
     for (int i = 0; i < deep / 4; i++)
@@ -93,8 +48,7 @@ static int steps_of(Cg *cg, const Wgmma *m, uint64_t *step)
     return n;
 }
 
-static void check_layout(Cg *cg, int rows, int columns, bool along_rows)
-{
+static void check_layout(Cg *cg, int rows, int columns, bool along_rows) {
     uint64_t step[16];
     Wgmma m = nv_wgmma_matrix(cg, LLVMConstNull(cg->ptr_shared), rows, columns, along_rows);
     assert_true(LLVMIsAConstantInt(m.descriptor));
@@ -113,8 +67,7 @@ static void check_layout(Cg *cg, int rows, int columns, bool along_rows)
             }
 }
 
-static void test_every_element_is_found(void **state)
-{
+static void test_every_element_is_found(void **state) {
     (void)state;
     World *w = world_open();
     CgOptions opt = options("sm_90a", ALGO_recurrent);
@@ -136,29 +89,19 @@ static void test_every_element_is_found(void **state)
 
 /* entries -------------------------------------------------------------------------------------- */
 
-static Kernel *tiles(World *w, int K, int V, int chunk)
-{
-    Kernel *k = parse(w, gdn2);
-    k->axis.at[AXIS_K].size = K;
-    k->axis.at[AXIS_V].size = V;
+static Kernel *tiles(World *w, int K, int V, int chunk) {
+    Kernel *k = kernel_sized(w, gdn2, K, V);
     passes_run(k, "normal", NULL);
     kernel_set_chunk(k, chunk);
     passes_run_after(k, "normal", NULL, NULL);
     return k;
 }
 
-static CgModule *compile(World *w, const CgOptions *opt, int K, int V, int chunk)
-{
-    Kernel *k = tiles(w, K, V, chunk);
-    const char *why = NULL;
-    CgModule *m = codegen_nvptx(&w->arena, k, opt, &why);
-    if (!m)
-        fail_msg("%s", why);
-    return m;
+static CgModule *compile(World *w, const CgOptions *opt, int K, int V, int chunk) {
+    return compile_kernel(w, tiles(w, K, V, chunk), opt);
 }
 
-static void test_schedules(void **state)
-{
+static void test_schedules(void **state) {
     (void)state;
     static const struct {
         const char *target;
@@ -196,8 +139,7 @@ static void test_schedules(void **state)
     world_close(w);
 }
 
-static int occurrences(const char *text, const char *part)
-{
+static int occurrences(const char *text, const char *part) {
     int n = 0;
     for (const char *at = text; (at = strstr(at, part)); at++)
         n++;
@@ -205,8 +147,7 @@ static int occurrences(const char *text, const char *part)
 }
 
 /* Modules are translated apart: the text says once what they share, and it is the same every time. */
-static void test_one_text(void **state)
-{
+static void test_one_text(void **state) {
     (void)state;
     World *w = world_open();
     CgOptions opt = options("sm_90a", ALGO_chunk);
@@ -234,37 +175,20 @@ static void test_one_text(void **state)
 }
 
 /* Wherever memory runs out, every module that is open goes. */
-static void test_memory_runs_out(void **state)
-{
+static void test_memory_runs_out(void **state) {
     (void)state;
     World *w = world_open();
     Kernel *k = tiles(w, 16, 128, 16);
     CgOptions opt = options("sm_90a", ALGO_chunk);
-    volatile int unwound = 0;
-    for (volatile int64_t n = 1, done = 0; !done; n += n / 8 + 1) {
-        Arena arena;
-        jmp_buf oom;
-        const char *why = NULL;
-        arena_init(&arena, &oom);
-        arena.fail_after = n;
-        if (setjmp(oom))
-            unwound++;
-        else
-            done = codegen_nvptx(&arena, k, &opt, &why) != NULL;
-        arena_free(&arena);
-    }
-    assert_true(unwound > 20);
+    assert_true(count_unwound(k, &opt, 0.125) > 20);
     world_close(w);
 }
 
 /* assembling ----------------------------------------------------------------------------------- */
 
-static void test_assembles_as_meant(void **state)
-{
+static void test_assembles_as_meant(void **state) {
     (void)state;
-    char *ptxas = ptxas_find(), why[256];
-    if (!ptxas)
-        skip();
+    char *ptxas = need_ptxas();
     static const struct { int K, V, chunk; } size[] = {
         {128, 128, 64}, {64, 64, 64}, {96, 64, 64}, {256, 128, 32}, {60, 100, 16}, {32, 64, 32},
     };
@@ -272,22 +196,15 @@ static void test_assembles_as_meant(void **state)
     for (size_t i = 0; i < sizeof size / sizeof size[0]; i++) {
         CgOptions opt = options("sm_90a", ALGO_chunk);
         CgModule *m = compile(w, &opt, size[i].K, size[i].V, size[i].chunk);
-        void *cubin = NULL;
-        size_t len = 0;
-        char *log = NULL;
-        if (!ptxas_run(ptxas, m->text, "sm_90a", &cubin, &len, &log, why, sizeof why))
-            fail_msg("%s: %s", why, log ? log : "");
-        if (strstr(log, "C75") || strstr(log, "spilled to local memory in function 'gdn2_chain"))
-            fail_msg("%s", log);
-        free(cubin);
-        free(log);
+        const char *said = assembled(w, ptxas, m->text, "sm_90a");
+        if (strstr(said, "C75") || strstr(said, "spilled to local memory in function 'gdn2_chain"))
+            fail_msg("%s", said);
     }
     free(ptxas);
     world_close(w);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_element_is_found),
         cmocka_unit_test(test_schedules),
