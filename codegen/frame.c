@@ -37,21 +37,14 @@ int frame_fields(const Kernel *k) {
 }
 
 int past_offset(const Kernel *k, int v) {
-    int at = 0;
-    bool *remembered = NEW_ARRAY(k->arena, bool, k->inst.count);
-    for (int u = 0; u < k->inst.count; u++) {
-        const Inst *i = inst_at(k, u);
-        if (i->op == OP_prev)
-            remembered[i->arg[0]] = true;
-        remembered[u] |= i->op == OP_cumsum;
-    }
-    for (int u = 0; u < v; u++)
-        at += remembered[u] ? (int)shape_elements(k, shape_features(inst_at(k, u)->shape)) : 0;
-    return v == k->inst.count || remembered[v] ? at : -1;
+    for (int u = 0; u < k->inst.count; u++)
+        if (past_value(k, u) == v)
+            return inst_at(k, u)->index;
+    return -1;
 }
 
 int past_size(const Kernel *k) {
-    return past_offset(k, k->inst.count);
+    return k->facts.past;
 }
 
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C) {

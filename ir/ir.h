@@ -3,6 +3,7 @@
  *   kernel.c  building, rewriting             print.c   kernel -> text
  *   shape.c   what an operation takes, gives  parse.c   text -> kernel
  *   verify.c  what is legal at each level     range.c   bounds of values
+ *   past.c    what is remembered besides the state
  *   eval.c, eval_state.c, eval_lattice.c   the fp64 meaning of every operation: the oracle of passes
  *
  * A kernel is a straight line of instructions in SSA form: instruction number = value number.
@@ -91,7 +92,8 @@ typedef struct Inst {
     int nargs;
     int *arg;            /* value numbers; an optional absent operand is -1 */
     double num;          /* const; weave: what rows past the last token hold (1 decays, 0 else) */
-    int index;           /* in, out: port number; rename: old axis; ops in _a: 1 = of the logarithm */
+    int index;           /* in, out: port number; rename: old axis; ops in _a: 1 = of the logarithm;
+                            prev, cumsum: floats before theirs in what is remembered, see past_list */
     int row;             /* in: row of the first axis, or -1; out to a port [n,...]: the row */
     int axis;            /* sum, contract, weave, rename, slot, reread, coread */
     int place;           /* scores, carry and theirs on axis C: updates of the token that the read
@@ -111,6 +113,7 @@ typedef struct Facts {
     const char *why_not;    /* when not chunkable: the reason ... */
     Span where;             /* ... and the term that breaks it */
     int slots;              /* updates a token */
+    int past;               /* floats that a head remembers besides its state */
 } Facts;
 
 typedef struct Kernel {
@@ -198,6 +201,22 @@ bool value_is_constant(const Kernel *k, int v);
 bool value_is_angle(const Kernel *k, int v);
 /* Marks every value that `v` needs, v included. `mark` has k->inst.count entries. */
 void value_mark(const Kernel *k, int v, bool *mark);
+
+/* past.c --------------------------------------------------------------------------------------- */
+
+/* What a sequence and head remembers besides its state: facts.past floats. Whoever runs a sequence in
+ * parts keeps them from one to the next. */
+typedef struct Past {
+    int value;           /* its last one is kept: what stands under prev, or a cumsum. -1: nothing of this
+                            kernel depends on what is kept here */
+    int at, floats;      /* place and size */
+} Past;
+/* Decides the places; `normal` does it, and they stay from there on. */
+void past_place(Kernel *k);
+/* In the order of the places, without gaps. */
+Past *past_list(const Kernel *k, int *count);
+/* The value whose last one prev or cumsum v looks back at; -1 for other operations. */
+int past_value(const Kernel *k, int v);
 
 /* range.c -------------------------------------------------------------------------------------- */
 

@@ -10,7 +10,7 @@
  *   shape  = "[" [axis { "," axis }] "]"                        axis = name | "@" number
  *   fields = "const" number | "in" port ["row" number] | "out" port ["row" number] "=" %value
  *          | op operands ["over" axis | "onto" axis ["fill" number] | "from" axis ["to" axis]]
- *            ["place" number] ["log"]                           operand = %value | "none"
+ *            ["place" number] ["log"] ["past" number]           operand = %value | "none"
  *
  * Values may have any name after %; a value without a shape gets the inferred one. Comments run from
  * `;` or `#` to the end of the line. After an error the rest of the line is skipped. Whether the
@@ -343,6 +343,9 @@ static bool facts_line(Parser *p) {
         } else if (take_word(p, "slots")) {
             if (!expect(p, '=') || !integer(p, SIZE_MAX_AXIS, &f->slots))
                 return false;
+        } else if (take_word(p, "past")) {
+            if (!expect(p, '=') || !integer(p, SIZE_MAX_AXIS, &f->past))
+                return false;
         } else if (take_word(p, "why")) {
             if (!expect(p, '=') || !string(p, &f->why_not))
                 return false;
@@ -352,7 +355,7 @@ static bool facts_line(Parser *p) {
                 return fail(p, "a decay class: none, scalar, key, value, mixed");
             f->decay = (DecayClass)c;
         } else {
-            return fail(p, "a fact: decay, constant, erases, early_read, chunkable, slots, why");
+            return fail(p, "a fact: decay, constant, erases, early_read, chunkable, slots, past, why");
         }
     }
     return true;
@@ -440,6 +443,8 @@ static bool fields(Parser *p, Inst *in) {
             return false;
         in->index = take_word(p, "log");
         return true;
+    case OP_prev: case OP_cumsum:
+        return operands(p, in) && (!take_word(p, "past") || integer(p, SIZE_MAX_AXIS, &in->index));
     default: return operands(p, in);
     }
 }

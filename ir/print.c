@@ -89,6 +89,8 @@ static void print_facts(const Facts *f, Buf *out) {
     if (f->chunkable)
         buf_puts(out, " chunkable");
     buf_printf(out, " slots=%d", f->slots);
+    if (f->past)
+        buf_printf(out, " past=%d", f->past);
     if (f->why_not) {
         buf_puts(out, " why=");
         buf_json_string(out, f->why_not);
@@ -140,6 +142,10 @@ static void print_fields(const Kernel *k, const Inst *in, Buf *out) {
         buf_puts(out, " from ");
         print_axis(k, in->axis, out);
         buf_printf(out, " place %d", in->place);
+        return;
+    case OP_prev: case OP_cumsum:
+        if (k->facts.past)
+            buf_printf(out, " past %d", in->index);
         return;
     case OP_scores: case OP_carry: case OP_scores_x: case OP_scores_y: case OP_scores_a:
     case OP_carry_a: case OP_tail_a: case OP_total_a: case OP_decay_a:

@@ -9,6 +9,7 @@
  *   chunk, tile  R = U = C * slots; a weave has one operand per slot; a place counts the updates of
  *                one token; the state read implies one next state; in gradient kernels that and what
  *                prev and cumsum remember do not depend on what comes later in the sequence
+ *   facts.past   what prev and cumsum remember lies within
  *   tile         roles, below; at other levels no role, keep or element type
  *
  * Roles. A value depends on no later role than its own, in the order factor, chain, reverse, grad (the
@@ -136,6 +137,10 @@ static bool check_inst(Verifier *f, int v) {
             return complain(f, v, "values have no other axes than C, R, U, K, V");
     if (!check_shape(f, s, AXIS_C, op_info[in->op].name))
         return false;
+    if ((in->op == OP_prev || in->op == OP_cumsum) &&
+        (in->index < 0 || in->index > k->facts.past ||
+         (k->facts.past && shape_elements(k, shape_features(s)) > k->facts.past - in->index)))
+        return complain(f, v, "a place outside of what is remembered");
     if (k->level != LEVEL_tile && (in->role || in->keep || in->elem))
         return complain(f, v, "role, keep and element type belong to the tile level");
     return k->level == LEVEL_recurrence || check_chunk_fields(f, v);

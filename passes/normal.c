@@ -1,7 +1,8 @@
 /* normal: every update affine in at most one read; decide what the spec is (rules R1-R5).
  *
  * needs  a recurrence kernel
- * gives  facts; when a chunk form exists, updates of the form  p (c + x'S)'  (see token.c)
+ * gives  facts, among them what is remembered and where; when a chunk form exists, updates of the form
+ *        p (c + x'S)'  (see token.c)
  *
  *     %r = read %kb                         %rb = mul %beta, %kb
  *     %e = sub %v, %r             ->        %c = mul %beta, %v
@@ -502,7 +503,7 @@ static bool has_key_axis(const Normal *n) {
     return updates ? update : other;
 }
 
-void pass_normal(Kernel *k) {
+static void rewrite(Kernel *k) {
     const int count = k->inst.count;
     Normal n = {.old = k, .new = kernel_like(k), .touches = value_touches_state(k)};
     n.map = NEW_ARRAY(k->arena, int, count);
@@ -525,4 +526,9 @@ void pass_normal(Kernel *k) {
     event_facts(&n, &k->facts);
     k->facts.chunkable = true;
     k->inst = n.new->inst;
+}
+
+void pass_normal(Kernel *k) {
+    rewrite(k);
+    past_place(k);
 }

@@ -82,6 +82,7 @@ static void set_type(Kernel *k, Elem e) {
 static Kernel *kernel_of(World *w, const char *text, int K, int V, Elem e) {
     Kernel *k = kernel_sized(w, text, K, V);
     set_type(k, e);
+    past_place(k);
     assert_null(kernel_verify(k));
     return k;
 }
