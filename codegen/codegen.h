@@ -46,8 +46,8 @@ enum {
     FRAME_S_ACCEPTED, /* counts [N]: S is the state after so many tokens; or 0 for all of them */
     FRAME_S_EACH,     /* recurrent: the states after each of the first so many tokens, not the last one */
     FRAME_INDEX_WIDTH,/* 4 or 8: bytes of all these indices and counts */
-    FRAME_PAST0,      /* recurrent: f32 [states,H,past] beside S0 and S, addressed by the same numbers: */
-    FRAME_PAST,       /*   what prev and cumsum remember (past_size); or 0 for zero, not wanted */
+    FRAME_PAST0,      /* f32 [states,H,facts.past] beside S0 and S, addressed by the same numbers: what */
+    FRAME_PAST,       /*   prev and cumsum remember (past_list); or 0 for zero, not wanted */
     FRAME_SAVED,      /* forward pass, chunk: with save_every where states go, or 0; with save_all where the
                          records are. See CgOptions */
     FRAME_PORTS       /* per input: pointer, heads; then per output: pointer */
@@ -111,9 +111,7 @@ int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
  * frame_slots(T, N, packed, SCAN_TOKENS). */
 enum { SCAN_TOKENS = 32 };
 
-/* What a sequence and head remembers besides the state: the last token's values under prev, and
- * running sums. f32, one after the other; [N,H,past_size] as FRAME_PAST has them. Floats before value
- * v's, -1 where it is not remembered. Recurrence-level kernels. */
+/* Where value v is remembered, -1 where it is not; floats remembered in all: past_list. */
 int past_offset(const Kernel *k, int v);
 int past_size(const Kernel *k);
 
@@ -127,6 +125,7 @@ typedef enum {
     ENTRY_carry,
     ENTRY_factor,
     ENTRY_chain,
+    ENTRY_past,  /* what a forward pass leaves at FRAME_PAST, where that is wanted */
     ENTRY_reverse, /* gradient kernels: these three too, see codegen/nvptx/gradient.h */
     ENTRY_grad,
     ENTRY_late,    /* gradients that wait for those of later tokens, behind the scans behind grad */
@@ -172,7 +171,7 @@ typedef struct CgModule {
     int64_t scan_token_bytes;         /* GPU chunk: further workspace, for values made ahead: for a */
     int64_t scan_carry_bytes;         /*   token and head, for a stretch of SCAN_TOKENS and head */
     int chunk;                        /* tokens per chunk */
-    int past;                         /* past_size of a recurrent kernel */
+    int past;                         /* facts.past of a forward kernel */
 } CgModule;
 
 typedef enum { ALGO_chunk, ALGO_recurrent } Algo;

@@ -212,7 +212,7 @@ static gdr_status bench_shape(Bench *b, const BenchShape *shape) {
     case_problem(b->d, &arena, b->s, b->v->name, &c, b->d->opt.has_seed ? b->d->opt.seed : 1, 0,
                  NULL, &p);
     if (p.k && from_pool(b)) {
-        decode_pool(&arena, &p, b->d->opt.pool, method == METHOD_recurrent);
+        decode_pool(&arena, &p, b->d->opt.pool);
         if (b->d->opt.keep_all) { /* what follows starts from one of them */
             p.in_place = false;
             p.each = shape->T;

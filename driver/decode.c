@@ -6,10 +6,12 @@
  *     tokens     several tokens at once are as many single steps: outputs, and the states after all
  *     accepted   the state to commit is the one after as many tokens as were accepted
  *     continued  a launch from where another one ended goes on as one launch would have
+ *     handed on  and so does one by the other algorithm: chunks after steps, steps after chunks
  *
- * With f32 states bit for bit; with states that are rounded in between within the usual threshold.
- * Kernels by chunks: `slots`, and `continued` where the first launch has whole chunks. A GPU's keep
- * their state in units of their own and may differ in the last bits.
+ * With f32 states bit for bit; with states that are rounded in between, and from one algorithm to the
+ * other, within the usual threshold. Kernels by chunks: `slots`, `continued` where the first launch has
+ * whole chunks, and `handed on`. A GPU's keep their state in units of their own and may differ in the
+ * last bits.
  */
 #include "driver/driver.h"
 
@@ -19,14 +21,7 @@
 static int past_floats(const Problem *p) {
     Kernel *k = kernel_clone(p->k);
     passes_run(k, "normal", NULL);
-    return past_size(k);
-}
-
-/* What beside a state a kernel of this method remembers. */
-static int remembered(const Problem *p, const Engine *e) {
-    gdr_facts facts;
-    gdr_kernel_facts(e->kernel, &facts);
-    return facts.algo == GDR_ALGO_RECURRENT ? past_floats(p) : 0;
+    return k->facts.past;
 }
 
 /* pools ---------------------------------------------------------------------------------------- */
@@ -58,7 +53,7 @@ static void fill_pool(Tensor *t, int64_t one) {
         memcpy((char *)t->data + (size_t)i * size, t->data, (size_t)one * size);
 }
 
-void decode_pool(Arena *arena, Problem *p, int64_t slots, bool remembers) {
+void decode_pool(Arena *arena, Problem *p, int64_t slots) {
     int64_t K = p->k->axis.at[AXIS_K].size, V = p->k->axis.at[AXIS_V].size;
     bool vk = p->state_layout == GDR_LAYOUT_VK;
     slots = slots > p->N ? slots : p->N;
@@ -67,7 +62,7 @@ void decode_pool(Arena *arena, Problem *p, int64_t slots, bool remembers) {
     fill_pool(&p->S0, p->H * K * V);
     p->S0_slots = p->S_slots = scattered(arena, "S0_slots", p->N, slots);
     p->in_place = true;
-    p->past = remembers ? past_floats(p) : 0;
+    p->past = past_floats(p);
     if (p->past)
         p->past0 = tensor_new(arena, "past0", GDR_F32, 3, (int64_t[]){slots, p->H, p->past});
 }
@@ -81,6 +76,7 @@ typedef struct Trial {
     Engine *e;
     int past;
     bool exact;
+    double limit;      /* otherwise */
     gdr_status status; /* of the first run that failed */
 } Trial;
 
@@ -110,7 +106,7 @@ static bool same(const Trial *t, const Tensor *a, int64_t i, int64_t parts_a, co
         difference += (u - v) * (u - v);
         sum += v * v;
     }
-    return sqrt(difference) <= 0.005 * sqrt(sum) + 1e-6 * sqrt((double)n);
+    return sqrt(difference) <= t->limit * sqrt(sum) + 1e-6 * sqrt((double)n);
 }
 
 /* The problem's tokens from `from` on, `count` of each sequence. */
@@ -167,7 +163,7 @@ static bool check_slots(Trial *t) {
     int64_t P = t->p->N + 3;
     Problem plain = some_tokens(t, 0, t->p->T), p = plain;
     plain.past = 0;
-    decode_pool(t->arena, &p, P, t->past > 0);
+    decode_pool(t->arena, &p, P);
     int32_t *slot = p.S0_slots.data;
     slot[1] = -1;
     size_t one = p.S0.bytes / (size_t)P;
@@ -246,8 +242,6 @@ static bool check_continued(Trial *t) {
         return true;
     Problem whole = some_tokens(t, 0, T), a = some_tokens(t, 0, first),
             b = some_tokens(t, first, T - first);
-    if (facts.algo == GDR_ALGO_CHUNK && past_floats(t->p))
-        return true; /* they start prev and cumsum afresh */
     Outcome all = run(t, &whole), head = run(t, &a);
     b = continued_from(b, &head);
     Outcome tail = run(t, &b);
@@ -257,17 +251,53 @@ static bool check_continued(Trial *t) {
                          (!t->past || same(t, &all.past, 0, 1, &tail.past, 0, 1, 1)));
 }
 
+/* The first few tokens by one engine, in the midst of a chunk, and the rest by the other. */
+static bool goes_on(Trial *t, Engine *first, Engine *then, const Outcome *all) {
+    enum { FEW = 5 };
+    Engine *own = t->e;
+    int64_t T = t->p->T;
+    Problem whole = some_tokens(t, 0, T), a = some_tokens(t, 0, FEW),
+            b = some_tokens(t, FEW, T - FEW);
+    t->e = first;
+    Outcome head = run(t, &a);
+    b = continued_from(b, &head);
+    t->e = then;
+    Outcome tail = run(t, &b);
+    t->e = own;
+    return t->status || (same_outputs(t, &whole, all, FEW, &b, &tail, 0, T - FEW) &&
+                         same(t, &all->S, 0, 1, &tail.S, 0, 1, 1) &&
+                         (!t->past || same(t, &all->past, 0, 1, &tail.past, 0, 1, 1)));
+}
+
+static bool check_handed_on(Trial *t) {
+    Engine steps = *t->e;
+    steps.method = METHOD_recurrent;
+    gdr_status status = engine_open(t->d, t->p, &steps);
+    if (status == GDR_ELIMIT) /* no such kernel of this spec */
+        return true;
+    if (status) {
+        t->status = status;
+        return false;
+    }
+    Problem whole = some_tokens(t, 0, t->p->T);
+    Outcome all = run(t, &whole);
+    bool ok = goes_on(t, t->e, &steps, &all) && goes_on(t, &steps, t->e, &all);
+    engine_close(&steps);
+    return ok;
+}
+
 gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
                         const char **broken) {
     static const struct {
         const char *name;
         bool (*check)(Trial *t);
-        bool by_chunks;
+        bool of_steps, of_chunks;
     } property[] = {
-        {"slots of a pool", check_slots, true},
-        {"several tokens at once", check_tokens, false},
-        {"accepted tokens", check_accepted, false},
-        {"continued launches", check_continued, true},
+        {"slots of a pool", check_slots, true, true},
+        {"several tokens at once", check_tokens, true, false},
+        {"accepted tokens", check_accepted, true, false},
+        {"continued launches", check_continued, true, true},
+        {"chunks and steps in turn", check_handed_on, false, true},
     };
     gdr_facts facts;
     gdr_kernel_facts(e->kernel, &facts);
@@ -277,7 +307,7 @@ gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, 
     dense.S0 = true;
     *broken = NULL;
     for (size_t i = 0; i < sizeof property / sizeof *property; i++) {
-        if (facts.algo == GDR_ALGO_CHUNK && !property[i].by_chunks)
+        if (!(facts.algo == GDR_ALGO_CHUNK ? property[i].of_chunks : property[i].of_steps))
             continue;
         Arena arena;
         Problem p;
@@ -286,11 +316,16 @@ gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, 
         Trial t = {.d = d, .arena = &arena, .p = &p, .e = e};
         bool ok = p.k != NULL;
         t.status = ok ? GDR_OK : GDR_ESPEC;
-        t.past = ok ? remembered(&p, e) : 0;
+        t.past = ok ? past_floats(&p) : 0;
         t.exact = p.state_type == GDR_F32 &&
                   (facts.algo == GDR_ALGO_RECURRENT || e->device == DEVICE_cpu);
-        if (ok && (property[i].check == check_slots))
+        t.limit = 0.005;
+        if (property[i].check == check_slots)
             t.exact = true; /* the same numbers in another place */
+        if (property[i].check == check_handed_on) {
+            t.exact = false;
+            t.limit = e->device == DEVICE_cpu && c->type == GDR_F32 ? 1e-4 : 0.01;
+        }
         ok = ok && property[i].check(&t);
         gdr_status status = t.status;
         arena_free(&arena);

@@ -314,8 +314,8 @@ bool input_is_vector(const Kernel *k, int port);
 /* decode.c ------------------------------------------------------------------------------------- */
 
 /* The problem's sequences in slots, all over the place, of a pool of so many states at least, updated
- * in place. `remembers`: and what is remembered beside them. */
-void decode_pool(Arena *arena, Problem *p, int64_t slots, bool remembers);
+ * in place, and what is remembered beside them. */
+void decode_pool(Arena *arena, Problem *p, int64_t slots);
 /* As property_check, of decoding steps. */
 gdr_status decode_check(Driver *d, Spec *s, const char *variant, const Case *c, Engine *e,
                         const char **broken);

@@ -85,7 +85,7 @@ static void put_pools(int past, Buf *out) {
     if (past)
         buf_printf(
             out,
-            "    int64_t past0, past; /* step: f32 [N,H,%d], what prev and cumsum remember, as\n"
+            "    int64_t past0, past; /* f32 [N,H,%d], what prev and cumsum remember, as\n"
             "                          * many as states; 0: zero, not wanted */\n",
             past);
     else
@@ -161,13 +161,15 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
                           const CgEntry *e, Buf *out) {
     int V = kernel->rec.shell->axis.at[AXIS_V].size;
     int tiles = e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1;
+    const char *rule = "";
+    if (e->kind == ENTRY_chain && record_entries(&kernel->rec, ENTRY_chain) > 1)
+        rule = "\n * Of several chain kernels launch one: that with the least "
+               "turns * (64 + V columns of a block),\n * turns = blocks / "
+               "multiprocessors, rounded up.";
+    else if (e->kind == ENTRY_past)
+        rule = "\n * Behind all others; not needed where past is 0.";
     buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
-               e->symbol,
-               e->kind == ENTRY_chain && record_entries(&kernel->rec, ENTRY_chain) > 1
-                   ? "\n * Of several chain kernels launch one: that with the least "
-                     "turns * (64 + V columns of a block),\n * turns = blocks / "
-                     "multiprocessors, rounded up."
-                   : "");
+               e->symbol, rule);
     buf_printf(out, "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ",
                e->symbol, target, name);
     if (e->kind == ENTRY_factor)
@@ -245,7 +247,7 @@ static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
     }
 }
 
-/* The kernels by chunks remember nothing. */
+/* Kernels of backward passes remember nothing. */
 static int past_of(gdr_kernel *const *kernel, int count) {
     int past = 0;
     for (int i = 0; i < count; i++)

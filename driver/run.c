@@ -222,11 +222,6 @@ static int compute(Driver *d, Problem *p) {
     if (!status && e.kernel)
         gdr_kernel_facts(e.kernel, &facts);
     p->past = p->grad ? 0 : facts.past;
-    if (!status && p->past0.data && facts.algo == GDR_ALGO_CHUNK) {
-        engine_close(&e);
-        return fail(EXIT_refused, "%s: past0: only --algo recurrent goes on with prev and cumsum",
-                    d->opt.in);
-    }
     if (!status)
         status = engine_run(d, p, &e, &d->arena, &o);
     engine_close(&e);

@@ -221,7 +221,7 @@ typedef struct gdr_facts {
     const char *why_not; /* ... and the reason when it does not, else NULL */
     gdr_dtype state_dtype;
     gdr_layout state_layout;
-    int past;            /* recurrent: f32 numbers that a head remembers besides its state, past0 */
+    int past;            /* forward: f32 numbers that a head remembers besides its state, past0 */
     int from_cache;      /* whether this kernel was loaded from the cache */
 } gdr_facts;
 
@@ -301,7 +301,8 @@ typedef struct gdr_saved {
  *
  *   past0, past  [N,H,facts.past] f32: what prev and cumsum remember before and after, for variants
  *             that have them; addressed like S0 and S ([P,..], [N,M,..]). Without past0 they start at
- *             zero, as at a sequence's first token. May be the same. Of the recurrent algorithm.
+ *             zero, as at a sequence's first token. May be the same. Not with `saved`: a backward
+ *             pass starts at zero.
  *
  * A launch that starts from what another one left continues exactly there: with f32 states, two
  * launches of the recurrent algorithm give the bits of one, and two by chunks on the CPU if the first

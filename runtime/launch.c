@@ -1,7 +1,8 @@
 /* Forward passes: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
- *     GPU, chunk          what makes values ahead; factor <<<slots*HF>>>; one chain <<<N*H*vtiles>>>
+ *     GPU, chunk          what makes values ahead; factor <<<slots*HF>>>; one chain <<<N*H*vtiles>>>;
+ *                         what remembers the last token, where that is wanted
  *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
  *
  * A GPU launch only queues: the workspace is the caller's or stream-ordered memory that is given
@@ -76,7 +77,8 @@ static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *
     place_records(b);
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *entry = &m->entry.at[i];
-        if (entry->kind == ENTRY_chain && i != chain)
+        bool past = entry->kind == ENTRY_past && !b->frame[FRAME_PAST];
+        if (past || (entry->kind == ENTRY_chain && i != chain))
             continue;
         if (!cuda_launch(ctx->cuda, kernel->cuda_function[i], grid_of(kernel, entry, b),
                          entry->threads, entry->smem_bytes, stream, b->frame,

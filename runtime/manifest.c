@@ -114,6 +114,7 @@ static const char *entry_name(EntryKind kind) {
     case ENTRY_carry: return "carry";
     case ENTRY_factor: return "factor";
     case ENTRY_chain: return "chain";
+    case ENTRY_past: return "past";
     case ENTRY_reverse: return "reverse";
     case ENTRY_grad: return "grad";
     case ENTRY_late: return "late";
@@ -144,7 +145,7 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
                    r->pass == GDR_PASS_BACKWARD ? "slot_count*H" : "slots*HF");
     else if (e->kind == ENTRY_scan)
         buf_puts(out, "\"blocks\": \"stretches*H\"}");
-    else if (e->kind == ENTRY_carry)
+    else if (e->kind == ENTRY_carry || e->kind == ENTRY_past)
         buf_puts(out, "\"blocks\": \"N*H\"}");
     else
         buf_printf(out, "\"v_tile\": %d, \"blocks\": \"N*H*%d\"}", e->v_tile,

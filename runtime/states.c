@@ -184,11 +184,6 @@ static gdr_status check_past(const Check *c, const char *name, const gdr_tensor 
     if (!t)
         return GDR_OK;
     int past = c->kernel->rec.module.past;
-    if (!recurrent(c))
-        return FAIL(c,
-                    "%s: the kernel works by chunks, prev and cumsum start at zero; "
-                    "the recurrent algorithm continues",
-                    name);
     if (!past)
         return FAIL(c, "%s: the variant %s remembers nothing, it has neither prev nor cumsum", name,
                     c->kernel->rec.shell->name);
@@ -209,7 +204,10 @@ gdr_status states_check(const gdr_kernel *kernel, const gdr_launch *launch, bool
     if (kernel->rec.pass == GDR_PASS_BACKWARD &&
         (launch->S0_slots || launch->S0_accepted || launch->S_slots || launch->S_accepted ||
          launch->past0 || launch->past))
-        return FAIL(&c, "a backward pass has no slots and no past");
+        return FAIL(&c, "a backward pass has no slots and no past: in it prev and cumsum start at zero");
+    if (launch->past0 && launch->saved)
+        return FAIL(&c, "past0: what is saved is for a backward pass, in which prev and cumsum start at "
+                        "zero");
     TRY(check_first(&c));
     TRY(check_last(&c));
     TRY(check_past(&c, "past0", launch->past0, launch->S0, launch->S0_slots));

@@ -1,7 +1,7 @@
 /* The chunk algorithm: a tile-level kernel, factor and chain roles together, one chunk after the
  * other, so that everything of a chunk stays in the first two cache levels.
  *
- *     constants
+ *     what is remembered; constants
  *     for t = 0, C, 2C, ...
  *         n = tokens of this chunk; n * slots rows on the lattice
  *         every output, and what it needs; then the next state over the old one
@@ -74,7 +74,7 @@ void host_chunk_task(Host *h) {
     Val zero = cg_int64(cg, 0);
     h->token0 = zero;
     host_open_axes(h, zero);
-    host_clear_history(h);
+    host_start_past(h);
     host_constants(h);
     Loop chunk = cg_for(cg, zero, h->length, axis_size(h, AXIS_C), false);
     h->token0 = chunk.i;

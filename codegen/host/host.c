@@ -264,7 +264,7 @@ static bool build(Cg *cg, Algo algo, CgModule *out, const char **why) {
                      .symbol = arena_strndup(cg->arena, symbol, strlen(symbol)),
                      .scratch_bytes = h.scratch_bytes + 64};
     VEC_PUSH(cg->arena, &out->entry, entry);
-    out->past = k->level == LEVEL_recurrence && !h.gradient ? past_size(k) : 0;
+    out->past = h.gradient ? 0 : k->facts.past;
     out->ws_bytes_per_slot_head = h.gradient ? host_checkpoint_bytes(&h) : 0;
     out->chunk = h.segment;
     return cg_optimize(cg, why) && cg_emit(cg, out, why);

@@ -164,15 +164,15 @@ static Val state_address(Host *h, int field, Val number) {
 
 /* what is remembered --------------------------------------------------------------------------- */
 
-typedef struct Past {
+/* One value between a record and its history's row of the token before. */
+typedef struct Recall {
     const Tile *tile;
     Val outside;
     bool in;
-} Past;
+} Recall;
 
-/* The history's row of the token before; no row in memory. */
-static void move_past_columns(At *at, void *user) {
-    const Past *m = user;
+static void recall_columns(At *at, void *user) {
+    const Recall *m = user;
     Host *h = at->h;
     Val p = at->col_axis >= 0 ? host_element(h, m->outside, at->col, 4) : m->outside;
     if (!m->in)
@@ -183,27 +183,40 @@ static void move_past_columns(At *at, void *user) {
         host_store(at, m->tile, -1, cg_load(h->cg, h->cg->f32, p, 4));
 }
 
+static void recall(Host *h, const Tile *t, Val outside, bool in) {
+    Recall m = {t, outside, in};
+    At first = host_at_row(h, AXIS_C, cg_int64(h->cg, 0));
+    CHECK(t->there && t->history);
+    if (t->col >= 0)
+        host_columns(&first, t->col, true, recall_columns, &m);
+    else
+        recall_columns(&first, &m);
+}
+
+static void fill_outside(Host *h, Val p, int floats) {
+    Cg *cg = h->cg;
+    Loop l = cg_for(cg, cg_int64(cg, 0), cg_int64(cg, floats), 1, false);
+    cg_store(cg, cg_float(cg, 0), host_element(h, p, l.i, 4), 4);
+    cg_end_for(cg, &l);
+}
+
 static void move_past(Host *h, int field, Val number, bool in) {
     Cg *cg = h->cg;
+    int count;
+    const Past *past = past_list(h->k, &count);
     Val record = cg_add(cg, cg_mul(cg, number, h->heads), h->head);
-    Val p = host_element(h, pointer(h, field), record, 4 * (int64_t)past_size(h->k));
-    for (int v = 0; v < h->k->inst.count; v++) {
-        int at = past_offset(h->k, v);
-        if (at < 0)
-            continue;
-        const Tile *t = &h->tile[v];
-        CHECK(t->there && t->history);
-        Past m = {t, cg_gep8(cg, p, cg_int64(cg, 4 * (int64_t)at)), in};
-        At none = host_at_row(h, AXIS_none, NULL);
-        if (t->col >= 0)
-            host_columns(&none, t->col, true, move_past_columns, &m);
-        else
-            move_past_columns(&none, &m);
+    Val p = host_element(h, pointer(h, field), record, 4 * (int64_t)h->k->facts.past);
+    for (int i = 0; i < count; i++) {
+        Val outside = cg_gep8(cg, p, cg_int64(cg, 4 * (int64_t)past[i].at));
+        if (past[i].value >= 0)
+            recall(h, &h->tile[past[i].value], outside, in);
+        else if (!in)
+            fill_outside(h, outside, past[i].floats);
     }
 }
 
 static bool remembers(const Host *h) {
-    return h->k->level == LEVEL_recurrence && past_size(h->k) > 0;
+    return !h->gradient && h->k->facts.past > 0;
 }
 
 /* both ----------------------------------------------------------------------------------------- */

@@ -38,17 +38,20 @@ static int64_t plan_stage(Chain *c)
     return round_up(at, 1024);
 }
 
-/* Shared memory: two stages, and on Hopper a barrier for each. */
+/* Shared memory: two stages, on Hopper a barrier for each, what is recalled. */
 static bool fits(Chain *c, int v_tile)
 {
     c->v_tile = v_tile;
     int64_t stage = plan_stage(c), all = 2 * stage + (c->wgmma ? 2 * BARRIER_BYTES : 0);
+    int threads = 32 * (v_tile / 16);
+    c->recall_offset = (int)all;
+    all += (int64_t)c->nrecalled * 2 * threads * 4;
     if (all > c->cg->target->smem_limit)
         return false;
     c->stage_bytes = (int)stage;
     c->sh_bytes = (int)all;
     c->warps = v_tile / 16;
-    c->threads = 32 * c->warps;
+    c->threads = threads;
     return true;
 }
 
@@ -134,6 +137,7 @@ static void place_block(Chain *c)
         value_begin(&c->at_v[h]);
     }
     chain_sum_params(c);
+    chain_recall(c);
 }
 
 void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),

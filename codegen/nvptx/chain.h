@@ -57,6 +57,9 @@ typedef struct Chain {
     Staged staged[MAX_STAGED];
     int nstaged;
     bool *planned;                 /* [earlier][value] looked at by chain_plan_values */
+    int *recalled;                 /* [value] number of a prev with the V axis, whose value at the sequence's
+                                      first token waits in shared memory: f32 [number][2][threads]; or -1 */
+    int nrecalled, recall_offset;
     RowValue row_value[MAX_ROW_VALUES]; /* f32 [rows] in a stage */
     int nrow_values, row_value_offset;
     Var row_ahead[MAX_ROW_VALUES]; /* wgmma: of the next chunk, this thread's row */
@@ -77,6 +80,7 @@ typedef struct Chain {
     Var state[32][4];              /* wgmma with f16: divided by `unit` */
     Var unit[2];                   /* wgmma with f16: a power of two per V column */
     ValueAt at_v[2];               /* params with the V axis: at this lane's columns */
+    Val past;                      /* from value_past */
 
     /* the chunk being built */
     Val empty_column;              /* wgmma: some V column has no state yet */
@@ -126,6 +130,7 @@ void chain_save_start(Chain *c, Val number);          /* forward: the state befo
 /* chain_value.c */
 bool chain_plan_values(Chain *c, const char **why);   /* staged, row_value */
 void chain_sum_params(Chain *c);                      /* once at_v is there */
+void chain_recall(Chain *c);                          /* likewise: what `recalled` names */
 void chain_begin_values(Chain *c);                    /* of the next chunk: nothing is known */
 void chain_rows(Chain *c, Val start, Val stage);      /* evaluate row values of a chunk into a stage */
 /* The same in two halves, one before products are issued and one after; threads >= rows. */

@@ -107,9 +107,8 @@ static bool plan_value(Chain *c, int v, int earlier, const char **why)
     return true;
 }
 
-bool chain_plan_values(Chain *c, const char **why)
+static bool plan_values(Chain *c, const char **why)
 {
-    c->planned = NEW_ARRAY(c->cg->arena, bool, (MAX_EARLIER + 1) * c->k->inst.count);
     for (int f = c->s->erase; f < c->s->families && c->back; f++)
         if (!plan_value(c, c->gradient->family[f].left, 0, why))
             return false;
@@ -120,6 +119,24 @@ bool chain_plan_values(Chain *c, const char **why)
     for (int v = 0; v < c->k->inst.count && !c->gradient; v++)
         if (inst_at(c->k, v)->op == OP_out && !plan_value(c, inst_at(c->k, v)->arg[0], 0, why))
             return false;
+    return true;
+}
+
+bool chain_plan_values(Chain *c, const char **why)
+{
+    int count = c->k->inst.count;
+    c->planned = NEW_ARRAY(c->cg->arena, bool, (MAX_EARLIER + 1) * count);
+    c->recalled = NEW_ARRAY(c->cg->arena, int, count);
+    if (!plan_values(c, why))
+        return false;
+    for (int v = 0; v < count; v++) {
+        const Inst *i = inst_at(c->k, v);
+        bool recalls = false;
+        for (int earlier = 0; earlier <= MAX_EARLIER && !kernel_is_gradient(c->k); earlier++)
+            recalls = recalls || c->planned[earlier * count + v];
+        recalls = recalls && i->op == OP_prev && is_fragment(i->shape);
+        c->recalled[v] = recalls ? c->nrecalled++ : -1;
+    }
     return true;
 }
 
@@ -167,6 +184,29 @@ void chain_sum_params(Chain *c)
             }
 }
 
+/* This thread's place for what prev v gives at its column h. */
+static Val recall_place(Chain *c, int v, int h)
+{
+    Cg *cg = c->cg;
+    int64_t offset = c->recall_offset + (int64_t)(2 * c->recalled[v] + h) * c->threads * 4;
+    return cg_gep8(cg, nv_shared(cg, offset), cg_shl(cg, c->tid, 2));
+}
+
+/* Before there are products under way, so that no branch stands among them; and not into registers, which
+ * would be held from chunk to chunk for the sake of the first. */
+void chain_recall(Chain *c)
+{
+    Cg *cg = c->cg;
+    c->past = value_past(cg, c->seq.index, c->head, c->heads);
+    for (int v = 0; v < c->k->inst.count; v++)
+        for (int h = 0; h < 2 && c->recalled[v] >= 0; h++) {
+            Val x = cg_float(cg, 0);
+            c->at_v[h].past = c->past;
+            value_recall(&c->at_v[h], v, c->v_live[h], &x);
+            cg_store(cg, x, recall_place(c, v, h), 4);
+        }
+}
+
 static bool sum_of_params(ValueAt *at, int v, Val *out)
 {
     Chain *c = at->user;
@@ -187,6 +227,7 @@ static void evaluate_row(Chain *c, Val start, Val row, Val *x)
     in_seq = cg_select(cg, live, in_seq, cg_int64(cg, 0));
     ValueAt at = {.cg = cg, .token = cg_add(cg, c->seq.begin, in_seq), .valid = live,
                   .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .begin = c->seq.begin,
+                  .past = c->past,
                   .head = c->head, .heads = c->heads, .base_k = cg_int(cg, 0),
                   .base_v = cg_int(cg, 0), .n_k = 1, .n_v = 1, .lookup = sum_of_params, .user = c,
                   .scan = s->scan, .round = SCAN_ALL};
@@ -324,18 +365,22 @@ void chain_set(Chain *c, int v, const Val *x)
     *remembered(c, v) = copy;
 }
 
-/* Of the tokens before; zero where there is none. */
-static void load_before(Chain *c, const Inst *i, Val *x)
+/* Of the tokens before; where there is none, what is remembered of them. */
+static void load_before(Chain *c, int v, Val *x)
 {
     Cg *cg = c->cg;
+    const Inst *i = inst_at(c->k, v);
     int earlier = c->earlier++;
     memcpy(x, chain_get(c, i->arg[0]), (size_t)chain_fragment(c) * sizeof *x);
     c->earlier = earlier;
+    Val recalled[2] = {cg_float(cg, 0), cg_float(cg, 0)};
+    for (int h = 0; h < 2 && c->recalled[v] >= 0; h++)
+        recalled[h] = cg_load(cg, cg->f32, recall_place(c, v, h), 4);
     for (int j = 0; j < chain_fragment(c); j++) {
         Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (j / 4) + j % 2));
         Val token = cg_add(cg, c->start, cg_zext64(cg, chain_token_of_row(c, row)));
         Val first = cg_cmp(cg, LLVMIntSLE, token, cg_int64(cg, earlier));
-        x[j] = cg_select(cg, first, cg_float(cg, 0), x[j]);
+        x[j] = cg_select(cg, first, recalled[j / 2 % 2], x[j]);
     }
 }
 
@@ -352,7 +397,7 @@ const Val *chain_get(Chain *c, int v)
     } else if (in_memory(c, v)) {
         chain_load_staged(c, v, x);
     } else if (i->op == OP_prev) {
-        load_before(c, i, x);
+        load_before(c, v, x);
     } else if (i->op == OP_weave) {
         weave(c, i, x);
     } else if (i->op == OP_rename) {

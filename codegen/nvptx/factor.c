@@ -153,6 +153,7 @@ void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
 {
     Cg *cg = f->cg;
     const System *s = f->s;
+    Val past = value_past(cg, seq.index, head, heads);
     for (int h = 0; h < 2; h++) {
         Val row = cg_add(cg, cg_shl(cg, f->warp, 4), cg_shl(cg, f->g, 1));
         row = cg_add(cg, row, cg_int(cg, h));
@@ -172,7 +173,7 @@ void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
         in_seq = cg_select(cg, live, in_seq, start);
         f->at[h] = (ValueAt){
             .cg = cg, .token = cg_add(cg, seq.begin, in_seq), .valid = live,
-            .zeros = value_zeros(cg), .begin = seq.begin,
+            .zeros = value_zeros(cg), .begin = seq.begin, .past = past,
             .first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0)), .head = head, .heads = heads,
             .base_k = cg_int(cg, 0), .base_v = cg_int(cg, 0), .n_k = 8, .n_v = 1,
             .lookup = factor_lookup, .sum = factor_no_sum, .user = f, .scan = s->scan,

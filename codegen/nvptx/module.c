@@ -1,5 +1,6 @@
 /* From a kernel to PTX: one entry for the recurrent algorithm; factor and chain for the chunk
- * algorithm, on Hopper with a second chain for narrower tiles, before them what makes values ahead;
+ * algorithm, on Hopper with a second chain for narrower tiles, before them what makes values ahead,
+ * behind them what remembers the last token;
  * for gradients reverse likewise, grad and sums too. For the gradient of a recurrence one, and sums.
  *
  *     build every entry      serial, quick: LLVM modules of their own, each in its own context
@@ -9,6 +10,7 @@
  * LLVM IR for people to read is one module with all entries.
  */
 #include "codegen/nvptx/gradient.h"
+#include "codegen/nvptx/scan.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -85,6 +87,16 @@ static bool add_scans(Work *w, bool back, const char **why) {
     return !back || !s.scan->late || add(w, nv_build_late, 0, why);
 }
 
+static bool add_past(Work *w, const char **why) {
+    System s;
+    if (!nv_system_of(w->arena, w->k, w->opt, &s, why))
+        return false;
+    Cg *cg = next_module(w, w->opt, why);
+    if (cg)
+        scan_build_past(cg, s.scan, w->out);
+    return cg != NULL;
+}
+
 /* Without a wish there are two tiles on Hopper, the widest and one warpgroup's, for the launcher to
  * choose between: blocks that share a record, or enough blocks for the GPU. */
 static bool add_tiles(Work *w, bool (*build)(Cg *, CgModule *, const char **), const char **why) {
@@ -107,6 +119,10 @@ static bool build_all(Work *w, const char **why) {
         return add(w, nv_build_recurrent, opt->v_tile, why);
     bool forward = add_scans(w, false, why) && add(w, nv_build_factor, 0, why) &&
                    add_tiles(w, nv_build_chain, why);
+    if (!gradient && forward && w->k->facts.past) {
+        w->out->past = w->k->facts.past;
+        return add_past(w, why);
+    }
     if (!gradient || !forward)
         return forward;
     return add_tiles(w, nv_build_reverse, why) && add(w, nv_build_grad, 0, why) &&

@@ -129,6 +129,9 @@ typedef struct Pool {
     Val each;    /* i64: states after each of so many tokens instead; 0: none */
 } Pool;
 Pool pool_of_sequence(Cg *cg, Seq *s);
+/* The number in S0 that the sequence (i32) starts from, whether or not it is skipped for what S's indices
+ * say; -1 for none. */
+Val pool_first(Cg *cg, Val sequence);
 /* The number in S of the state after token t (i64, from 0) with `each`. */
 Val pool_after(Cg *cg, const Pool *p, const Seq *s, Val t);
 /* State `number` of S0 or S (a frame field), of this head. */
@@ -157,6 +160,7 @@ struct ValueAt {
                              one selection an address, not one an element; NULL = select elements */
     Val first;            /* i1: the token is its sequence's first (for prev) */
     Val begin;            /* i64 the sequence's first token row; wanted by prev of prev only */
+    Val past;             /* from value_past: what prev gives at the first token; NULL: 0 */
     Val last, end;        /* likewise for after: i1 the sequence's last; i64 the row behind that */
     Val head;             /* i32 head number among FRAME_H heads (factor: among FRAME_HF) */
     Val heads;            /* i32 FRAME_H or FRAME_HF */
@@ -182,6 +186,13 @@ struct ValueAt {
 /* Compute the addresses that depend on the head alone; optional, once, where it dominates all use. */
 void value_ports(ValueAt *at);
 void value_begin(ValueAt *at);
+/* What the sequence (i32) and head of so many remember of the tokens before it: a record of FRAME_PAST0, or
+ * a null pointer where there is none; NULL where kernels remember nothing. Heads of the factor role have the
+ * record of the first of theirs: where all that a value is made of is shared, so is what is remembered. */
+Val value_past(Cg *cg, Val sequence, Val head, Val heads);
+/* x[] becomes this thread's run of what prev or cumsum v looks back at, where the record has it and `where`
+ * (i1; NULL: always) holds. */
+void value_recall(ValueAt *at, int v, Val where, Val *x);
 /* The place one token earlier (at->first: the same token). */
 ValueAt *value_before(ValueAt *at);
 /* Global memory full of zeros, as long as the longest row of an input or value. */

@@ -20,8 +20,8 @@ static Val within(Cg *cg, Val x, Val size) {
     return cg_select(cg, cg_cmp(cg, LLVMIntULT, x, size), x, cg_int64(cg, -1));
 }
 
-/* The state that row `n` of S0's indices names. */
-static Val first_state(Cg *cg, Val n) {
+Val pool_first(Cg *cg, Val sequence) {
+    Val n = cg_zext64(cg, sequence);
     Val zero = cg_int64(cg, 0), columns = cg_frame_field(cg, FRAME_S0_COLUMNS);
     Var number = cg_var(cg, cg->i64, n), column = cg_var(cg, cg->i64, zero);
     If indexed = cg_if(cg, field_given(cg, FRAME_S0_SLOTS));
@@ -62,7 +62,7 @@ static Val committed(Cg *cg, const Seq *s, Val n) {
 Pool pool_of_sequence(Cg *cg, Seq *s) {
     Val zero = cg_int64(cg, 0), none = cg_int64(cg, -1), n = cg_zext64(cg, s->index);
     Pool p = {.each = cg_frame_field(cg, FRAME_S_EACH)};
-    p.first = first_state(cg, n);
+    p.first = pool_first(cg, s->index);
     p.last = named(cg, n, cg_cmp(cg, LLVMIntEQ, p.each, zero));
     Val lost =
         cg_and(cg, cg_cmp(cg, LLVMIntSLT, p.last, zero), cg_cmp(cg, LLVMIntEQ, p.each, zero));

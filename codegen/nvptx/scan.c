@@ -21,11 +21,9 @@ enum {
     AHEAD = 8,             /* tokens read before the first is used, at most: */
     AHEAD_REGISTERS = 64,  /* what they bring goes into so many */
     WALKS_PER_SM = 16,
-    CARRY_WARPS = 16,      /* of a block */
-    CARRY_EACH = 8,        /* stretches a warp sums at a time */
     REGION_ALIGN = 256
 };
-enum { PART_sums, PART_carry, PART_rows, PARTS };
+enum { PART_sums, PART_carry, PART_rows, PARTS, PART_past = PARTS };
 
 /* places --------------------------------------------------------------------------------------- */
 
@@ -58,8 +56,7 @@ Val scan_rows(Cg *cg, const Scan *scan, const ScanValue *value)
     return cg_gep8(cg, region(cg, scan), before);
 }
 
-/* The carry row of a stretch (i64) and head (i32). */
-static Val carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
+Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
 {
     Val rows = align(cg, cg_mul(cg, token_heads(cg), cg_int64(cg, scan->token_bytes)));
     Val at = cg_add(cg, cg_mul(cg, stretch, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, head));
@@ -71,7 +68,7 @@ static Val carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
 
 static int access_of(int n) { return n < 4 ? n : 4; }
 
-static void load_lane(Cg *cg, Val p, int n, Val *out)
+void scan_load_lane(Cg *cg, Val p, int n, Val *out)
 {
     int each = access_of(n);
     Ty t = each > 1 ? LLVMVectorType(cg->f32, (unsigned)each) : cg->f32;
@@ -90,15 +87,14 @@ static void store_group(Cg *cg, Val p, int n, const Val *x)
     cg_store(cg, all, p, 4 * n);
 }
 
-static void store_lane(Cg *cg, Val p, int n, const Val *x)
+void scan_store_lane(Cg *cg, Val p, int n, const Val *x)
 {
     int each = access_of(n);
     for (int j = 0; j < n; j += each)
         store_group(cg, cg_gep8(cg, p, cg_int64(cg, 4 * j)), each, x + j);
 }
 
-/* a + b for running sums; of angles whole turns do not count. */
-static Val add(Cg *cg, bool angle, Val a, Val b)
+Val scan_add(Cg *cg, bool angle, Val a, Val b)
 {
     Val sum = cg_fadd(cg, a, b);
     return angle ? cg_within_turn(cg, sum) : sum;
@@ -112,8 +108,10 @@ typedef struct Walk {
     const Scan *scan;
     int round, part;
     bool back;            /* last token first */
+    bool ended;           /* running sums have the token at hand already */
     Val lane, stretch;
     Seq seq;
+    Val last;             /* past: i64 number of the record that the sequence leaves, -1: none */
     Val start, count;     /* i64 first token in the sequence; i32 tokens */
     Val live;             /* i1: the token at hand exists */
     ValueAt at;
@@ -142,9 +140,12 @@ static bool look_up(ValueAt *at, int v, Val *out)
     }
     if (!w->running[v])
         return false;
-    const Val *now = value_get(at, operand(w, v));
-    for (int j = 0; j < value_count(at, v); j++)
-        out[j] = add(w->cg, value_is_angle(w->k, v), cg_get(w->cg, w->running[v][j]), now[j]);
+    const Val *now = w->ended ? NULL : value_get(at, operand(w, v));
+    for (int j = 0; j < value_count(at, v); j++) {
+        out[j] = cg_get(w->cg, w->running[v][j]);
+        if (now)
+            out[j] = scan_add(w->cg, value_is_angle(w->k, v), out[j], now[j]);
+    }
     return true;
 }
 
@@ -157,19 +158,31 @@ static Val add_lanes(ValueAt *at, int v, int axis, Val partial)
     return partial;
 }
 
-/* What the round reads of every token, and the running sums that it needs. */
-static void plan_walk(Walk *w)
+/* What the values that the walk makes at a token need there. */
+static bool *needed_values(Walk *w)
 {
-    const Kernel *k = w->k;
-    int count = k->inst.count;
-    bool *needed = NEW_ARRAY(w->cg->arena, bool, count), sums = w->part == PART_sums;
-    w->read = NEW_ARRAY(w->cg->arena, bool, count);
-    w->running = NEW_ARRAY(w->cg->arena, Var *, count);
+    bool *needed = NEW_ARRAY(w->cg->arena, bool, w->k->inst.count), sums = w->part == PART_sums;
+    int count = 0;
+    const Past *past = w->part == PART_past ? past_list(w->k, &count) : NULL;
+    for (int i = 0; i < count; i++)
+        if (past[i].value >= 0)
+            scan_mark(w->k, w->scan, w->round, past[i].value, needed);
     for (int i = 0; i < w->scan->count; i++) {
         const ScanValue *m = &w->scan->value[i];
         if (ours(w, m, sums))
-            scan_mark(k, w->scan, w->round, sums ? operand(w, m->value) : m->value, needed);
+            scan_mark(w->k, w->scan, w->round, sums ? operand(w, m->value) : m->value, needed);
     }
+    return needed;
+}
+
+/* What the walk reads of every token, and the running sums that it needs. */
+static void plan_walk(Walk *w)
+{
+    const Kernel *k = w->k;
+    int count = k->inst.count, bytes = 0;
+    const bool *needed = needed_values(w);
+    w->read = NEW_ARRAY(w->cg->arena, bool, count);
+    w->running = NEW_ARRAY(w->cg->arena, Var *, count);
     for (int v = 0; v < count; v++) {
         const Inst *i = inst_at(k, v);
         bool param = i->op == OP_in && k->in.at[i->index].is_param;
@@ -178,7 +191,6 @@ static void plan_walk(Walk *w)
         if (needed[v] && sum && !value_in_memory(&w->at, v))
             w->running[v] = NEW_ARRAY(w->cg->arena, Var, value_count(&w->at, v));
     }
-    int bytes = 0;
     for (int v = 0; v < count; v++)
         if (w->read[v])
             bytes += (value_accesses(&w->at, v) * value_access_bytes(&w->at, v) + 3) / 4 * 4;
@@ -190,23 +202,42 @@ static void plan_walk(Walk *w)
     w->here = NEW_ARRAY(w->cg->arena, Val *, count);
 }
 
+/* The block's stretch; past: the last one of its sequence. */
+static void place_stretch(Walk *w, Val block)
+{
+    Cg *cg = w->cg;
+    Val number, tokens = cg_int64(cg, SCAN_TOKENS), zero = cg_int64(cg, 0);
+    if (w->part != PART_past) {
+        w->stretch = cg_zext64(cg, block);
+        w->seq = seq_of_slot(cg, w->stretch, SCAN_TOKENS, &number);
+        w->start = cg_mul(cg, number, tokens);
+        return;
+    }
+    w->seq = seq_of_index(cg, block, SCAN_TOKENS);
+    w->last = pool_of_sequence(cg, &w->seq).last;
+    Val any = cg_cmp(cg, LLVMIntSGT, w->seq.length, zero);
+    Val before = cg_sub(cg, w->seq.length, cg_int64(cg, 1));
+    number = cg_select(cg, any, cg_udiv(cg, before, tokens), zero);
+    w->stretch = cg_add(cg, w->seq.slot, number);
+    w->start = cg_mul(cg, number, tokens);
+}
+
 static void place_walk(Walk *w)
 {
     Cg *cg = w->cg;
     const Kernel *k = w->k;
-    Val heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), block = nv_block(cg), number;
+    Val heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), block = nv_block(cg);
     int size_k = k->axis.at[AXIS_K].size, size_v = k->axis.at[AXIS_V].size;
     int n_k = scan_lane_elements(k, AXIS_K), n_v = scan_lane_elements(k, AXIS_V);
     w->lane = nv_tid(cg);
-    w->stretch = cg_zext64(cg, cg_udiv(cg, block, heads));
-    w->seq = seq_of_slot(cg, w->stretch, SCAN_TOKENS, &number);
-    w->start = cg_mul(cg, number, cg_int64(cg, SCAN_TOKENS));
+    place_stretch(w, cg_udiv(cg, block, heads));
     w->at = (ValueAt){
         .cg = cg, .begin = w->seq.begin, .end = cg_add(cg, w->seq.begin, w->seq.length), .head = cg_urem(cg, block, heads), .heads = heads,
         .base_k = cg_mul(cg, w->lane, cg_int(cg, n_k)),
         .base_v = cg_mul(cg, w->lane, cg_int(cg, n_v)), .n_k = n_k, .n_v = n_v,
         .past_k = SCAN_LANES * n_k > size_k, .past_v = SCAN_LANES * n_v > size_v,
         .lookup = look_up, .sum = add_lanes, .user = w, .scan = w->scan, .round = w->round};
+    w->at.past = value_past(cg, w->seq.index, w->at.head, heads);
 }
 
 /* Token `t` (i32) of the stretch in the walk's order; for those past its end, the sequence's last. */
@@ -274,7 +305,7 @@ static void add_token(Walk *w)
         for (int j = 0; j < m->n; j++) {
             Var sum = w->running[m->value][j];
             Val now = cg_select(cg, w->live, x[j], cg_float(cg, 0));
-            cg_set(cg, sum, add(cg, value_is_angle(w->k, m->value), cg_get(cg, sum), now));
+            cg_set(cg, sum, scan_add(cg, value_is_angle(w->k, m->value), cg_get(cg, sum), now));
         }
     }
 }
@@ -291,14 +322,14 @@ static void make_sums(Walk *w)
             w->running[m->value][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
     }
     each_token(w, add_token);
-    Val row = carry_row(cg, w->scan, w->stretch, w->at.head);
+    Val row = scan_carry_row(cg, w->scan, w->stretch, w->at.head);
     for (int i = 0; i < w->scan->count; i++) {
         const ScanValue *m = &w->scan->value[i];
         Val *x = NEW_ARRAY(cg->arena, Val, m->n);
         for (int j = 0; ours(w, m, true) && j < m->n; j++)
             x[j] = cg_get(cg, w->running[m->value][j]);
         if (ours(w, m, true))
-            store_lane(cg, lane_of(w, m, row), m->n, x);
+            scan_store_lane(cg, lane_of(w, m, row), m->n, x);
     }
 }
 
@@ -307,13 +338,13 @@ static void make_sums(Walk *w)
 static void open_running(Walk *w)
 {
     Cg *cg = w->cg;
-    Val row = carry_row(cg, w->scan, w->stretch, w->at.head);
+    Val row = scan_carry_row(cg, w->scan, w->stretch, w->at.head);
     for (int i = 0; i < w->scan->count; i++) {
         const ScanValue *m = &w->scan->value[i];
         if (!w->running[m->value])
             continue;
         Val *x = NEW_ARRAY(cg->arena, Val, m->n);
-        load_lane(cg, lane_of(w, m, row), m->n, x);
+        scan_load_lane(cg, lane_of(w, m, row), m->n, x);
         for (int j = 0; j < m->n; j++)
             w->running[m->value][j] = cg_var(cg, cg->f32, x[j]);
     }
@@ -355,15 +386,21 @@ static void make_token(Walk *w)
             cg_set(cg, w->running[v][j], value_get(&w->at, v)[j]);
 }
 
+static void count_tokens(Walk *w)
+{
+    Cg *cg = w->cg;
+    Val left = cg_sub(cg, w->seq.length, w->start), most = cg_int64(cg, SCAN_TOKENS);
+    w->count = cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, most), left, most));
+    value_ports(&w->at);
+}
+
 static void build_walk(Walk *w)
 {
     Cg *cg = w->cg;
     place_walk(w);
     plan_walk(w);
     If some = cg_if(cg, cg_cmp(cg, LLVMIntSLT, w->start, w->seq.length));
-    Val left = cg_sub(cg, w->seq.length, w->start), most = cg_int64(cg, SCAN_TOKENS);
-    w->count = cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, most), left, most));
-    value_ports(&w->at);
+    count_tokens(w);
     if (w->part == PART_sums) {
         make_sums(w);
     } else {
@@ -373,113 +410,109 @@ static void build_walk(Walk *w)
     cg_end_if(cg, &some);
 }
 
-/* carry ---------------------------------------------------------------------------------------- */
+/* what the sequence leaves --------------------------------------------------------------------- */
 
-/* One running sum of a block's sequence and head. A warp takes CARRY_EACH stretches of as many as the
- * block takes at a time; what the warps before it have comes through shared memory. */
-typedef struct Carry {
-    Cg *cg;
-    const Scan *scan;
-    const ScanValue *m;
-    bool angle, back;
-    Val lane, warp, head, stretches; /* i32; i64 of the sequence */
-    Seq seq;
-    Var *total;                      /* of everything before */
-} Carry;
-
-static Val shared_part(Carry *c, Val warp)
+static void sum_token(Walk *w)
 {
-    Cg *cg = c->cg;
-    Val at = cg_add(cg, cg_mul(cg, warp, cg_int(cg, SCAN_LANES)), c->lane);
-    return cg_gep8(cg, nv_shared(cg, 0), cg_mul(cg, at, cg_int(cg, 4 * c->m->n)));
-}
-
-/* Where this lane's elements of a stretch (i64) of the sequence stand, counted in the order of sums. */
-static Val carry_place(Carry *c, Val stretch)
-{
-    Cg *cg = c->cg;
-    if (c->back)
-        stretch = cg_sub(cg, cg_sub(cg, c->stretches, cg_int64(cg, 1)), stretch);
-    Val row = carry_row(cg, c->scan, cg_add(cg, c->seq.slot, stretch), c->head);
-    Val at = cg_add(cg, cg_mul(cg, c->lane, cg_int(cg, c->m->n)), cg_int(cg, c->m->carry_at));
-    return cg_gep8(cg, row, cg_zext64(cg, cg_shl(cg, at, 2)));
-}
-
-/* Adds up the warps' parts: those before ours on top of `total` are `before`. */
-static void add_parts(Carry *c, Val *before)
-{
-    Cg *cg = c->cg;
-    Val all[SCAN_LANES], part[SCAN_LANES];
-    int n = c->m->n;
-    for (int j = 0; j < n; j++)
-        all[j] = before[j] = cg_get(cg, c->total[j]);
-    for (int u = 0; u < CARRY_WARPS; u++) {
-        Val ours = cg_cmp(cg, LLVMIntSLT, cg_int(cg, u), c->warp);
-        load_lane(cg, shared_part(c, cg_int(cg, u)), n, part);
-        for (int j = 0; j < n; j++) {
-            all[j] = add(cg, c->angle, all[j], part[j]);
-            before[j] = cg_select(cg, ours, all[j], before[j]);
+    Cg *cg = w->cg;
+    for (int v = 0; v < w->k->inst.count; v++)
+        if (w->running[v])
+            value_get(&w->at, v);
+    for (int v = 0; v < w->k->inst.count; v++)
+        for (int j = 0; w->running[v] && j < value_count(&w->at, v); j++) {
+            Var sum = w->running[v][j];
+            cg_set(cg, sum, cg_select(cg, w->live, value_get(&w->at, v)[j], cg_get(cg, sum)));
         }
-    }
-    for (int j = 0; j < n; j++)
-        cg_set(cg, c->total[j], all[j]);
 }
 
-static void carry_tile(Carry *c, Val first)
+/* Number `at` of the record's floats, or the one as many behind it as this lane's first channel is. */
+static Val record_place(Walk *w, Val record, int at, int axis, int j)
 {
-    Cg *cg = c->cg;
-    int n = c->m->n;
-    Val x[CARRY_EACH][SCAN_LANES], sum[SCAN_LANES], place[CARRY_EACH], live[CARRY_EACH];
-    Val mine = cg_add(cg, first, cg_zext64(cg, cg_mul(cg, c->warp, cg_int(cg, CARRY_EACH))));
-    for (int e = 0; e < CARRY_EACH; e++) {
-        Val stretch = cg_add(cg, mine, cg_int64(cg, e));
-        live[e] = cg_cmp(cg, LLVMIntSLT, stretch, c->stretches);
-        place[e] = carry_place(c, cg_select(cg, live[e], stretch, first));
-        load_lane(cg, place[e], n, x[e]);
-    }
-    for (int e = 0; e < CARRY_EACH; e++)
-        for (int j = 0; j < n; j++) {
-            x[e][j] = cg_select(cg, live[e], x[e][j], cg_float(cg, 0));
-            sum[j] = e ? add(cg, c->angle, sum[j], x[e][j]) : x[e][j];
-        }
-    store_lane(cg, shared_part(c, c->warp), n, sum);
-    nv_barrier(cg);
-    add_parts(c, sum);
-    nv_barrier(cg);
-    for (int e = 0; e < CARRY_EACH; e++) {
-        If there = cg_if(cg, live[e]);
-        store_lane(cg, place[e], n, sum);
-        cg_end_if(cg, &there);
-        for (int j = 0; j < n; j++)
-            sum[j] = add(cg, c->angle, sum[j], x[e][j]);
+    Cg *cg = w->cg;
+    Val p = cg_gep8(cg, record, cg_int64(cg, 4 * ((int64_t)at + j)));
+    Val base = axis == AXIS_K ? w->at.base_k : w->at.base_v;
+    return axis < 0 ? p : cg_gep8(cg, p, cg_shl(cg, cg_zext64(cg, base), 2));
+}
+
+static void leave_value(Walk *w, Val record, const Past *past)
+{
+    Cg *cg = w->cg;
+    Shape s = inst_at(w->k, past->value)->shape;
+    int axis = shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
+    const Val *x = value_get(&w->at, past->value);
+    for (int j = 0; j < value_count(&w->at, past->value); j++) {
+        Val exists = axis < 0 ? cg_cmp(cg, LLVMIntEQ, w->lane, cg_int(cg, 0))
+                              : value_exists(&w->at, axis, j);
+        If there = {0};
+        if (exists)
+            there = cg_if(cg, exists);
+        cg_store(cg, x[j], record_place(w, record, past->at, axis, j), 4);
+        if (exists)
+            cg_end_if(cg, &there);
     }
 }
 
-static int build_carry(Cg *cg, const Scan *scan, int round)
+/* `floats` of the record from number `at` on become those of another one, or 0 (NULL, or a null pointer). */
+static void leave_floats(Walk *w, Val record, int at, int floats, Val from)
 {
-    int widest = 0;
-    Val H = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), tid = nv_tid(cg), block = nv_block(cg);
-    Carry c = {.cg = cg, .scan = scan, .lane = cg_and(cg, tid, cg_int(cg, SCAN_LANES - 1)),
-               .warp = cg_shr(cg, tid, 5), .head = cg_urem(cg, block, H)};
-    c.seq = seq_of_index(cg, cg_udiv(cg, block, H), SCAN_TOKENS);
-    Val up = cg_add(cg, c.seq.length, cg_int64(cg, SCAN_TOKENS - 1));
-    c.stretches = cg_udiv(cg, up, cg_int64(cg, SCAN_TOKENS));
-    for (int i = 0; i < scan->count; i++) {
-        const ScanValue *m = &scan->value[i];
-        if (m->round != round || !scan_is_sum(cg->k, m))
-            continue;
-        c.m = m;
-        c.back = round > scan->grad_round;
-        c.angle = value_is_angle(cg->k, m->value);
-        c.total = NEW_ARRAY(cg->arena, Var, m->n);
-        for (int j = 0; j < m->n; j++)
-            c.total[j] = cg_var(cg, cg->f32, cg_float(cg, 0));
-        Loop tile = cg_for(cg, cg_int64(cg, 0), c.stretches, CARRY_WARPS * CARRY_EACH, false);
-        carry_tile(&c, tile.i);
-        cg_end_for(cg, &tile);
-        widest = m->n > widest ? m->n : widest;
+    Cg *cg = w->cg;
+    Loop l = cg_for(cg, w->lane, cg_int(cg, floats), SCAN_LANES, false);
+    Val offset = cg_shl(cg, cg_zext64(cg, cg_add(cg, l.i, cg_int(cg, at))), 2);
+    Var x = cg_var(cg, cg->f32, cg_float(cg, 0));
+    if (from) {
+        If given = cg_if(cg, LLVMBuildIsNotNull(cg->b, from, ""));
+        cg_set(cg, x, cg_load(cg, cg->f32, cg_gep8(cg, from, offset), 4));
+        cg_end_if(cg, &given);
     }
-    return CARRY_WARPS * SCAN_LANES * widest * 4;
+    cg_store(cg, cg_get(cg, x), cg_gep8(cg, record, offset), 4);
+    cg_end_for(cg, &l);
+}
+
+/* The record may be the one that the sequence began with: all of it is read before any of it is written. */
+static void leave_last(Walk *w, Val record)
+{
+    Cg *cg = w->cg;
+    int count;
+    const Past *past = past_list(w->k, &count);
+    bool sums = false;
+    count_tokens(w);
+    for (int v = 0; v < w->k->inst.count; v++)
+        sums = sums || w->running[v];
+    if (sums) {
+        open_running(w);
+        each_token(w, sum_token);
+    }
+    w->ended = true;
+    memset(w->here, 0, (size_t)w->k->inst.count * sizeof *w->here);
+    go_to(w, cg_sub(cg, w->count, cg_int(cg, 1)));
+    for (int i = 0; i < count; i++)
+        if (past[i].value >= 0)
+            value_get(&w->at, past[i].value);
+    nv_barrier(cg);
+    for (int i = 0; i < count; i++)
+        if (past[i].value >= 0)
+            leave_value(w, record, &past[i]);
+        else
+            leave_floats(w, record, past[i].at, past[i].floats, NULL);
+}
+
+static void build_past(Walk *w)
+{
+    Cg *cg = w->cg;
+    Val zero = cg_int64(cg, 0);
+    int size = w->k->facts.past;
+    place_walk(w);
+    plan_walk(w);
+    Val given = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_PAST), zero);
+    If wanted = cg_if(cg, cg_and(cg, given, cg_cmp(cg, LLVMIntSGE, w->last, zero)));
+    Val number = cg_add(cg, cg_mul(cg, w->last, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, w->at.head));
+    Val record = cg_gep8(cg, nv_global(cg, FRAME_PAST), cg_mul(cg, number, cg_int64(cg, 4 * (int64_t)size)));
+    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, w->seq.length, zero));
+    leave_last(w, record);
+    cg_else(cg, &some);
+    leave_floats(w, record, 0, size, w->at.past);
+    cg_end_if(cg, &some);
+    cg_end_if(cg, &wanted);
 }
 
 /* entries -------------------------------------------------------------------------------------- */
@@ -502,10 +535,19 @@ int scan_entries(const Kernel *k, const Scan *scan, bool back)
     return n;
 }
 
+static const char *symbol_of(Cg *cg, const char *name, const char *number)
+{
+    int size = (int)(strlen(cg->k->name) + strlen(cg->opt->prefix ? cg->opt->prefix : "") + 32);
+    char *symbol = arena_alloc(cg->arena, (size_t)size);
+    snprintf(symbol, (size_t)size, "%s%s_%s%s", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name, name,
+             number);
+    return symbol;
+}
+
 void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out)
 {
     static const char *const name[] = {"sums", "carry", "rows"};
-    int i = back ? PARTS * (scan->grad_round + 1) : 0, size = (int)strlen(cg->k->name) + 64;
+    int i = back ? PARTS * (scan->grad_round + 1) : 0;
     for (int n = 0;; i++) {
         CHECK(i < PARTS * scan->rounds);
         if (has_part(cg->k, scan, i / PARTS, i % PARTS) && n++ == which)
@@ -514,13 +556,12 @@ void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out)
     int round = i / PARTS, part = i % PARTS;
     CgEntry e = {.kind = part == PART_carry ? ENTRY_carry : ENTRY_scan,
                  .threads = part == PART_carry ? CARRY_WARPS * SCAN_LANES : SCAN_LANES};
-    char *symbol = arena_alloc(cg->arena, (size_t)size);
-    snprintf(symbol, (size_t)size, "%s%s_%s%d", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name,
-             name[part], round);
-    e.symbol = symbol;
-    nv_kernel_open(cg, symbol, e.threads, part == PART_carry ? 1 : WALKS_PER_SM);
+    char number[16];
+    snprintf(number, sizeof number, "%d", round);
+    e.symbol = symbol_of(cg, name[part], number);
+    nv_kernel_open(cg, e.symbol, e.threads, part == PART_carry ? 1 : WALKS_PER_SM);
     if (part == PART_carry) {
-        e.smem_bytes = build_carry(cg, scan, round);
+        e.smem_bytes = scan_build_carry(cg, scan, round);
     } else {
         Walk *w = NEW(cg->arena, Walk);
         *w = (Walk){.cg = cg, .k = cg->k, .scan = scan, .round = round, .part = part,
@@ -531,4 +572,15 @@ void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out)
     VEC_PUSH(cg->arena, &out->entry, e);
     out->scan_token_bytes = scan->token_bytes;
     out->scan_carry_bytes = 4 * (int64_t)scan->carry_floats;
+}
+
+void scan_build_past(Cg *cg, const Scan *scan, CgModule *out)
+{
+    CgEntry e = {.kind = ENTRY_past, .threads = SCAN_LANES, .symbol = symbol_of(cg, "past", "")};
+    Walk *w = NEW(cg->arena, Walk);
+    *w = (Walk){.cg = cg, .k = cg->k, .scan = scan, .round = SCAN_ALL, .part = PART_past};
+    nv_kernel_open(cg, e.symbol, e.threads, WALKS_PER_SM);
+    build_past(w);
+    nv_kernel_close(cg);
+    VEC_PUSH(cg->arena, &out->entry, e);
 }

@@ -20,6 +20,9 @@
  *     sums    a warp = one stretch and head: the stretch's own sums              into the carry rows
  *     carry   a block = one sequence and head: the sums before each stretch      in their place
  *     rows    a warp = one stretch and head: the values, token by token          into the rows
+ * A forward kernel that remembers something (past_list) has one more, behind all others:
+ *     past    a warp = one sequence and head, at its last stretch: what the last token leaves   to FRAME_PAST
+ * It alone writes there and the others alone read FRAME_PAST0, which may be the same memory.
  * Rounds behind the grad kernel go the other way: `before` is behind, and tokens come last one first.
  */
 #ifndef GDR_CODEGEN_NVPTX_SCAN_H
@@ -74,5 +77,20 @@ Val scan_rows(Cg *cg, const Scan *scan, const ScanValue *value);
  * a round, and each of them. */
 int scan_entries(const Kernel *k, const Scan *scan, bool back);
 void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out);
+/* The entry behind all others of a forward kernel that remembers something. */
+void scan_build_past(Cg *cg, const Scan *scan, CgModule *out);
+
+/* scan.c, scan_carry.c among themselves -------------------------------------------------------- */
+
+enum { CARRY_WARPS = 16 };  /* of a block */
+/* a + b for running sums; of angles whole turns do not count. */
+Val scan_add(Cg *cg, bool angle, Val a, Val b);
+/* The carry row of a stretch (i64) and head (i32). */
+Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head);
+/* A lane's n elements, f32, in accesses of up to 16 bytes. */
+void scan_load_lane(Cg *cg, Val p, int n, Val *out);
+void scan_store_lane(Cg *cg, Val p, int n, const Val *x);
+/* The carry entry of a round; bytes of shared memory that it takes. */
+int scan_build_carry(Cg *cg, const Scan *scan, int round);
 
 #endif

@@ -12,8 +12,9 @@
 #include "codegen/nvptx/scan.h"
 
 /* Who wants a value: the factor or the chain kernel; the sums kernel, for a running sum's operand; the
- * rows kernel, for any other value; the grad kernel at a token. `EARLIER`: of a token before. */
-enum { BY_factor, BY_chain, BY_sums, BY_rows, BY_tokens, EARLIER, WANTS = 2 * EARLIER };
+ * rows kernel, for any other value; the grad kernel at a token; the kernel that remembers what the last
+ * token leaves, which sums as rows does and reads what others have made. `EARLIER`: of a token before. */
+enum { BY_factor, BY_chain, BY_sums, BY_rows, BY_tokens, BY_past, EARLIER, WANTS = 2 * EARLIER };
 
 typedef struct Plan {
     const Kernel *k;
@@ -57,8 +58,10 @@ static bool reads(const Plan *p, int v, int who)
     int by = who % EARLIER;
     if (p->state[v])
         return false;
+    if (by == BY_past && p->stored[v])
+        return true;
     if (i->op == OP_cumsum)
-        return by != BY_rows || earlier;
+        return (by != BY_rows && by != BY_past) || earlier;
     if ((by == BY_factor || by == BY_chain) && takes_sum(p, v))
         return true;
     if (i->op == OP_sum)
@@ -113,6 +116,15 @@ static void find_values(Plan *p)
             visit(p, inst_at(p->k, v)->arg[0], BY_chain);
     for (int f = s->erase; p->g && f < s->families; f++)
         visit(p, p->g->family[f].left, BY_chain);
+}
+
+/* What is left to the next launch, when all else is known. */
+static void find_past(Plan *p) {
+    int count;
+    const Past *past = past_list(p->k, &count);
+    for (int i = 0; i < count; i++)
+        if (past[i].value >= 0)
+            visit(p, past[i].value, BY_past);
 }
 
 /* gradients ------------------------------------------------------------------------------------ */
@@ -334,6 +346,8 @@ const Scan *scan_plan(const Kernel *k, const System *s, const Gradient *g)
     find_values(&p);
     if (g)
         find_gradients(&p);
+    else
+        find_past(&p);
     list_values(&p);
     place_values(k, scan);
     return scan;

@@ -133,6 +133,8 @@ Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq)
     }
     cg_end_if(cg, &packed);
     Seq s = seq_of_index(cg, cg_get(cg, n), chunk);
-    *chunk_in_seq = cg_sub(cg, slot, s.slot);
+    /* Where the first sequence begins behind the first token, slots before it are nobody's. */
+    Val past_end = cg_int64(cg, INT64_C(1) << 40), number = cg_sub(cg, slot, s.slot);
+    *chunk_in_seq = cg_select(cg, cg_cmp(cg, LLVMIntSLT, number, cg_int64(cg, 0)), past_end, number);
     return s;
 }

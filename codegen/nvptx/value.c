@@ -404,12 +404,55 @@ static void eval_after(ValueAt *at, const Inst *i, int n, Val *out) {
         out[j] = cg_select(at->cg, at->last, cg_float(at->cg, 0), x[j]);
 }
 
-static void eval_prev(ValueAt *at, const Inst *i, int n, Val *out)
+Val value_past(Cg *cg, Val sequence, Val head, Val heads)
+{
+    if (kernel_is_gradient(cg->k) || !cg->k->facts.past)
+        return NULL;
+    Val H = cg_frame_field(cg, FRAME_H), number = pool_first(cg, sequence);
+    Val mine = cg_udiv(cg, cg_mul(cg, head, cg_trunc32(cg, H)), heads);
+    Val record = cg_add(cg, cg_mul(cg, number, H), cg_zext64(cg, mine));
+    Val bytes = cg_mul(cg, record, cg_int64(cg, 4 * (int64_t)cg->k->facts.past));
+    Val there = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_PAST0), cg_int64(cg, 0));
+    there = cg_and(cg, there, cg_cmp(cg, LLVMIntSGE, number, cg_int64(cg, 0)));
+    return cg_select(cg, there, cg_gep8(cg, nv_global(cg, FRAME_PAST0), bytes),
+                     LLVMConstNull(cg->ptr_global));
+}
+
+void value_recall(ValueAt *at, int v, Val where, Val *x)
+{
+    Cg *cg = at->cg;
+    const Inst *i = inst_at(cg->k, v);
+    int axis = run_axis(i->shape), n = run_length(at, axis);
+    if (!at->past)
+        return;
+    Var *known = NEW_ARRAY(cg->arena, Var, n);
+    Val there = LLVMBuildIsNotNull(cg->b, at->past, "");
+    for (int j = 0; j < n; j++)
+        known[j] = cg_var(cg, cg->f32, x[j]);
+    If given = cg_if(cg, where ? cg_and(cg, where, there) : there);
+    for (int j = 0; j < n; j++) {
+        Val exists = axis < 0 ? NULL : value_exists(at, axis, j), index = cg_int(cg, i->index);
+        if (axis >= 0) {
+            Val element = cg_add(cg, run_base(at, axis), cg_int(cg, j));
+            index = cg_add(cg, index, exists ? cg_select(cg, exists, element, cg_int(cg, 0)) : element);
+        }
+        Val p = cg_gep8(cg, at->past, cg_shl(cg, cg_zext64(cg, index), 2));
+        Val is = cg_load(cg, cg->f32, p, 4);
+        cg_set(cg, known[j], exists ? cg_select(cg, exists, is, cg_float(cg, 0)) : is);
+    }
+    cg_end_if(cg, &given);
+    for (int j = 0; j < n; j++)
+        x[j] = cg_get(cg, known[j]);
+}
+
+/* Rows past the sequence's end may stand at its first token, but remember nothing. */
+static void eval_prev(ValueAt *at, int v, const Inst *i, int n, Val *out)
 {
     CHECK(at->first != NULL);
     const Val *x = value_get(value_before(at), i->arg[0]);
     for (int j = 0; j < n; j++)
         out[j] = cg_select(at->cg, at->first, cg_float(at->cg, 0), x[j]);
+    value_recall(at, v, at->valid ? cg_and(at->cg, at->first, at->valid) : at->first, out);
 }
 
 static void eval(ValueAt *at, int v, int n, Val *out)
@@ -420,7 +463,7 @@ static void eval(ValueAt *at, int v, int n, Val *out)
     else if (value_in_memory(at, v))
         load_run(at, v, out);
     else if (i->op == OP_prev)
-        eval_prev(at, i, n, out);
+        eval_prev(at, v, i, n, out);
     else if (i->op == OP_after)
         eval_after(at, i, n, out);
     else if (i->op == OP_turn)

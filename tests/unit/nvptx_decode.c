@@ -3,7 +3,7 @@
  * gaps between states, several tokens, what is remembered; every type and layout of states.
  *
  * What the CPU does not write, the GPU may not write: both memories hold the same NaN there. */
-#include "codegen/nvptx/nvptx.h"
+#include "codegen/nvptx/factor.h"
 #include "passes/passes.h"
 #include "runtime/runtime.h"
 #include "tests/simt/number.h"
@@ -20,7 +20,15 @@ static const char past[] =
     " S = 0.5 * S + prev(k) * prev(v)' + prev(prev(k)) * v' + cos(a) .* k * (v * sin(s))'\n"
     " out o[V] = S' * q\n}\n";
 
-enum { H = 2, N = 4, T = 3, POOL = 7, GAP = 64 /* bytes */, ENTRIES = 2 };
+enum {
+    H = 2,
+    N = 4,
+    T_STEP = 3,   /* tokens of a step, */
+    T_CHUNK = 21, /* and of a sequence by chunks */
+    POOL = 7,
+    GAP = 64 /* bytes */,
+    ENTRIES = 3 + 3 * SCAN_ROUNDS_MAX
+};
 
 typedef enum {
     MODE_plain,    /* states of sequences, with gaps between them */
@@ -51,6 +59,7 @@ typedef struct Memory {
 
 typedef struct World {
     const Build *b;
+    int T;
     Spec *spec;
     Kernel *token, *code;
     CgModule module; /* the GPU's */
@@ -61,7 +70,7 @@ typedef struct World {
     Arena arena;
     Mode mode;
     Memory gpu, cpu;
-    int64_t slots;
+    int64_t slots, stretches;
 } World;
 
 /* compiling ------------------------------------------------------------------------------------ */
@@ -77,7 +86,9 @@ static Kernel *lower(World *w) {
     return k;
 }
 
-static void add_entry(World *w, bool (*build)(Cg *, CgModule *, const char **)) {
+/* By `build`, or the scan's entry number `which`, the one behind its last the one that remembers. */
+static void add_entry(World *w, bool (*build)(Cg *, CgModule *, const char **), const Scan *scan,
+                      int which) {
     const char *why = NULL;
     CgOptions *opt = NEW(&w->spec->arena, CgOptions);
     *opt = (CgOptions){.target = w->b->target,
@@ -88,7 +99,13 @@ static void add_entry(World *w, bool (*build)(Cg *, CgModule *, const char **)) 
                        .opt_level = 2};
     int n = w->module.entry.count;
     w->cg[n] = cg_open(&w->spec->arena, w->code, opt, &why);
-    if (!w->cg[n] || !build(w->cg[n], &w->module, &why) || !cg_optimize(w->cg[n], &why))
+    if (!w->cg[n] || (build && !build(w->cg[n], &w->module, &why)))
+        fail_msg("%s", why);
+    if (!build && which < scan_entries(w->code, scan, false))
+        scan_build(w->cg[n], scan, false, which, &w->module);
+    else if (!build)
+        scan_build_past(w->cg[n], scan, &w->module);
+    if (!cg_optimize(w->cg[n], &why))
         fail_msg("%s", why);
     w->simt[n] = simt_open(&w->spec->arena, w->cg[n]->mod, w->module.entry.at[n].symbol, &why);
     if (!w->simt[n])
@@ -99,15 +116,25 @@ static void compile(World *w) {
     const Build *b = w->b;
     const char *why = NULL;
     char text[256];
+    w->T = b->algo == ALGO_chunk ? T_CHUNK : T_STEP;
     w->token = lower(w);
     w->code = lower(w);
     if (b->algo == ALGO_chunk) {
         kernel_set_chunk(w->code, 16);
         passes_run_after(w->code, "normal", NULL, NULL);
-        add_entry(w, nv_build_factor);
-        add_entry(w, nv_build_chain);
+        System system;
+        if (!nv_system(&w->spec->arena, w->code, &system, &why))
+            fail_msg("%s", why);
+        int ahead = scan_entries(w->code, system.scan, false);
+        for (int i = 0; i < ahead; i++)
+            add_entry(w, NULL, system.scan, i);
+        add_entry(w, nv_build_factor, NULL, 0);
+        add_entry(w, nv_build_chain, NULL, 0);
+        if (w->code->facts.past)
+            add_entry(w, NULL, system.scan, ahead);
     } else {
-        add_entry(w, nv_build_recurrent);
+        add_entry(w, nv_build_recurrent, NULL, 0);
+        w->module.chunk = 1;
     }
     CgOptions opt = {.target = "host",
                      .algo = ALGO_recurrent,
@@ -162,7 +189,7 @@ static double number_at(const char *p, int64_t i, Elem e) {
 static void give_inputs(World *w, uint64_t *seed) {
     const Kernel *k = w->token;
     for (int i = 0; i < k->in.count; i++) {
-        int64_t n = shape_elements(k, k->in.at[i].shape) * H * N * T;
+        int64_t n = shape_elements(k, k->in.at[i].shape) * H * N * w->T;
         float *x = NEW_ARRAY(&w->arena, float, n);
         for (int64_t j = 0; j < n; j++)
             x[j] = (float)((2 * random_unit(seed) - 1) / sqrt(w->b->K));
@@ -171,13 +198,13 @@ static void give_inputs(World *w, uint64_t *seed) {
         w->cpu.in_bytes[i] = (size_t)(4 * n);
         give(w, &w->gpu.in[i], &w->cpu.in[i], (size_t)(4 * n), x, false);
     }
-    w->cpu.out_bytes = (size_t)(4 * w->b->V * H * N * T);
+    w->cpu.out_bytes = (size_t)(4 * w->b->V * H * N * w->T);
     give(w, &w->gpu.out, &w->cpu.out, w->cpu.out_bytes, NULL, true);
 }
 
 /* Enough states for every mode; numbers where states are, NaN in the gaps. */
 static void give_states(World *w, uint64_t *seed) {
-    enum { STATES = N * T > POOL ? N * T : POOL };
+    enum { STATES = N * T_STEP > POOL ? N * T_STEP : POOL };
     size_t bytes = (size_t)(stride(w) * STATES);
     char *x = arena_alloc(&w->arena, bytes);
     memset(x, 0xff, bytes);
@@ -187,7 +214,7 @@ static void give_states(World *w, uint64_t *seed) {
     w->cpu.S_bytes = bytes;
     give(w, &w->gpu.S0, &w->cpu.S0, bytes, x, true);
     give(w, &w->gpu.S, &w->cpu.S, bytes, NULL, true);
-    int64_t n = (int64_t)STATES * H * past_size(w->token);
+    int64_t n = (int64_t)STATES * H * w->token->facts.past;
     float *p = NEW_ARRAY(&w->arena, float, n + 1);
     for (int64_t j = 0; j < n; j++)
         p[j] = (float)(random_unit(seed) - .5);
@@ -199,7 +226,7 @@ static void give_states(World *w, uint64_t *seed) {
 /* The indices of a mode: slots of S0, counts of S0, slots of S, counts of S. */
 static void give_indices(World *w) {
     static const int64_t pool[N] = {5, -1, 2, POOL}, counts[N] = {0, 2, 99, -5},
-                         drafts[N * T] = {6, 1, 3, 2, 5, -1, 0, 4, POOL + 3, -1, -1, -1},
+                         drafts[N * T_STEP] = {6, 1, 3, 2, 5, -1, 0, 4, POOL + 3, -1, -1, -1},
                          taken[N] = {3, 1, 2, 1}, bad[N] = {2, 0, 4, 1}, to[N] = {4, 0, -7, 1};
     const int64_t *from[4] = {NULL};
     int width = w->mode == MODE_drafts || w->mode == MODE_accepted ? 4 : 8;
@@ -214,7 +241,7 @@ static void give_indices(World *w) {
     if (w->mode == MODE_packed)
         from[2] = to;
     for (int i = 0; i < 4; i++) {
-        int n = from[i] == drafts ? N * T : N;
+        int n = from[i] == drafts ? N * T_STEP : N;
         char *x = arena_alloc(&w->arena, 8 * (size_t)n);
         for (int j = 0; from[i] && j < n; j++) {
             int32_t narrow = (int32_t)from[i][j];
@@ -225,8 +252,8 @@ static void give_indices(World *w) {
         else
             w->gpu.index[i] = w->cpu.index[i] = NULL;
     }
-    const int64_t cu[N + 1] = {0, 3, 3, 4, 9};
-    give(w, &w->gpu.cu, &w->cpu.cu, sizeof cu, cu, false);
+    static const int64_t cu[2][N + 1] = {{0, 3, 3, 4, 9}, {0, 17, 17, 18, 66}};
+    give(w, &w->gpu.cu, &w->cpu.cu, sizeof cu[0], cu[w->b->algo == ALGO_chunk], false);
 }
 
 static int64_t address(const void *p) {
@@ -234,9 +261,10 @@ static int64_t address(const void *p) {
 }
 
 static void fill_frame(const World *w, const Memory *m, int64_t *f) {
+    bool by_chunks = w->b->algo == ALGO_chunk;
     bool packed = w->mode == MODE_packed, in_place = w->mode == MODE_pool || w->mode == MODE_drafts;
     const Kernel *k = w->token;
-    f[FRAME_T] = packed ? N * T : T;
+    f[FRAME_T] = packed ? N * w->T : w->T;
     f[FRAME_N] = N;
     f[FRAME_H] = f[FRAME_HF] = H;
     f[FRAME_CU] = packed ? address(m->cu) : 0;
@@ -245,15 +273,15 @@ static void fill_frame(const World *w, const Memory *m, int64_t *f) {
     f[FRAME_S] = address(in_place ? m->S0 : m->S);
     f[FRAME_S0_STRIDE] = f[FRAME_S_STRIDE] = stride(w) == state_bytes(w) ? 0 : stride(w);
     f[FRAME_S0_SLOTS] = address(m->index[0]);
-    f[FRAME_S0_COLUMNS] = w->mode == MODE_drafts ? T : 1;
+    f[FRAME_S0_COLUMNS] = w->mode == MODE_drafts ? w->T : 1;
     f[FRAME_S0_POOL] = f[FRAME_S_POOL] = POOL;
     f[FRAME_S0_ACCEPTED] = address(m->index[1]);
     f[FRAME_S_SLOTS] = address(in_place ? m->index[0] : m->index[2]);
     f[FRAME_S_ACCEPTED] = address(m->index[3]);
-    f[FRAME_S_EACH] = w->mode == MODE_drafts || w->mode == MODE_each ? T : 0;
+    f[FRAME_S_EACH] = w->mode == MODE_drafts || w->mode == MODE_each ? w->T : 0;
     f[FRAME_INDEX_WIDTH] = w->mode == MODE_drafts || w->mode == MODE_accepted ? 4 : 8;
-    if (w->b->algo == ALGO_recurrent && past_size(k)) {
-        f[FRAME_PAST0] = packed ? 0 : address(m->past0);
+    if (k->facts.past) {
+        f[FRAME_PAST0] = packed && !by_chunks ? 0 : address(m->past0);
         f[FRAME_PAST] = address(in_place ? m->past0 : m->past);
     }
     f[FRAME_WS] = address(w->gpu.ws);
@@ -275,7 +303,10 @@ static void run_gpu(World *w) {
         int tiles = e->v_tile ? (w->b->V + e->v_tile - 1) / e->v_tile : 1;
         const char *why = NULL;
         if (!simt_launch(w->simt[i], frame, frame_fields(w->token),
-                         e->kind == ENTRY_factor ? w->slots * H : N * H * tiles, e->threads,
+                         e->kind == ENTRY_factor ? w->slots * H
+                         : e->kind == ENTRY_scan ? w->stretches * H
+                                                 : N * H * tiles,
+                         e->threads,
                          e->smem_bytes, &why))
             fail_msg("mode %d: %s", (int)w->mode, why);
     }
@@ -318,16 +349,22 @@ static void run_mode(World *w, Mode mode) {
     give_states(w, &seed);
     give_indices(w);
     char *unused;
-    w->slots = frame_slots(mode == MODE_packed ? N * T : T, N, mode == MODE_packed, 16);
-    size_t ws = (size_t)(w->slots * H * w->module.ws_bytes_per_slot_head);
+    bool packed = mode == MODE_packed;
+    int64_t all = (int64_t)N * w->T, tokens = packed ? all : w->T;
+    w->slots = frame_slots(tokens, N, packed, w->module.chunk);
+    w->stretches = frame_slots(tokens, N, packed, SCAN_TOKENS);
+    int64_t records = w->slots * H * w->module.ws_bytes_per_slot_head + 255;
+    int64_t rows = all * H * w->module.scan_token_bytes + 255;
+    size_t ws = (size_t)(records / 256 * 256 + rows / 256 * 256 +
+                         w->stretches * H * w->module.scan_carry_bytes);
     give(w, &w->gpu.ws, &unused, ws, NULL, true);
     run_gpu(w);
     run_cpu(w);
     compare(w, "o", w->gpu.out, w->cpu.out, w->cpu.out_bytes, ELEM_f32, limit);
     compare(w, "S0", w->gpu.S0, w->cpu.S0, w->cpu.S_bytes, w->b->state, fmax(limit, unit));
     compare(w, "S", w->gpu.S, w->cpu.S, w->cpu.S_bytes, w->b->state, fmax(limit, unit));
-    compare(w, "past0", w->gpu.past0, w->cpu.past0, w->cpu.past_bytes, ELEM_f32, 1e-5);
-    compare(w, "past", w->gpu.past, w->cpu.past, w->cpu.past_bytes, ELEM_f32, 1e-5);
+    compare(w, "past0", w->gpu.past0, w->cpu.past0, w->cpu.past_bytes, ELEM_f32, 1e-6);
+    compare(w, "past", w->gpu.past, w->cpu.past, w->cpu.past_bytes, ELEM_f32, 1e-6);
     for (int i = 0; i < w->module.entry.count; i++)
         simt_forget(w->simt[i]);
     arena_free(&w->arena);
@@ -380,8 +417,8 @@ static void test_tiles(void **state) {
 
 static void test_chunks(void **state) {
     (void)state;
-    for (int i = 0; i < 6; i++) {
-        Build b = {delta,
+    for (int i = 0; i < 12; i++) {
+        Build b = {i / 6 ? past : delta,
                    i % 2 ? 64 : 40,
                    i % 2 ? 64 : 24,
                    types[i % 3],

@@ -14,7 +14,7 @@
 #include "tests/simt/simt.h"
 #include "tests/unit/spec_test.h"
 
-enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 2 + 3 * SCAN_ROUNDS_MAX };
+enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 3 + 3 * SCAN_ROUNDS_MAX };
 
 /* What is compiled, and what is run. */
 typedef struct Build {
@@ -50,6 +50,7 @@ typedef struct World {
     const Launch *l;
     Arena arena;
     void *in[MAX_PORTS], *out[MAX_PORTS], *s0, *s, *cu, *ws;
+    void *past0, *past; /* NULL: not given, not wanted */
     int heads[MAX_PORTS], factor_heads;
     int64_t tokens, slots, stretches;
     double worst;
@@ -91,6 +92,8 @@ static Kernel *lower(World *w) {
     return k;
 }
 
+enum { WHICH_past = -1 };
+
 /* One entry in a module of its own, optimised: by `build`, or the scan's entry number `which`. */
 static const char *add_entry(World *w, const CgOptions *opt,
                              bool (*build)(Cg *, CgModule *, const char **), const Scan *scan,
@@ -101,7 +104,9 @@ static const char *add_entry(World *w, const CgOptions *opt,
         return why;
     int n = w->module.entry.count;
     w->cg[n] = cg;
-    if (!build)
+    if (!build && which == WHICH_past)
+        scan_build_past(cg, scan, &w->module);
+    else if (!build)
         scan_build(cg, scan, false, which, &w->module);
     if ((build && !build(cg, &w->module, &why)) || !cg_optimize(cg, &why))
         return why;
@@ -118,7 +123,9 @@ static const char *add_chunk_entries(World *w, const CgOptions *opt) {
         why = add_entry(w, opt, NULL, s.scan, i);
     if (!why)
         why = add_entry(w, opt, nv_build_factor, NULL, 0);
-    return why ? why : add_entry(w, opt, nv_build_chain, NULL, 0);
+    if (!why)
+        why = add_entry(w, opt, nv_build_chain, NULL, 0);
+    return why || !w->code->facts.past ? why : add_entry(w, opt, NULL, s.scan, WHICH_past);
 }
 
 static void close_code(World *w) {
@@ -285,6 +292,8 @@ static void fill_frame(World *w, int64_t *frame) {
     frame[FRAME_CU_WIDTH] = l->cu_width;
     frame[FRAME_S0] = l->start ? address(w->s0) : 0;
     frame[FRAME_S] = l->final ? address(w->s) : 0;
+    frame[FRAME_PAST0] = address(w->past0);
+    frame[FRAME_PAST] = address(w->past);
     frame[FRAME_WS] = address(w->ws);
     frame[FRAME_SLOTS] = w->slots;
     for (int i = 0; i < k->in.count; i++) {

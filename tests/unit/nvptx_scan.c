@@ -178,6 +178,49 @@ static void test_causal(void **state) {
     }
 }
 
+/* One sequence in three launches, the state and what is remembered in place, gives what one launch gives:
+ * wherever it is divided, and where a launch has no tokens. */
+static void test_continued(void **state) {
+    (void)state;
+    enum { T = 150, PARTS = 3 };
+    static const int cut[][PARTS + 1] = {
+        {0, 1, 2, T}, {0, 64, 96, T}, {0, 33, 33, T}, {0, 0, 131, T}, {0, 2, T - 1, T}};
+    static const Launch whole = {
+        .H = 2, .N = 1, .length = {T}, .cu_width = 8, .start = true, .final = true, .gate = NAN};
+    for (int i = 0; i < SPECS * 5; i++) {
+        int s = i % SPECS, c = i / SPECS;
+        Build b = {specs[s].name, s % 2 ? 36 : 32, s % 2 ? 20 : 32, elems[i % 2], ALGO_chunk,
+                   targets[c % 2], specs[s].text};
+        World *w = world_open(&b);
+        assert_true(compile(w));
+        if (!w->code->facts.past) {
+            world_close(w);
+            continue;
+        }
+        w->l = &whole;
+        arena_init(&w->arena, NULL);
+        make_tensors(w);
+        int64_t states = (int64_t)whole.H * b.K * b.V * 4, past = (int64_t)whole.H * w->code->facts.past;
+        void *s0 = w->s0;
+        memcpy(w->s, s0, (size_t)states);
+        w->past = tensor(w, past * 4, true);
+        w->s0 = w->s;
+        for (int n = 0; n < PARTS; n++) {
+            memcpy(w->cu, (int64_t[]){cut[c][n], cut[c][n + 1]}, 16);
+            w->past0 = n ? w->past : NULL;
+            launch(w);
+            for (int64_t j = 0; j < past; j++)
+                assert_true(isfinite(((float *)w->past)[j]));
+        }
+        w->s0 = s0;
+        compare(w);
+        for (int e = 0; e < w->module.entry.count; e++)
+            simt_forget(w->simt[e]);
+        arena_free(&w->arena);
+        world_close(w);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plans),
@@ -185,6 +228,7 @@ int main(void) {
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_long),
         cmocka_unit_test(test_causal),
+        cmocka_unit_test(test_continued),
     };
     print_message("GDR_SEED=%llu\n", (unsigned long long)first_seed());
     return cmocka_run_group_tests(tests, NULL, NULL);
