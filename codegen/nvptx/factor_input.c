@@ -312,11 +312,12 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead)
         for (int h = 0; h < 2; h++) {
             set_slab(f, h, cg_add(cg, first, cg_int(cg, i)));
             for (int v = 0; v < count; v++)
-                f->loaded[h][v] = words[i][h][v];
+                f->loaded[h][v] = r->input[v] ? words[i][h][v] : f->loaded[h][v];
             r->add(f, r, h);
         }
     for (int h = 0; h < 2; h++)
-        memset(f->loaded[h], 0, (size_t)count * sizeof *f->loaded[h]);
+        for (int v = 0; v < count; v++)
+            f->loaded[h][v] = r->input[v] ? NULL : f->loaded[h][v];
 }
 
 static void reduce_all_slabs(Factor *f, Reduction *r)

@@ -90,8 +90,19 @@ void grad_ask_rest(Grad *g) {
         grad_ask_inputs(g, wanted);
 }
 
+/* Of rows and keys that are divided by scales of their own. */
+static void ask_scales(Grad *g) {
+    const System *s = &g->g->s;
+    for (int f = 0; f < s->families; f++)
+        if (s->family[f].unbounded)
+            grad_ask_record(g, s->family[f].ws_rows, s->rows * 4);
+    if (s->p_scaled)
+        grad_ask_record(g, s->ws_keys, s->rows * 4);
+}
+
 void grad_ask_first(Grad *g) {
     const System *s = &g->g->s;
+    ask_scales(g);
     if (s->erase)
         grad_ask_record(g, s->ws_a, (int64_t)s->rows * s->rows * 2);
     grad_ask_record(g, s->ws_x, (int64_t)s->rows * s->vp * 2);

@@ -392,6 +392,7 @@ void grad_pull(Grad *g) {
     p->f.record = g->record;
     factor_place_rows(&p->f, g->seq, g->start, g->head, g->heads);
     pull_state_begin(p);
+    factor_hold_scalars(&p->f);
     pull_copy_left(p);
     row_scales(p);
     factor_reduce(&p->f);
@@ -402,7 +403,6 @@ void grad_pull(Grad *g) {
     nv_barrier(cg);
     if (!p->early)
         factor_copy_ahead(&p->f, cg_int(cg, 0));
-    factor_hold_scalars(&p->f);
     nv_copy_wait(cg, 0);
     (p->s->a_key ? pull_key_chunk : pull_scalar_chunk)(p);
 }
