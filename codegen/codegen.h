@@ -5,6 +5,8 @@
  *   build.c    small builder layer: constants, loops, ifs, variables
  *   math.c     elementwise operations on float or <n x float>, per target
  *   llvm.c     contexts, target machines, optimisation, emission of PTX, assembly, objects
+ *   sweep.c    what acts on the state token by token, gathered into passes over it
+ *   walk.c     the order of a gradient token by token
  *   target.c   the table of targets
  *   host/      CPU: chunk and recurrent algorithms
  *   nvptx/     NVIDIA: factor, chain and recurrent kernels

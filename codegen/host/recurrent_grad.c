@@ -1,22 +1,13 @@
-/* The gradient of the recurrence: a task goes over its tokens forwards, then backwards segment by
- * segment.
+/* The gradient of the recurrence: a task walks its sequence (codegen/walk.h).
  *
- *     for the segments, forwards     the state and the histories to the workspace; its tokens
- *     for the segments, backwards    state and histories back;
- *         for its tokens, forwards   the state, the histories and what was read of the state to the
- *                                    token's record in scratch; the token
- *         for its tokens, backwards  every gradient, from the record and the state's cotangent D
- *
- * Every token runs forwards twice and backwards once. States are made again and never divided out, so
- * decays of 0 are exact. A segment has 16 to 64 tokens: as many as have records in 3 MiB, so that
- * they mostly stay in cache; the workspace has one state a segment, which for K = V = 128 is
- * 2 KiB a token and head, as much as four f32 vectors of the inputs.
- *
- * A record is the state as it lies in scratch, then one row of every history and of every read.
+ * A segment has as many tokens as have records in 3 MiB, so that they mostly stay in cache; the workspace has
+ * one state a segment, which for K = V = 128 is 2 KiB a token and head, as much as four f32 vectors of the
+ * inputs. A record is the state as it lies in scratch, then one row of every history and of every read.
  */
 #include "codegen/host/host.h"
+#include "codegen/walk.h"
 
-enum { MOST_TOKENS = 64, FEWEST_TOKENS = 16, MOST_BYTES = 3 << 20 };
+enum { MOST_BYTES = 3 << 20 };
 
 /* Bytes in a record for value v: a history's row from the token before, or what a read gave. */
 static int64_t row_bytes(const Host *h, int v) {
@@ -38,9 +29,7 @@ static int64_t record_bytes(const Host *h) {
 
 void host_plan_segments(Host *h) {
     int64_t bytes = record_bytes(h);
-    h->segment = MOST_TOKENS;
-    while (h->segment > FEWEST_TOKENS && h->segment * bytes > MOST_BYTES)
-        h->segment /= 2;
+    h->segment = walk_segment(bytes, MOST_BYTES);
     h->records = host_alloc(h, h->segment * bytes / 4);
 }
 
@@ -68,13 +57,19 @@ static Val record_of(Host *h, Val token) {
 
 /* tokens --------------------------------------------------------------------------------------- */
 
+static void start(void *user, Val segment, bool save) {
+    host_checkpoint(user, segment, save);
+}
+
 static void open_token(Host *h, Val token) {
     h->token0 = token;
     host_forget(h);
 }
 
-/* The token forwards; with a record, that is filled. */
-static void forwards(Host *h, Val record) {
+static void forwards(void *user, Val token, Val number) {
+    Host *h = user;
+    Val record = number ? record_of(h, number) : NULL;
+    open_token(h, token);
     if (record) {
         int64_t ld = h->state.ld;
         host_copy(h, record, ld, host_at(h, h->state.offset), ld, h->count[AXIS_K], ld);
@@ -87,8 +82,11 @@ static void forwards(Host *h, Val record) {
     host_roll_history(h);
 }
 
-static void backwards(Host *h, Val record) {
+static void backwards(void *user, Val token, Val number) {
+    Host *h = user;
     const Kernel *k = h->k;
+    Val record = record_of(h, number);
+    open_token(h, token);
     h->start = h->state;
     h->start.base = record;
     move_rows(h, record, false, false);
@@ -102,49 +100,13 @@ static void backwards(Host *h, Val record) {
             host_need(h, v);
 }
 
-/* segments ------------------------------------------------------------------------------------- */
-
-static void all_forwards(Host *h, Val segments) {
-    Cg *cg = h->cg;
-    Val n = cg_int64(cg, h->segment);
-    Loop s = cg_for(cg, cg_int64(cg, 0), segments, 1, false);
-    host_checkpoint(h, s.i, true);
-    Val first = cg_mul(cg, s.i, n);
-    Loop t = cg_for(cg, first, host_min(h, cg_add(cg, first, n), h->length), 1, false);
-    open_token(h, t.i);
-    forwards(h, NULL);
-    cg_end_for(cg, &t);
-    cg_end_for(cg, &s);
-}
-
-static void all_backwards(Host *h, Val segments) {
-    Cg *cg = h->cg;
-    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1), n = cg_int64(cg, h->segment);
-    Loop l = cg_for(cg, zero, segments, 1, false);
-    Val s = cg_sub(cg, cg_sub(cg, segments, one), l.i);
-    host_checkpoint(h, s, false);
-    Val first = cg_mul(cg, s, n), tokens = host_min(h, n, cg_sub(cg, h->length, first));
-    Loop t = cg_for(cg, zero, tokens, 1, false);
-    open_token(h, cg_add(cg, first, t.i));
-    forwards(h, record_of(h, t.i));
-    cg_end_for(cg, &t);
-    t = cg_for(cg, zero, tokens, 1, false);
-    Val back = cg_sub(cg, cg_sub(cg, tokens, one), t.i);
-    open_token(h, cg_add(cg, first, back));
-    backwards(h, record_of(h, back));
-    cg_end_for(cg, &t);
-    cg_end_for(cg, &l);
-}
-
 void host_recurrent_gradient_task(Host *h) {
     Cg *cg = h->cg;
-    Val most = cg_add(cg, h->length, cg_int64(cg, h->segment - 1));
-    Val segments = LLVMBuildSDiv(cg->b, most, cg_int64(cg, h->segment), "");
     h->token0 = cg_int64(cg, 0);
     host_open_axes(h, cg_int64(cg, 1));
     host_clear_gradient(h);
     host_constants(h);
-    all_forwards(h, segments);
-    all_backwards(h, segments);
+    walk_sequence(&(Walk){.cg = cg, .length = h->length, .segment = h->segment, .user = h,
+                          .start = start, .forwards = forwards, .backwards = backwards});
     host_store_totals(h);
 }

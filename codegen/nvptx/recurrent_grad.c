@@ -1,21 +1,14 @@
 /* The gradient of a recurrence, for specs without a chunk form, or whose chunk gradient this target
  * cannot run: the kernel that passes/adjoint.c makes, token by token.
  *
- *     for the segments, forwards     the state and what is remembered to the segment's place in the
- *                                    workspace; its tokens
- *     for the segments, backwards    both back;
- *         for its tokens, forwards   the state, what is remembered and what was read of the state to
- *                                    the token's record in the scratch; the token
- *         for its tokens, backwards  every gradient, from the record and the state's cotangent D
- *
- * As on the CPU (codegen/host/recurrent_grad.c), states are made again, so decays of 0 are exact. A
- * sequence and head is one block: gradients along K sum over all of V, and nothing of that crosses
- * blocks. S and D live in shared memory where both fit (K = V = 128 does), else in the scratch. Params'
- * gradients leave the kernel a segment at a time, to be added up by the sums entry.
+ * A sequence and head is one block, which walks it (codegen/walk.h): gradients along K sum over all of V, and
+ * nothing of that crosses blocks. S and D live in shared memory where both fit (K = V = 128 does), else in
+ * the scratch. Params' gradients leave the kernel a segment at a time, to be added up by the sums entry.
  */
 #include "codegen/nvptx/recurrent_grad.h"
+#include "codegen/walk.h"
 
-enum { MOST_TOKENS = 64, FEWEST_TOKENS = 16, MOST_BYTES = 4 << 20, MAX_OPS = 12 };
+enum { MOST_BYTES = 4 << 20, MAX_OPS = 12 };
 
 /* plan ----------------------------------------------------------------------------------------- */
 
@@ -45,9 +38,7 @@ static void plan_records(RecurrentGrad *r) {
         r->start[v] = is_memory(i) ? take(&r->start_bytes, bytes) : -1;
         r->kept[v] = is_memory(i) || i->op == OP_read ? take(&r->record_bytes, bytes) : -1;
     }
-    r->segment = MOST_TOKENS;
-    while (r->segment > FEWEST_TOKENS && r->segment * r->record_bytes > MOST_BYTES)
-        r->segment /= 2;
+    r->segment = walk_segment(r->record_bytes, MOST_BYTES);
     r->scratch_bytes = r->segment * r->record_bytes;
 }
 
@@ -169,9 +160,12 @@ static Val *recall(RecurrentGrad *r, Val p, int64_t at, int n) {
     return x;
 }
 
-/* The start of segment s (i64), to the workspace or back. */
-static void segment_start(RecurrentGrad *r, Val s, bool save) {
+/* Where segment s starts: to the workspace, or back, with nothing in its sums yet. */
+static void start(void *user, Val s, bool save) {
+    RecurrentGrad *r = user;
     Cg *cg = r->cg;
+    if (!save)
+        rg_clear_totals(r);
     Val slot = cg_add(cg, r->seq.slot, s);
     slot = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, r->at.head));
     Val p = cg_gep8(cg, nv_global(cg, FRAME_WS), cg_mul(cg, slot, cg_int64(cg, r->start_bytes)));
@@ -207,9 +201,10 @@ static void open_token(RecurrentGrad *r, Val t) {
         r->memory[v] = NULL;
 }
 
-/* Token t (i64) forwards; with a record, that is filled. */
-static void forwards(RecurrentGrad *r, Val t, Val record) {
+static void forwards(void *user, Val t, Val number) {
+    RecurrentGrad *r = user;
     Cg *cg = r->cg;
+    Val record = number ? record_of(r, number) : NULL;
     open_token(r, t);
     for (int v = 0; v < r->k->inst.count; v++) {
         int n = value_count(&r->at, v);
@@ -230,7 +225,9 @@ static void forwards(RecurrentGrad *r, Val t, Val record) {
     rg_close_forwards(r);
 }
 
-static void backwards(RecurrentGrad *r, Val t, Val record) {
+static void backwards(void *user, Val t, Val number) {
+    RecurrentGrad *r = user;
+    Val record = record_of(r, number);
     open_token(r, t);
     r->first = (Matrix){false, record};
     for (int v = 0; v < r->k->inst.count; v++) {
@@ -245,41 +242,9 @@ static void backwards(RecurrentGrad *r, Val t, Val record) {
     rg_close_backwards(r);
 }
 
-/* segments ------------------------------------------------------------------------------------- */
-
-static Val smaller(Cg *cg, Val a, Val b) {
-    return cg_select(cg, cg_cmp(cg, LLVMIntSLT, a, b), a, b);
-}
-
-static void all_forwards(RecurrentGrad *r, Val segments) {
-    Cg *cg = r->cg;
-    Val n = cg_int64(cg, r->segment);
-    Loop s = cg_for(cg, cg_int64(cg, 0), segments, 1, false);
-    segment_start(r, s.i, true);
-    Val first = cg_mul(cg, s.i, n);
-    Loop t = cg_for(cg, first, smaller(cg, cg_add(cg, first, n), r->seq.length), 1, false);
-    forwards(r, t.i, NULL);
-    cg_end_for(cg, &t);
-    cg_end_for(cg, &s);
-}
-
-static void all_backwards(RecurrentGrad *r, Val segments) {
-    Cg *cg = r->cg;
-    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1), n = cg_int64(cg, r->segment);
-    Loop l = cg_for(cg, zero, segments, 1, false);
-    Val s = cg_sub(cg, cg_sub(cg, segments, one), l.i);
-    segment_start(r, s, false);
-    rg_clear_totals(r);
-    Val first = cg_mul(cg, s, n), tokens = smaller(cg, n, cg_sub(cg, r->seq.length, first));
-    Loop t = cg_for(cg, zero, tokens, 1, false);
-    forwards(r, cg_add(cg, first, t.i), record_of(r, t.i));
-    cg_end_for(cg, &t);
-    t = cg_for(cg, zero, tokens, 1, false);
-    Val back = cg_sub(cg, cg_sub(cg, tokens, one), t.i);
-    backwards(r, cg_add(cg, first, back), record_of(r, back));
-    cg_end_for(cg, &t);
-    rg_store_totals(r, cg_add(cg, r->seq.slot, s));
-    cg_end_for(cg, &l);
+static void end(void *user, Val s) {
+    RecurrentGrad *r = user;
+    rg_store_totals(r, cg_add(r->cg, r->seq.slot, s));
 }
 
 bool nv_build_recurrent_grad(Cg *cg, CgModule *out, const char **why) {
@@ -298,10 +263,8 @@ bool nv_build_recurrent_grad(Cg *cg, CgModule *out, const char **why) {
     rg_open_memories(r);
     matrix_in(r, &r->S, FRAME_S0);
     matrix_in(r, &r->D, frame_costate(r->k));
-    Val most = cg_add(cg, r->seq.length, cg_int64(cg, r->segment - 1));
-    Val segments = cg_udiv(cg, most, cg_int64(cg, r->segment));
-    all_forwards(r, segments);
-    all_backwards(r, segments);
+    walk_sequence(&(Walk){.cg = cg, .length = r->seq.length, .segment = r->segment, .user = r,
+                          .start = start, .forwards = forwards, .backwards = backwards, .end = end});
     matrix_out(r, &r->D, frame_costate(r->k) + 1);
     nv_kernel_close(cg);
 
