@@ -216,11 +216,13 @@ static Val has_chunk(const Grad *g) {
     return cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
 }
 
-static void ask_for(const Grad *g, Val task, Val tasks) {
+void grad_ask_next(const Grad *g) {
     Cg *cg = g->cg;
     Grad next = *g;
-    If there = cg_if(cg, cg_cmp(cg, LLVMIntSLT, task, tasks));
-    place_task(&next, task);
+    if (!g->next)
+        return;
+    If there = cg_if(cg, cg_cmp(cg, LLVMIntSLT, g->next, g->tasks));
+    place_task(&next, g->next);
     If some = cg_if(cg, has_chunk(&next));
     grad_ask_first(&next);
     cg_end_if(cg, &some);
@@ -231,8 +233,8 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
     g->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
-    Val tasks = cg_mul(cg, slots, cg_zext64(cg, g->heads));
-    Loop l = cg_for(cg, cg_zext64(cg, nv_block(cg)), tasks, 1, false);
+    g->tasks = cg_mul(cg, slots, cg_zext64(cg, g->heads));
+    Loop l = cg_for(cg, cg_zext64(cg, nv_block(cg)), g->tasks, 1, false);
     l.step = cg_zext64(cg, grad_blocks(cg));
     place_thread(g);
     place_task(g, l.i);
@@ -243,7 +245,7 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
         if (i > 0 && i == phases - 1) {
             Val own = take_task_back(g);
             cg_set(cg, task, own);
-            ask_for(g, cg_add(cg, own, l.step), tasks);
+            g->next = cg_add(cg, own, l.step);
         }
         phase[i].build(g);
         nv_barrier(cg);

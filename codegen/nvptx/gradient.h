@@ -117,6 +117,7 @@ typedef struct Grad {
     Seq seq;
     Val start;                /* i64 first token of the chunk in its sequence */
     Val slot;                 /* i64 */
+    Val next, tasks;          /* i64, in the last of several phases: the block's next task, if it is less */
     Val record;               /* global byte pointer: this chunk's record */
     Val scratch;              /* global byte pointer: this block's scratch */
     Elem scratch_elem;        /* of the next three: bf16 where all gradients are 16-bit, else f32 */
@@ -158,6 +159,7 @@ void grad_ask_record(Grad *g, int64_t from, int64_t bytes);
 void grad_ask_inputs(Grad *g, const bool *wanted);
 void grad_ask_rest(Grad *g);  /* of the present task, what is read after the first slab's products */
 void grad_ask_first(Grad *g); /* what a task begins with */
+void grad_ask_next(const Grad *g); /* grad.c: what the block's next task begins with, where `next` is there */
 
 /* grad_pull*.c: shared memory it needs (also says whether it fits); phase 1 of the present chunk, from
  * the record to the scratch. Rows of tokens that are not there may hold anything finite. */
