@@ -61,8 +61,8 @@ enum {
  *     n * S_EACH + t,  or S_SLOTS[n * S_EACH + t]   the states after token t, for all t < S_EACH
  * A sequence whose start, or whose S_SLOTS[n], is negative or not in the pool, or whose c is no column,
  * is skipped: no output of it is written and no state. Of S_EACH such a state alone is not written. No
- * two states that are written may have one number. A pool may be S0 and S at once: a state is read
- * before it is written. */
+ * two states that are written may have one number, nor one that is written and one that another sequence
+ * starts from. A pool may be S0 and S at once: a sequence's state is read before it is written. */
 int frame_in_ptr(const Kernel *k, int input);
 int frame_in_heads(const Kernel *k, int input);
 int frame_out_ptr(const Kernel *k, int output);
@@ -146,6 +146,7 @@ typedef enum {
  *      min(N, GRAD_SLOTS)*H*vtiles blocks; with GRAD_SAVE_EVERY the chain has as many for each interval
  *      between its multiples, interval before sequence: at least of as many sequences as can lie in one.
  *      grad, sums: any number of blocks, which share out the work; per_sm of them fit a multiprocessor.
+ *      recurrent with per_sm > 0: likewise, the N*H*vtiles tasks that are a block each without.
  *      recurrent_grad: N*H blocks, head fastest, each with scratch_bytes of its own from GRAD_SCRATCH
  *      on; one segment of all slots, a slot for every `chunk` tokens of a sequence as in the chunk
  *      gradient.
@@ -155,7 +156,7 @@ typedef struct CgEntry {
     EntryKind kind;
     const char *symbol;
     int threads, smem_bytes, v_tile;  /* GPU */
-    int per_sm;                       /* GPU: grad, sums */
+    int per_sm;                       /* GPU: grad, sums, recurrent */
     int64_t scratch_bytes;            /* host: 64-byte aligned scratch a thread needs; GPU: a block */
 } CgEntry;
 

@@ -3,7 +3,7 @@
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
  *     GPU, chunk          what makes values ahead; factor <<<slots*HF>>>; one chain <<<N*H*vtiles>>>;
  *                         what remembers the last token, where that is wanted
- *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
+ *     GPU, recurrent      recurrent, with a task for each sequence, head and V tile
  *
  * A GPU launch only queues: the workspace is the caller's or stream-ordered memory that is given
  * back behind the kernels, so nothing waits and a CUDA graph can capture it all.
@@ -27,6 +27,12 @@ int64_t entry_tiles(const gdr_kernel *kernel, const CgEntry *e) {
     return e->v_tile > 0 ? (V + e->v_tile - 1) / e->v_tile : 1;
 }
 
+/* Of entries whose blocks share out the tasks there are as many as fit the GPU at a time. */
+static int64_t shared_out(const gdr_kernel *kernel, const CgEntry *e, int64_t tasks) {
+    int64_t most = (int64_t)cuda_multiprocessors(kernel->ctx->cuda) * e->per_sm;
+    return most > 0 && tasks > most ? most : tasks;
+}
+
 /* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
 static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b) {
     int64_t blocks, stretches = frame_slots(b->T, b->N, b->packed, SCAN_TOKENS);
@@ -35,7 +41,7 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLa
                     ? __builtin_mul_overflow(stretches, b->H, &blocks)
                     : __builtin_mul_overflow(b->N, b->H, &blocks) ||
                           __builtin_mul_overflow(blocks, entry_tiles(kernel, e), &blocks);
-    return over || blocks > GRID_MAX ? -1 : blocks;
+    return over || blocks > GRID_MAX ? -1 : shared_out(kernel, e, blocks);
 }
 
 /* The one that ends first, if blocks take turns on the multiprocessors: a block's time is half

@@ -15,6 +15,7 @@
 #include "tests/unit/spec_test.h"
 
 enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 3 + 3 * SCAN_ROUNDS_MAX };
+enum { FEW_BLOCKS = 3 }; /* where any number of them share out the work */
 
 /* What is compiled, and what is run. */
 typedef struct Build {
@@ -333,6 +334,8 @@ static void launch(World *w) {
                          : e->kind == ENTRY_scan ? w->stretches * w->l->H
                                                  : w->l->N * w->l->H * tiles;
         const char *why = NULL;
+        if (e->per_sm > 0 && blocks > FEW_BLOCKS)
+            blocks = FEW_BLOCKS;
         if (!simt_launch(w->simt[i], frame, frame_fields(w->token), blocks, e->threads,
                          e->smem_bytes, &why))
             fail_msg("%s: %s", described(w), why);
