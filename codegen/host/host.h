@@ -159,15 +159,15 @@ void host_need(Host *h, int v);
 /* The tile of an elementwise value, a sum, a cumsum or a weave. */
 void host_fill(Host *h, int v);
 void host_fill_tile(Host *h, const Tile *t, int v); /* some tile, from a value on its axes */
-/* Runs `body` for every vector of columns of a row; the last one is masked when `exact`. */
+/* Runs `body` for every vector of columns of a row; the last one is masked when `exact`. On
+ * AXIS_none the row is one number. */
 typedef void HostBody(At *at, void *user);
 void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user);
 /* Evaluates what does not depend on the column, so that it is not repeated in the column loop. */
 void host_hoist(At *at, int v, int col_axis);
-/* x, a scalar or a vector, to a caller's tensor. */
-void host_store_elements(Host *h, Val x, Val p, Elem e, Val mask);
-/* A vector from there; lanes that are not in `mask` (NULL = all) are 0. */
-Val host_load_elements(Host *h, Val p, Elem e, Val mask);
+/* The present columns of a row of the caller's that begins at p; a row without columns is one element. */
+void host_row_store(const At *at, Val p, Elem e, Val x);
+Val host_row_load(const At *at, Val p, Elem e); /* lanes that are not in at->mask are 0 */
 
 /* out.c ---------------------------------------------------------------------------------------- */
 

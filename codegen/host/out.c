@@ -41,11 +41,7 @@ typedef struct Out {
 
 static void store_output(At *at, void *user) {
     const Out *o = user;
-    Host *h = at->h;
-    Val x = host_value(at, o->inst->arg[0]);
-    bool vector = at->col_axis >= 0;
-    Val p = vector ? host_element(h, o->p, at->col, elem_size(o->elem)) : o->p;
-    host_store_elements(h, vector ? host_splat(h, x) : x, p, o->elem, at->mask);
+    host_row_store(at, o->p, o->elem, host_value(at, o->inst->arg[0]));
 }
 
 /* The port's shape without its rows [n,...], and where this instruction's row begins. */
@@ -68,14 +64,11 @@ static If if_wanted(Host *h, const Inst *i) {
     return cg_if(h->cg, cg_cmp(h->cg, LLVMIntNE, p, cg_int64(h->cg, 0)));
 }
 
-/* Runs `body` once, or for the columns of a tile without rows; token by token, at the token. */
+/* Runs `body` for the columns of a tile without rows; token by token, at the token. */
 static void over_columns(Host *h, const Tile *t, bool exact, HostBody *body, void *user) {
     bool token = h->k->level == LEVEL_recurrence;
     At at = host_at_row(h, token ? AXIS_C : AXIS_none, token ? cg_int64(h->cg, 0) : NULL);
-    if (t->col >= 0)
-        host_columns(&at, t->col, exact, body, user);
-    else
-        body(&at, user);
+    host_columns(&at, t->col, exact, body, user);
 }
 
 static void add_to_total(At *at, void *user) {
@@ -106,12 +99,9 @@ void host_out(Host *h, int v) {
     Val index = cg_add(cg, cg_mul(cg, token, h->heads), h->head);
     Out o = {i, host_element(h, base, index, elements * size), port->elem};
     At at = host_at_row(h, AXIS_C, l.i);
-    if (row.rank == 0) {
-        store_output(&at, &o);
-    } else {
+    if (row.rank)
         host_hoist(&at, i->arg[0], row.axis[0]);
-        host_columns(&at, row.axis[0], true, store_output, &o);
-    }
+    host_columns(&at, row.rank ? row.axis[0] : AXIS_none, true, store_output, &o);
     cg_end_for(cg, &l);
     if (h->gradient)
         cg_end_if(cg, &wanted);
@@ -131,10 +121,7 @@ typedef struct Total {
 
 static void store_total(At *at, void *user) {
     const Total *t = user;
-    Host *h = at->h;
-    bool vector = at->col_axis >= 0;
-    Val p = vector ? host_element(h, t->p, at->col, 4) : t->p;
-    host_store_elements(h, host_load(at, t->tile, 0), p, ELEM_f32, at->mask);
+    host_row_store(at, t->p, ELEM_f32, host_load(at, t->tile, 0));
 }
 
 /* [sequence, head, ...], f32 */

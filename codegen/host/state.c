@@ -27,13 +27,11 @@ typedef struct Move {
 static void move_columns(At *at, void *user) {
     const Move *m = user;
     Host *h = at->h;
-    Cg *cg = h->cg;
-    Val index = cg_mul(cg, at->row, cg_int64(cg, axis_size(h, at->col_axis)));
-    Val p = host_element(h, m->outside, cg_add(cg, index, at->col), elem_size(m->elem));
+    Val row = host_element(h, m->outside, at->row, axis_size(h, at->col_axis) * elem_size(m->elem));
     if (m->in)
-        host_store(at, m->tile, 0, host_load_elements(h, p, m->elem, at->mask));
+        host_store(at, m->tile, 0, host_row_load(at, row, m->elem));
     else
-        host_store_elements(h, host_load(at, m->tile, 0), p, m->elem, at->mask);
+        host_row_store(at, row, m->elem, host_load(at, m->tile, 0));
 }
 
 static void move_matrix(Host *h, const Tile *tile, Val outside, Elem elem, bool in) {
@@ -173,24 +171,17 @@ typedef struct Recall {
 
 static void recall_columns(At *at, void *user) {
     const Recall *m = user;
-    Host *h = at->h;
-    Val p = at->col_axis >= 0 ? host_element(h, m->outside, at->col, 4) : m->outside;
-    if (!m->in)
-        host_store_elements(h, host_load(at, m->tile, -1), p, ELEM_f32, at->mask);
-    else if (at->col_axis >= 0)
-        host_store(at, m->tile, -1, host_load_elements(h, p, ELEM_f32, at->mask));
+    if (m->in)
+        host_store(at, m->tile, -1, host_row_load(at, m->outside, ELEM_f32));
     else
-        host_store(at, m->tile, -1, cg_load(h->cg, h->cg->f32, p, 4));
+        host_row_store(at, m->outside, ELEM_f32, host_load(at, m->tile, -1));
 }
 
 static void recall(Host *h, const Tile *t, Val outside, bool in) {
     Recall m = {t, outside, in};
     At first = host_at_row(h, AXIS_C, cg_int64(h->cg, 0));
     CHECK(t->there && t->history);
-    if (t->col >= 0)
-        host_columns(&first, t->col, true, recall_columns, &m);
-    else
-        recall_columns(&first, &m);
+    host_columns(&first, t->col, true, recall_columns, &m);
 }
 
 static void fill_outside(Host *h, Val p, int floats) {

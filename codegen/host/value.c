@@ -97,21 +97,26 @@ static Val load_elements(Host *h, Val p, Elem e, bool vector, Val mask) {
     return cg_to_f32(cg, LLVMBuildBitCast(cg->b, x, LLVMVectorType(want, (unsigned)h->lanes), ""));
 }
 
-Val host_load_elements(Host *h, Val p, Elem e, Val mask) {
-    return load_elements(h, p, e, true, mask);
+static Val in_row(const At *at, Val p, Elem e) {
+    return at->col_axis >= 0 ? host_element(at->h, p, at->col, elem_size(e)) : p;
 }
 
-void host_store_elements(Host *h, Val x, Val p, Elem e, Val mask) {
+Val host_row_load(const At *at, Val p, Elem e) {
+    return load_elements(at->h, in_row(at, p, e), e, at->col_axis >= 0, at->mask);
+}
+
+void host_row_store(const At *at, Val p, Elem e, Val x) {
+    Host *h = at->h;
     Cg *cg = h->cg;
     Ty t = memory_type(h, e);
-    bool vector = LLVMTypeOf(x) != cg->f32;
+    bool vector = at->col_axis >= 0;
+    p = in_row(at, p, e);
+    x = cg_from_f32(cg, vector ? host_splat(h, x) : x, e);
     if (vector)
-        t = LLVMVectorType(t, (unsigned)h->lanes);
-    x = LLVMBuildBitCast(cg->b, cg_from_f32(cg, x, e), t, "");
-    if (vector)
-        host_store_masked(h, x, p, mask);
+        host_store_masked(h, LLVMBuildBitCast(cg->b, x, LLVMVectorType(t, (unsigned)h->lanes), ""), p,
+                          at->mask);
     else
-        cg_store(cg, x, p, elem_size(e));
+        cg_store(cg, LLVMBuildBitCast(cg->b, x, t, ""), p, elem_size(e));
 }
 
 /* Input or parameter at this head and token; element (row of its first axis, column). */
@@ -245,6 +250,11 @@ void host_columns(const At *at, int axis, bool exact, HostBody *body, void *user
     Host *h = at->h;
     Cg *cg = h->cg;
     Val zero = cg_int64(cg, 0);
+    if (axis < 0) {
+        At one = *at;
+        body(&one, user);
+        return;
+    }
     if (axis <= AXIS_U) { /* as many as are in use now */
         Loop l = cg_for(cg, zero, h->count[axis], h->lanes, false);
         At c = host_at_col(at, axis, l.i, NULL);
