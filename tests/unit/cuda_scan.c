@@ -96,9 +96,34 @@ static void sizes_overflow(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* What remembers comes last, a block for each sequence and head, and only where somebody asks for it. */
+static void what_is_left_comes_last(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k = compile(ctx);
+    gdr_arg arg[4];
+    gdr_launch l = launch_of(arg, true);
+    gdr_tensor past = {(void *)(uintptr_t)0x1000, GDR_CUDA, GDR_F32, 3,
+                       (int64_t[]){N, HEADS, 64}, NULL};
+    assert_int_equal(k->rec.module.past, 64);
+    l.past0 = &past;
+    stub.launches = 0;
+    assert_int_equal(gdr_forward(k, &l), GDR_OK);
+    assert_int_equal(stub.launches, 5);
+    l.past = &past;
+    stub.launches = 0;
+    assert_int_equal(gdr_forward(k, &l), GDR_OK);
+    assert_int_equal(stub.launches, 6);
+    assert_non_null(strstr(stub.launch[5].name, "_past"));
+    assert_int_equal(stub.launch[5].grid, N * HEADS);
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(kernels_ahead_come_first, fresh),
+        cmocka_unit_test_setup(what_is_left_comes_last, fresh),
         cmocka_unit_test_setup(sizes_overflow, fresh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -109,6 +109,7 @@ static void broken_chunk_systems(void **state) {
         {"C = 2", "C = 0", "not C, C*slots, C*slots"},
         {"U = 4", "U = 2", "not C, C*slots, C*slots"},
         {"slots=2", "slots=1", "is not C = 2 by slots = 1"},
+        {"next %19", "%p = prev %0 past 1 : [C,K]\n  next %19", "a place outside of what is remembered"},
         {"%0 = in k : [C,K]", "%0 = in k : [K]", "%0 in: its shape is [C,K]"},
         {"%3 = weave %0, %0 onto U : [U,K]", "%3 = weave %0 onto U : [U,K]", "one operand per update"},
         {"%3 = weave %0, %0 onto U : [U,K]", "%3 = weave %0, %0, %0 onto U : [U,K]", "one operand per update"},
