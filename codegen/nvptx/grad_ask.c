@@ -1,11 +1,12 @@
 /* What the grad kernel will read before long, on its way from memory to the L2 cache: nothing waits for it,
  * and it takes no register and no shared memory.
  *
- *     in the pull phase   of this task: the states behind the first columns, inputs of the tokens phase
+ *     in the pull phase   of this task: the states, and inputs that the tokens phase is the first to read
  *     before tokens       of the block's next task: inputs that it begins with, A, X and their units
  *
  * No more than is read, and not much earlier: what all blocks have asked for and not read yet lies in the
- * cache together, beside their scratch. */
+ * cache together, beside their scratch. Bulk requests for whole records, a task ahead, made the kernel
+ * slower: part of a record nobody reads here, and all of it came too early. */
 #include "codegen/nvptx/grad_token.h"
 
 enum { PIECE = 64 }; /* bytes that one request brings */
@@ -67,14 +68,13 @@ void grad_ask_inputs(Grad *g, const bool *wanted) {
     }
 }
 
-/* Inputs that the tokens phase is the first to read. */
+/* Of the states the first slab is under way; the second one's columns lie between that one's. */
 void grad_ask_rest(Grad *g) {
     const System *s = &g->g->s;
     const Kernel *k = g->k;
-    int64_t first = (int64_t)s->vp * nv_block_columns(s->kp) * 2, all = (int64_t)s->vp * s->kp * 2;
-    if (all > first) {
-        grad_ask_record(g, s->ws_s + first, all - first);
-        grad_ask_record(g, s->ws_ds + first, all - first);
+    if (s->kp > SLAB) {
+        grad_ask_record(g, s->ws_s, (int64_t)s->vp * s->kp * 2);
+        grad_ask_record(g, s->ws_ds, (int64_t)s->vp * s->kp * 2);
     }
     bool *wanted = NEW_ARRAY(g->cg->arena, bool, k->inst.count), any = false;
     for (int v = 0; v < k->inst.count && g->tokens; v++) {
