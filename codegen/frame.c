@@ -19,6 +19,12 @@ int frame_costate(const Kernel *k) {
     return FRAME_PORTS + 2 * k->in.count + k->out.count;
 }
 
+int frame_segment(const Kernel *k, int field) {
+    bool gradient = kernel_is_gradient(k);
+    CHECK(field >= 0 && field < (gradient ? SEGMENT_SHARED : SEGMENT_FIELDS));
+    return gradient ? frame_gradient(k, field) : frame_costate(k) + field;
+}
+
 int frame_gradient(const Kernel *k, int field) {
     CHECK(field >= 0 && field < GRAD_FIELDS);
     return frame_costate(k) + 2 + field;
@@ -33,7 +39,8 @@ int frame_sum_heads(const Kernel *k, int output) {
 }
 
 int frame_fields(const Kernel *k) {
-    return kernel_is_gradient(k) ? frame_sum(k, 0) + 2 * k->out.count : frame_costate(k);
+    return kernel_is_gradient(k) ? frame_sum(k, 0) + 2 * k->out.count
+                                 : frame_segment(k, 0) + SEGMENT_FIELDS;
 }
 
 int past_offset(const Kernel *k, int v) {

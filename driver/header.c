@@ -24,7 +24,8 @@ const char *header_field(Arena *a, const Port *p) {
         "S0_stride",  "S0_slots",    "S0_columns", "S0_pool",    "S0_accepted", "S_stride",
         "S_slots",    "S_pool",      "S_accepted", "S_each",     "index_width", "past0",
         "past",       "saved",       "slot",       "slot_count", "state_in",    "state_out",
-        "costate_in", "costate_out", "scratch",    "ahead",      "auto",        "break",
+        "costate_in", "costate_out", "scratch",    "ahead",      "first_chunk", "chunk_count",
+        "auto",       "break",
         "case",       "char",        "const",      "continue",   "default",     "do",
         "double",     "else",        "enum",       "extern",     "float",       "for",
         "goto",       "if",          "inline",     "int",        "long",        "register",
@@ -130,6 +131,10 @@ static void put_frame(const char *name, const Record *r, int past, bool gpu, Buf
     }
     if (backward)
         put_gradients(r, gpu, out);
+    if (!backward && gpu)
+        buf_puts(out, "    /* GPU, by chunks, set by ..._segment: the chunk slots at work, what crosses their\n"
+                      "     * borders, where values made ahead lie. */\n"
+                      "    int64_t slot, slot_count, state_in, state_out, ahead, first_chunk, chunk_count;\n");
     buf_printf(out, "} %s_frame;\n\n", name);
 }
 
@@ -192,7 +197,7 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
     else
         buf_printf(out, head, e->symbol, target, name);
     if (e->kind == ENTRY_factor)
-        buf_puts(out, "f->slots * f->HF;\n}\n");
+        buf_puts(out, "f->slot_count * f->HF;\n}\n");
     else if (e->kind == ENTRY_scan)
         buf_printf(out, "(f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d)) * f->H;\n}\n",
                    SCAN_TOKENS, SCAN_TOKENS - 1, SCAN_TOKENS);
@@ -202,10 +207,24 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
                e->threads, e->symbol, target, e->smem_bytes);
 }
 
-/* The workspace in bytes: records, then what is made ahead (codegen.h at SCAN_TOKENS). */
-static void put_workspace_bytes(const CgModule *m, Buf *out) {
-    buf_printf(out, "    int64_t bytes = f->slots * f->HF * INT64_C(%lld);\n",
+/* An expression: bytes of the records of a piece, up to the next multiple of 256. */
+static void put_records(const CgModule *m, Buf *out) {
+    buf_printf(out, "    int64_t records = (piece * f->HF * INT64_C(%lld) + 255) / 256 * 256;\n",
                (long long)m->ws_bytes_per_slot_head);
+}
+
+/* The slots of a piece, at most all. */
+static void put_piece(Buf *out) {
+    buf_puts(out, "    piece = piece > 0 && piece < f->slots ? piece : f->slots;\n");
+}
+
+/* The workspace in bytes: records, states at borders, then what is made ahead (codegen.h at SCAN_TOKENS). */
+static void put_workspace_bytes(const Record *r, Buf *out) {
+    const CgModule *m = &r->module;
+    put_piece(out);
+    put_records(m, out);
+    buf_printf(out, "    int64_t bytes = records + (piece < f->slots ? 2 * f->H * INT64_C(%lld) : 0);\n",
+               (long long)border_bytes(r));
     if (m->scan_token_bytes + m->scan_carry_bytes > 0)
         buf_printf(out,
                    "    bytes = (bytes + 255) / 256 * 256;\n"
@@ -218,17 +237,39 @@ static void put_workspace_bytes(const CgModule *m, Buf *out) {
     buf_puts(out, "    return bytes;\n}\n\n");
 }
 
+/* What runtime/launch.c does for ranges of slots. */
+static void put_segment(const char *name, const char *label, const Record *r, Buf *out) {
+    long long state = (long long)border_bytes(r);
+    buf_printf(out,
+               "/* Moves a prepared frame that has its workspace to segment number i, so many slots at a time\n"
+               " * as it was prepared for; 0: there is no such segment. What stands before the factor kernel\n"
+               " * is launched once, at segment 0, then factor and chain at every one, in one stream. */\n"
+               "static inline int %s_segment(%s_frame *f, int64_t piece, int64_t i)\n{\n",
+               label, name);
+    put_piece(out);
+    put_records(&r->module, out);
+    buf_printf(out,
+               "    int64_t state = f->workspace + records, first = i * piece;\n"
+               "    int64_t border = f->H * INT64_C(%lld), all = piece < f->slots ? 2 * border : 0;\n"
+               "    f->slot = first;\n"
+               "    f->slot_count = f->slots - first < piece ? f->slots - first : piece;\n"
+               "    f->first_chunk = f->chunk_count = 0;\n"
+               "    f->state_in = i > 0 ? state + (i - 1) %% 2 * border : 0;\n"
+               "    f->state_out = first + piece < f->slots ? state + i %% 2 * border : 0;\n"
+               "    f->ahead = (state + all + 255) / 256 * 256;\n"
+               "    return i == 0 || first < f->slots;\n}\n\n",
+               state);
+}
+
 /* Slots, factor heads and workspace of a kernel that works by chunks on the GPU. */
 static void put_workspace(const char *name, const char *label, const gdr_kernel *kernel, Buf *out) {
     const Record *r = &kernel->rec;
     buf_printf(out,
-               "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns "
-               "the bytes of\n * workspace that the %s kernels need.%s */\n",
-               label,
-               record_entries(r, ENTRY_scan)
-                   ? "\n * All kernels in the order of this file, in one stream."
-                   : "");
-    buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f)\n{\n", label, name);
+               "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns the bytes of\n"
+               " * workspace, aligned to 256 bytes, that the %s kernels need for `piece` chunk\n"
+               " * slots at a time (0: all; fewer need less and take longer). */\n",
+               label);
+    buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f, int64_t piece)\n{\n", label, name);
     buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
                r->module.chunk, r->module.chunk - 1, r->module.chunk);
     buf_puts(out, "    f->HF = 1;\n");
@@ -238,7 +279,8 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
                        "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
                        "        f->HF += step;\n",
                        header_field(out->arena, &r->shell->in.at[i]));
-    put_workspace_bytes(&r->module, out);
+    put_workspace_bytes(r, out);
+    put_segment(name, label, r, out);
 }
 
 static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
@@ -274,11 +316,11 @@ static int past_of(gdr_kernel *const *kernel, int count) {
     return past;
 }
 
-/* Whether a backward pass on a GPU is among them. */
-static bool any_on_gpu(gdr_kernel *const *kernel, int count) {
+/* Whether such a pass on a GPU is among them. */
+static bool any_on_gpu(gdr_kernel *const *kernel, int count, gdr_pass pass) {
     bool any = false;
     for (int i = 0; i < count; i++)
-        any |= kernel[i]->rec.pass == GDR_PASS_BACKWARD && record_on_gpu(&kernel[i]->rec);
+        any |= kernel[i]->rec.pass == pass && record_on_gpu(&kernel[i]->rec);
     return any;
 }
 
@@ -301,7 +343,7 @@ void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *o
             const char *prefix = pass == GDR_PASS_BACKWARD ? backward.text : name;
             if (first)
                 put_frame(prefix, &kernel[i]->rec, past_of(kernel, count),
-                          any_on_gpu(kernel, count), out);
+                          any_on_gpu(kernel, count, (gdr_pass)pass), out);
             first = false;
             put_kernel(prefix, kernel[i], out);
         }

@@ -100,7 +100,7 @@ static long long row_bytes(const Writer *w, int i) {
 void header_gradient_fields(const Kernel *k, Buf *out) {
     buf_puts(out, "    /* GPU, set by ..._run: the chunk slots at work, what crosses their borders, where\n"
                   "     * sums over heads and chunks go. */\n"
-                  "    int64_t slot, slot_count, state_in, state_out, costate_in, costate_out, scratch, ahead;\n"
+                  "    int64_t slot, slot_count, state_in, state_out, ahead, costate_in, costate_out, scratch;\n"
                   "    int64_t save_every; /* 0 */\n");
     for (int i = 0; i < k->out.count; i++) {
         const char *field = header_field(out->arena, &k->out.at[i]);

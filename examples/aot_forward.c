@@ -46,6 +46,25 @@ static int forward_cpu(const Problem *p) {
     return 1;
 }
 
+/* A launch by chunks on a GPU may have little workspace: then factor and chain are launched for one segment
+ * of the chunks after another. This one has two chunks at a time; here they are only counted. */
+static int count_chunks(void) {
+    enum { PIECE = 2 };
+    const int64_t zero[TENSORS] = {0};
+    gated_delta_f32_frame f = frame_of(zero);
+    int64_t all = gdr_f32_fwd_gated_delta_factor_sm_80_prepare(&f, 0), chunks = 0, state = 0;
+    int64_t bytes = gdr_f32_fwd_gated_delta_factor_sm_80_prepare(&f, PIECE);
+    f.workspace = 1 << 20;
+    for (int64_t i = 0; gdr_f32_fwd_gated_delta_factor_sm_80_segment(&f, PIECE, i); i++) {
+        if (f.slot != chunks || f.state_in != state ||
+            gdr_f32_fwd_gated_delta_factor_sm_80_blocks(&f) != f.slot_count * H)
+            return 0;
+        chunks += f.slot_count;
+        state = f.state_out;
+    }
+    return chunks == f.slots && bytes < all && f.ahead == f.workspace + bytes;
+}
+
 /* The text of DIR/name, NUL-terminated. */
 static char *read_text(const char *dir, const char *name) {
     char path[4096];
@@ -113,7 +132,7 @@ int main(int argc, char **argv) {
     }
     if (!problem_new(&p))
         return 3;
-    int ok = forward_cpu(&p);
+    int ok = count_chunks() && forward_cpu(&p);
     if (ok) {
         error = problem_error(&p);
         printf("CPU: relative error %.1e\n", error);

@@ -1,7 +1,9 @@
 /* Forward passes: a checked frame becomes work for the CPU threads or kernel launches.
  *
  *     CPU                 entry(frame, tasks 0 .. N*H-1) over the context's threads
- *     GPU, chunk          what makes values ahead; factor <<<slots*HF>>>; one chain <<<N*H*vtiles>>>;
+ *     GPU, chunk          what makes values ahead; then for one piece of the chunks after another, as
+ *                         workspace.c has cut them: factor, a block for each chunk slot and head, and one
+ *                         of the chain entries, a block for each sequence, head and V tile; at last
  *                         what remembers the last token, where that is wanted
  *     GPU, recurrent      recurrent, with a task for each sequence, head and V tile
  *
@@ -27,23 +29,6 @@ int64_t entry_tiles(const gdr_kernel *kernel, const CgEntry *e) {
     return e->v_tile > 0 ? (V + e->v_tile - 1) / e->v_tile : 1;
 }
 
-/* Of entries whose blocks share out the tasks there are as many as fit the GPU at a time. */
-static int64_t shared_out(const gdr_kernel *kernel, const CgEntry *e, int64_t tasks) {
-    int64_t most = (int64_t)cuda_multiprocessors(kernel->ctx->cuda) * e->per_sm;
-    return most > 0 && tasks > most ? most : tasks;
-}
-
-/* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
-static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b) {
-    int64_t blocks, stretches = frame_slots(b->T, b->N, b->packed, SCAN_TOKENS);
-    bool over = e->kind == ENTRY_factor ? __builtin_mul_overflow(b->slots, b->HF, &blocks)
-                : e->kind == ENTRY_scan
-                    ? __builtin_mul_overflow(stretches, b->H, &blocks)
-                    : __builtin_mul_overflow(b->N, b->H, &blocks) ||
-                          __builtin_mul_overflow(blocks, entry_tiles(kernel, e), &blocks);
-    return over || blocks > GRID_MAX ? -1 : shared_out(kernel, e, blocks);
-}
-
 /* The one that ends first, if blocks take turns on the multiprocessors: a block's time is half
  * latency, half the work of its columns when they are as many as that. */
 int choose_entry(const gdr_kernel *kernel, EntryKind kind, int64_t sequences_heads) {
@@ -66,32 +51,116 @@ int choose_entry(const gdr_kernel *kernel, EntryKind kind, int64_t sequences_hea
     return choice;
 }
 
-/* With GDR_SAVE_ALL records have a place of their own, where nothing is to be saved at the workspace's start. */
-static void place_records(const BoundLaunch *b) {
-    if (!b->all)
-        return;
-    if (!b->saved)
-        b->frame[FRAME_SAVED] = b->frame[FRAME_WS];
-    b->frame[FRAME_WS] += (int64_t)b->ahead;
+/* a forward pass on a GPU ---------------------------------------------------------------------- */
+
+/* One piece of it: chunks `chunk` and so on of every sequence where pieces are windows, else slots. */
+typedef struct Piece {
+    int64_t slot, slots, chunk, chunks;
+    int64_t sequences; /* that have slots there, as far as is known here */
+} Piece;
+
+static Piece piece_at(const Record *r, const BoundLaunch *b, int64_t i) {
+    const Segments *s = &b->seg;
+    int64_t each = b->packed || !b->slots ? 0 : chunks_a_sequence(r, b);
+    Piece p = {.slot = i * s->piece, .slots = s->piece, .sequences = b->N};
+    if (s->window) {
+        p.slot = 0;
+        p.chunk = i * s->window;
+        p.chunks = each - p.chunk < s->window ? each - p.chunk : s->window;
+        p.slots = b->N * p.chunks;
+        return p;
+    }
+    if (b->slots - p.slot < p.slots)
+        p.slots = b->slots - p.slot;
+    if (each)
+        p.sequences = (p.slot + p.slots - 1) / each - p.slot / each + 1;
+    else if (p.slots && p.slots < b->N)
+        p.sequences = p.slots;
+    return p;
 }
 
-static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
-    gdr_context *ctx = kernel->ctx;
+/* Of entries whose blocks share out the tasks there are as many as fit the GPU at a time. */
+static int64_t shared_out(const gdr_kernel *kernel, const CgEntry *e, int64_t tasks) {
+    int64_t most = (int64_t)cuda_multiprocessors(kernel->ctx->cuda) * e->per_sm;
+    return most > 0 && tasks > most ? most : tasks;
+}
+
+/* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
+static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b,
+                       const Piece *p) {
+    int64_t blocks, stretches = frame_slots(b->T, b->N, b->packed, SCAN_TOKENS);
+    bool over = e->kind == ENTRY_factor ? __builtin_mul_overflow(p->slots, b->HF, &blocks)
+                : e->kind == ENTRY_scan
+                    ? __builtin_mul_overflow(stretches, b->H, &blocks)
+                    : __builtin_mul_overflow(p->sequences, b->H, &blocks) ||
+                          __builtin_mul_overflow(blocks, entry_tiles(kernel, e), &blocks);
+    return over || blocks > GRID_MAX ? -1 : shared_out(kernel, e, blocks);
+}
+
+static void set_field(const gdr_kernel *kernel, const BoundLaunch *b, int field, int64_t x) {
+    b->frame[frame_segment(kernel->rec.shell, field)] = x;
+}
+
+/* The frame at piece number i. States swing between two places; those of windows stay where they are. */
+static void go_to(const gdr_kernel *kernel, const BoundLaunch *b, int64_t i, const Piece *p) {
+    const Segments *s = &b->seg;
+    int64_t at = b->frame[FRAME_WS] + (int64_t)b->states;
+    int64_t swing = s->window ? 0 : b->H * border_bytes(&kernel->rec);
+    set_field(kernel, b, SEGMENT_SLOT, p->slot);
+    set_field(kernel, b, SEGMENT_SLOTS, p->slots);
+    set_field(kernel, b, SEGMENT_CHUNK, p->chunk);
+    set_field(kernel, b, SEGMENT_CHUNKS, p->chunks);
+    set_field(kernel, b, SEGMENT_STATE_IN, s->crossed && i > 0 ? at + (i - 1) % 2 * swing : 0);
+    set_field(kernel, b, SEGMENT_STATE_OUT, s->crossed && i + 1 < s->count ? at + i % 2 * swing : 0);
+}
+
+static gdr_status queue_number(gdr_kernel *kernel, const BoundLaunch *b, int i, const Piece *p,
+                               void *stream) {
+    const CgEntry *e = &kernel->rec.module.entry.at[i];
+    CudaError error;
+    if (cuda_launch(kernel->ctx->cuda, kernel->cuda_function[i], grid_of(kernel, e, b, p), e->threads,
+                    e->smem_bytes, stream, b->frame, record_frame_fields(&kernel->rec), &error))
+        return GDR_OK;
+    return driver_failed(kernel->ctx, &error);
+}
+
+/* Which entries: those before all pieces, those of one, those behind all. */
+typedef enum { PHASE_ahead, PHASE_piece, PHASE_behind } Phase;
+
+static Phase phase_of(EntryKind kind) {
+    return kind == ENTRY_scan || kind == ENTRY_carry ? PHASE_ahead
+           : kind == ENTRY_past                      ? PHASE_behind
+                                                     : PHASE_piece;
+}
+
+static gdr_status queue_entries(gdr_kernel *kernel, const BoundLaunch *b, const Piece *p, Phase phase,
+                                void *stream) {
     const CgModule *m = &kernel->rec.module;
-    int chain = choose_entry(kernel, ENTRY_chain, b->N * b->H);
-    CudaError e;
-    place_records(b);
-    for (int i = 0; i < m->entry.count; i++) {
-        const CgEntry *entry = &m->entry.at[i];
-        bool past = entry->kind == ENTRY_past && !b->frame[FRAME_PAST];
-        if (past || (entry->kind == ENTRY_chain && i != chain))
-            continue;
-        if (!cuda_launch(ctx->cuda, kernel->cuda_function[i], grid_of(kernel, entry, b),
-                         entry->threads, entry->smem_bytes, stream, b->frame,
-                         record_frame_fields(&kernel->rec), &e))
-            return driver_failed(ctx, &e);
+    int chain = choose_entry(kernel, ENTRY_chain, p->sequences * b->H);
+    gdr_status status = GDR_OK;
+    for (int i = 0; !status && i < m->entry.count; i++) {
+        EntryKind kind = m->entry.at[i].kind;
+        if (phase_of(kind) == phase && (kind != ENTRY_chain || i == chain))
+            status = queue_number(kernel, b, i, p, stream);
     }
-    return GDR_OK;
+    return status;
+}
+
+/* Where all is to be saved records have a place of their own, at the workspace's start if nobody wants
+ * them. */
+static gdr_status queue_kernels(gdr_kernel *kernel, const BoundLaunch *b, void *stream) {
+    Piece all = {.slots = b->slots, .sequences = b->N};
+    if (b->all && !b->saved)
+        b->frame[FRAME_SAVED] = b->frame[FRAME_WS];
+    set_field(kernel, b, SEGMENT_AHEAD, b->frame[FRAME_WS] + (int64_t)b->ahead);
+    gdr_status status = queue_entries(kernel, b, &all, PHASE_ahead, stream);
+    for (int64_t i = 0; !status && i < b->seg.count; i++) {
+        Piece p = piece_at(&kernel->rec, b, i);
+        go_to(kernel, b, i, &p);
+        status = queue_entries(kernel, b, &p, PHASE_piece, stream);
+    }
+    bool remembers = b->frame[FRAME_PAST] != 0;
+    return status || !remembers ? status : queue_entries(kernel, b, &all, PHASE_behind, stream);
 }
 
 gdr_status check_workspace(gdr_context *ctx, const gdr_launch *launch, const BoundLaunch *b,
@@ -125,8 +194,9 @@ gdr_status queue_with_workspace(gdr_kernel *kernel, const gdr_launch *launch, Bo
 }
 
 static gdr_status forward_gpu(gdr_kernel *kernel, const gdr_launch *launch, BoundLaunch *b) {
+    Piece longest = piece_at(&kernel->rec, b, 0);
     for (int i = 0; i < kernel->rec.module.entry.count; i++)
-        if (grid_of(kernel, &kernel->rec.module.entry.at[i], b) < 0)
+        if (grid_of(kernel, &kernel->rec.module.entry.at[i], b, &longest) < 0)
             return ctx_fail(kernel->ctx, GDR_ELIMIT,
                             "too many sequences, heads or chunks for one launch");
     return queue_with_workspace(kernel, launch, b, queue_kernels);

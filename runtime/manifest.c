@@ -59,20 +59,29 @@ static void put_ports(const Record *r, Buf *out) {
     buf_puts(out, "\n  ],\n");
 }
 
-static void put_segment_fields(const Kernel *k, Buf *out) {
-    static const char *const field[GRAD_FIELDS] = {
-        [GRAD_SLOT] = "slot",
-        [GRAD_SLOTS] = "slot_count",
-        [GRAD_STATE_IN] = "state_in",
-        [GRAD_STATE_OUT] = "state_out",
+static void put_segment_fields(const Record *r, Buf *out) {
+    static const char *const shared[SEGMENT_SHARED] = {
+        [SEGMENT_SLOT] = "slot",
+        [SEGMENT_SLOTS] = "slot_count",
+        [SEGMENT_STATE_IN] = "state_in",
+        [SEGMENT_STATE_OUT] = "state_out",
+        [SEGMENT_AHEAD] = "ahead",
+    };
+    static const char *const gradient[GRAD_FIELDS] = {
         [GRAD_COSTATE_IN] = "costate_in",
         [GRAD_COSTATE_OUT] = "costate_out",
         [GRAD_SCRATCH] = "scratch",
-        [GRAD_AHEAD] = "ahead",
         [GRAD_SAVE_EVERY] = "save_every",
     };
-    for (int i = 0; i < GRAD_FIELDS; i++)
-        buf_printf(out, ", \"%s\": %d", field[i], frame_gradient(k, i));
+    bool backward = r->pass == GDR_PASS_BACKWARD;
+    for (int i = 0; i < SEGMENT_SHARED; i++)
+        buf_printf(out, ", \"%s\": %d", shared[i],
+                   backward ? frame_gradient(r->shell, i) : frame_segment(r->shell, i));
+    for (int i = SEGMENT_SHARED; i < GRAD_FIELDS && backward; i++)
+        buf_printf(out, ", \"%s\": %d", gradient[i], frame_gradient(r->shell, i));
+    if (!backward)
+        buf_printf(out, ", \"first_chunk\": %d, \"chunk_count\": %d",
+                   frame_segment(r->shell, SEGMENT_CHUNK), frame_segment(r->shell, SEGMENT_CHUNKS));
 }
 
 static void put_frame(const Record *r, Buf *out) {
@@ -96,14 +105,14 @@ static void put_frame(const Record *r, Buf *out) {
     if (r->pass == GDR_PASS_BACKWARD)
         buf_printf(out, ", \"dS\": %d, \"dS0\": %d", frame_costate(r->shell),
                    frame_costate(r->shell) + 1);
-    if (r->pass == GDR_PASS_BACKWARD && record_on_gpu(r))
-        put_segment_fields(r->shell, out);
+    if (record_on_gpu(r) && (r->pass == GDR_PASS_BACKWARD || r->algo == ALGO_chunk))
+        put_segment_fields(r, out);
     buf_puts(out, "},\n");
 }
 
 int record_frame_fields(const Record *r) {
     if (r->pass == GDR_PASS_FORWARD)
-        return frame_costate(r->shell);
+        return frame_segment(r->shell, 0) + SEGMENT_FIELDS;
     return record_on_gpu(r) ? frame_sum(r->shell, r->shell->out.count)
                             : frame_costate(r->shell) + 2;
 }
@@ -141,8 +150,8 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
                         "\"scratch_bytes_per_block\": %lld}",
                    e->per_sm, (long long)e->scratch_bytes);
     else if (e->kind == ENTRY_factor)
-        buf_printf(out, "\"blocks\": \"%s\"}",
-                   r->pass == GDR_PASS_BACKWARD ? "slot_count*H" : "slots*HF");
+        buf_printf(out, "\"blocks\": \"slot_count*%s\"}",
+                   r->pass == GDR_PASS_BACKWARD ? "H" : "HF");
     else if (e->kind == ENTRY_scan)
         buf_puts(out, "\"blocks\": \"stretches*H\"}");
     else if (e->kind == ENTRY_carry || e->kind == ENTRY_past)

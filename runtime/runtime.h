@@ -320,12 +320,13 @@ int record_frame_fields(const Record *r);
 
 enum { HOST_ALIGN = 64 }; /* of workspaces and of the parts they have */
 
-/* How a backward pass on a GPU goes over its chunk slots: see workspace.c. */
+/* How a pass by chunks on a GPU goes over its chunk slots: see workspace.c. */
 typedef struct Segments {
     int64_t group, pieces, piece; /* slots a group, pieces a group, slots a piece */
     int64_t count;                /* pieces in all */
     bool crossed;                 /* a sequence may go on from a piece to the next one */
-    bool use_saved;               /* pieces begin where the forward pass saved states */
+    bool use_saved;               /* backward: pieces begin where the forward pass saved states */
+    int64_t window;               /* forward: pieces are so many chunks of every sequence; 0: they are ranges */
 } Segments;
 
 /* A checked launch: the frame and the sizes that grids are made of. */
@@ -344,11 +345,12 @@ typedef struct BoundLaunch {
     bool all;                  /*   its records, which such a kernel has in FRAME_SAVED in any case */
     int save_every;            /* chunks from one state to the next; 0: none */
     size_t saved_bytes;
+    int processors; /* GPU: multiprocessors */
+    Segments seg;   /* GPU, by chunks */
+    size_t states;  /*   where in the workspace states at borders of pieces lie */
     /* GPU, backward: */
-    int processors;                   /* multiprocessors */
     int64_t grad_blocks;              /* of the grad kernel */
-    size_t scratch, states, costates; /* where in the workspace */
-    Segments seg;
+    size_t scratch, costates;         /* where in the workspace */
 } BoundLaunch;
 /* What is bound for: a launch, or the size of a workspace; then data pointers may be NULL and
  * cu_seqlens' contents are not looked at. */
@@ -387,6 +389,7 @@ typedef struct Segment {
     int64_t first, slots, row, end_row;
 } Segment;
 void segment_at(const Record *r, const BoundLaunch *b, int64_t i, Segment *out);
+int64_t chunks_a_sequence(const Record *r, const BoundLaunch *b); /* of a dense batch */
 /* Chunks from one saved state to the next; 0: the kernel has none, and saves nothing at all. */
 int record_save_every(const Record *r);
 bool record_saves_all(const Record *r); /* a forward kernel with GDR_SAVE_ALL that has something to save */

@@ -1,15 +1,15 @@
-/* The memory that a launch needs besides its tensors, and how a backward pass on a GPU is cut into
- * segments so that it needs no more than that.
+/* The memory that a launch needs besides its tensors, and how a pass on a GPU is cut into segments so that it
+ * needs no more than that.
  *
  *     CPU, backward   states of all chunks | a token of zeros | gradients of single heads
- *     GPU, forward    records of all chunks, unless they are saved | values made ahead: of all tokens, of
- *                     all stretches
+ *     GPU, forward    records of a segment, unless all are saved | values made ahead: of all tokens, of
+ *                     all stretches | states at the borders of segments
  *     GPU, backward   records of a segment, unless all were saved | scratch of the grad kernel's blocks | values made ahead, of
  *                     all tokens and stretches | states at the borders of segments, a costate for either
  *                     direction of the swing | a token of zeros | parts of sums: inputs' for a segment's
  *                     tokens, params' for all chunks
  *
- * Segments. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of `piece`. At
+ * Segments of a backward pass. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of `piece`. At
  * a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
  * before, or was saved by the forward pass. Between groups none goes on, so that costs nothing. Dense
  * batches have borders of their own:
@@ -20,14 +20,31 @@
  *
  * Packed ones are one group: only the device knows where their sequences are. Gradients that wait for
  * those of later tokens take one piece for everything.
+ *
+ * Segments of a forward pass: pieces of one group, all but the last as long as memory allows. What to cut
+ * was weighed by the chain, which walks a sequence's chunks one after another while other sequences and
+ * heads are walked side by side:
+ *
+ *     whole sequences   nothing crosses; but the pieces' chains come one behind the other, so a piece must
+ *                       have enough of them to fill the GPU
+ *     windows           the same chunks of every sequence: chains as without a cut. Every sequence's
+ *                       state crosses, as much as a record or two, in one place that it is read from and
+ *                       left in; so a window of one sequence is the range that takes one slot less
+ *     ranges            any slots: for a single sequence, for packed ones (whose lengths only the device
+ *                       knows), and for memory that is too small for anything else. States at the ends take
+ *                       two places by turns: the sequence that comes in may be another than the one that goes on
+ *
+ * The first that applies is taken. A pass that saves states is part of training, so its budget is a part of
+ * what training holds; one that does not is not cut unless the caller's workspace is too small.
  */
 #include "runtime/runtime.h"
 
 /* A record is a block's work: with fewer a multiprocessor waits for memory half of the time. */
 enum { GPU_ALIGN = 256, RECORDS_A_PROCESSOR = 4 };
 /* Of the bytes of all inputs, outputs and gradients, in percent: less than the forward pass's records take,
- * a quarter of them for vector gates of 128 channels, so that a pool gives out the same memory again. */
-enum { BUDGET = 24 };
+ * a quarter of them for vector gates of 128 channels, so that a pool gives out the same memory again. With
+ * FORWARD_BUDGET a training step's peak is below 1.35 times these bytes. */
+enum { BUDGET = 24, FORWARD_BUDGET = 28 };
 
 /* laying out ----------------------------------------------------------------------------------- */
 
@@ -80,7 +97,7 @@ static bool finish(const Layout *l, BoundLaunch *b) {
 
 /* segments ------------------------------------------------------------------------------------- */
 
-static int64_t chunks_a_sequence(const Record *r, const BoundLaunch *b) {
+int64_t chunks_a_sequence(const Record *r, const BoundLaunch *b) {
     return divide_up(b->T, r->module.chunk);
 }
 
@@ -180,7 +197,8 @@ static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
         b->scratch = place(&l, b->grad_blocks, e->scratch_bytes, 1);
     }
     b->ahead = (size_t)l.at;
-    l.over = l.over || !place_scan(r, b, &l);
+    if (!place_scan(r, b, &l))
+        l.over = true;
     b->states = place(&l, b->seg.crossed && !b->seg.use_saved ? b->seg.pieces - 1 : 0, b->H, state);
     b->costates = place(&l, b->seg.crossed ? 2 : 0, b->H, state);
     b->zeros_bytes = (size_t)zeros_bytes(r, b);
@@ -243,6 +261,86 @@ static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, 
     return fit(r, b, least, budget > 0 ? (size_t)budget : 0) || lay_out(r, b, least);
 }
 
+/* segments of a forward pass ------------------------------------------------------------------- */
+
+/* The layout with pieces of `units` times `unit` slots, windows or not. */
+static bool lay_pieces(const Record *r, BoundLaunch *b, int64_t units, int64_t unit, bool window) {
+    Layout l = {.align = GPU_ALIGN};
+    Segments *s = &b->seg;
+    int64_t piece;
+    if (__builtin_mul_overflow(units, unit, &piece) || piece >= b->slots)
+        piece = b->slots;
+    int64_t each = b->packed || !b->slots ? 0 : chunks_a_sequence(r, b);
+    *s = (Segments){.group = b->slots, .piece = piece};
+    s->pieces = s->count = piece ? divide_up(b->slots, piece) : 1;
+    s->window = window && s->count > 1 ? units : 0;
+    s->crossed = s->count > 1 && (s->window || !each || piece % each != 0);
+    place(&l, b->saved && b->all ? 0 : piece, b->HF, r->module.ws_bytes_per_slot_head);
+    b->ahead = (size_t)l.at;
+    if (!place_scan(r, b, &l))
+        l.over = true;
+    int64_t states = !s->crossed ? 0 : s->window ? b->N : 2;
+    b->states = place(&l, states, b->H, border_bytes(r));
+    return finish(&l, b);
+}
+
+/* A way to cut: pieces of at least `least` times `unit` slots. */
+typedef struct Cut {
+    int64_t unit, least;
+    bool window;
+} Cut;
+
+/* The longest pieces within `bytes`, short of all slots; false: there are none. */
+static bool fit_pieces(const Record *r, BoundLaunch *b, size_t bytes, const Cut *way) {
+    int64_t low = way->least, high = divide_up(b->slots, way->unit) - 1;
+    while (low <= high) {
+        int64_t middle = low + (high - low) / 2;
+        bool fits = lay_pieces(r, b, middle, way->unit, way->window) && b->workspace <= bytes;
+        *(fits ? &low : &high) = fits ? middle + 1 : middle - 1;
+    }
+    return high >= way->least && lay_pieces(r, b, high, way->unit, way->window);
+}
+
+/* Pieces within `bytes`, of at least `least` slots; where there are none, those that take the least. */
+static bool cut_forward(const Record *r, BoundLaunch *b, size_t bytes, int64_t least) {
+    int64_t each = b->packed ? b->slots : chunks_a_sequence(r, b);
+    int64_t full = divide_up(2 * (int64_t)b->processors, b->H); /* sequences that fill the GPU */
+    const Cut way[] = {{each, full > 0 ? full : 1, false},
+                       {b->N, divide_up(least, b->N), true},
+                       {1, least, false},
+                       {each, divide_up(least, each), false},
+                       {b->slots, 1, false}};
+    enum { WAYS = sizeof way / sizeof *way, ALL = WAYS - 1 };
+    size_t fewest = SIZE_MAX;
+    int best = ALL;
+    if (lay_pieces(r, b, 1, b->slots, false) && b->workspace <= bytes)
+        return true;
+    for (int i = 0; i < ALL; i++)
+        if (!(way[i].window && b->packed) && fit_pieces(r, b, bytes, &way[i]))
+            return true;
+    for (int i = 0; i < WAYS; i++)
+        if (!(way[i].window && b->packed) &&
+            lay_pieces(r, b, way[i].least, way[i].unit, way[i].window) && b->workspace < fewest) {
+            fewest = b->workspace;
+            best = i;
+        }
+    return lay_pieces(r, b, way[best].least, way[best].unit, way[best].window);
+}
+
+static bool plan_forward(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFor what) {
+    bool given = what == BIND_least || (what == BIND_launch && l->workspace);
+    if (b->all || b->slots == 0 || b->H == 0 || !(given || b->saved))
+        return lay_pieces(r, b, 1, b->slots, false);
+    if (given)
+        return cut_forward(r, b, what == BIND_launch ? l->workspace_bytes : 0, 1);
+    double tensors = tensor_bytes(l->S0) + tensor_bytes(l->S);
+    for (int i = 0; i < r->shell->in.count + r->shell->out.count; i++)
+        tensors += tensor_bytes(b->tensor[i]);
+    double budget = 2 * tensors * FORWARD_BUDGET / 100 - (double)b->saved_bytes;
+    int64_t least = divide_up((int64_t)RECORDS_A_PROCESSOR * b->processors, b->HF);
+    return cut_forward(r, b, budget > 0 ? (size_t)budget : 0, least > 0 ? least : 1);
+}
+
 /* what is saved -------------------------------------------------------------------------------- */
 
 int record_save_every(const Record *r) {
@@ -282,6 +380,7 @@ bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFo
     bool gpu = t && t->gpu, backward = r->pass == GDR_PASS_BACKWARD;
     b->slots = 0;
     b->workspace = 0;
+    b->seg = (Segments){.pieces = 1, .count = 1};
     for (int i = 0; i < r->shell->out.count; i++)
         b->partial[i] = SIZE_MAX;
     if (r->algo != ALGO_chunk && r->module.chunk <= 1) /* token by token, nothing kept */
@@ -293,12 +392,12 @@ bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFo
         return false;
     if (gpu && backward)
         return plan_segments(r, b, l, what);
-    Layout lay = {.align = gpu ? GPU_ALIGN : HOST_ALIGN};
-    place(&lay, b->saved && b->all ? 0 : b->slots, backward ? b->H : b->HF,
-          r->module.ws_bytes_per_slot_head);
-    b->ahead = (size_t)lay.at;
+    if (gpu)
+        return plan_forward(r, b, l, what);
+    Layout lay = {.align = HOST_ALIGN};
+    place(&lay, b->slots, b->H, r->module.ws_bytes_per_slot_head);
     if (!backward)
-        return place_scan(r, b, &lay) && finish(&lay, b);
+        return finish(&lay, b);
     b->zeros_bytes = (size_t)zeros_bytes(r, b);
     b->zeros = place(&lay, 1, 1, (int64_t)b->zeros_bytes);
     int64_t rows;

@@ -1,5 +1,5 @@
-/* The chain kernel: one block = one sequence, one head, v_tile V columns; a loop over chunks. A gradient's
- * is over the chunks of one segment (gradient.h), or of an interval from one saved state to the next, and
+/* The chain kernel: one block = one sequence, one head, v_tile V columns; a loop over the
+ * chunks of one segment (codegen.h), a gradient's also of an interval from one saved state to the next, and
  * reverse the same loop backwards.
  *
  *     copy chunk 0
@@ -92,13 +92,11 @@ static bool choose_schedule(Chain *c, int wish, const char **why)
 
 /* set-up --------------------------------------------------------------------------------------- */
 
-/* The block's sequence is number `n` (i32); a gradient's is that much behind the one that owns the first
- * slot that is walked, and may be past the last one. */
+/* The block's sequence is so many (i32) behind the one that owns the first slot that is walked, and may be
+ * past the last one. */
 static Seq block_sequence(Chain *c, Val n)
 {
     Cg *cg = c->cg;
-    if (!c->gradient)
-        return seq_of_index(cg, n, c->s->chunk);
     Val N = cg_trunc32(cg, cg_frame_field(cg, FRAME_N)), chunk;
     n = chain_place_interval(c, n);
     n = cg_add(cg, n, seq_of_slot(cg, c->begin, c->s->chunk, &chunk).index);
@@ -176,38 +174,44 @@ static void store_element(Chain *c, Val p, int n, int j)
     pool_put(cg, x, p);
 }
 
-/* The state in S0 or S that the sequence starts from or leaves, if any. */
-static void visit_state(Chain *c, int field, void (*visit)(Chain *, Val, int, int))
+static Val field(Chain *c, int which)
+{
+    int at = c->gradient ? frame_gradient(c->k, which) : frame_segment(c->k, which);
+    return cg_frame_field(c->cg, at);
+}
+
+/* If `here`, the state that the sequence starts from or leaves, at frame field `own`; a gradient's are not in
+ * pools. */
+static void visit_own(Chain *c, Val here, int own, bool load)
 {
     Cg *cg = c->cg;
-    Val zero = cg_int64(cg, 0), number = field == FRAME_S0 ? c->pool.first : c->pool.last;
-    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), zero);
-    If there = cg_if(cg, cg_and(cg, wanted, cg_cmp(cg, LLVMIntSGE, number, zero)));
-    chain_each_element(c, pool_state(cg, field, number, c->head), pool_element, visit);
+    Val zero = cg_int64(cg, 0), number = cg_zext64(cg, c->seq.index);
+    here = cg_and(cg, here, cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, own), zero));
+    if (!c->gradient) {
+        number = own == FRAME_S0 ? c->pool.first : c->pool.last;
+        here = cg_and(cg, here, cg_cmp(cg, LLVMIntSGE, number, zero));
+    }
+    If there = cg_if(cg, here);
+    Val state = pool_state(cg, own, number, c->head);
+    chain_each_element(c, state, pool_element, load ? load_element : store_element);
     cg_end_if(cg, &there);
 }
 
-static Val field(Chain *c, int which)
-{
-    return cg_frame_field(c->cg, frame_gradient(c->k, which));
-}
-
-/* Gradients: the sequence's state at frame field `own` (-1: none), or where it crosses the border of what is
- * walked the one passed on at address `at` (i64; 0: none). */
+/* That state (own -1: none), or where the sequence crosses the border of what is walked the one passed on at
+ * address `at` (i64; 0: none). */
 static void visit_border(Chain *c, Val crosses, Val at, int own, bool load)
 {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     If there = cg_if(cg, cg_and(cg, crosses, cg_cmp(cg, LLVMIntNE, at, zero)));
+    if (!c->gradient) {
+        Val bytes = cg_mul(cg, cg_zext64(cg, c->seq.index), chain_border_bytes(c));
+        at = cg_add(cg, at, cg_select(cg, c->window, bytes, zero));
+    }
     (load ? chain_take_over : chain_pass_on)(c, LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, ""));
     cg_end_if(cg, &there);
-    if (own < 0)
-        return;
-    Val wanted = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, own), zero);
-    there = cg_if(cg, cg_and(cg, LLVMBuildNot(cg->b, crosses, ""), wanted));
-    Val state = pool_state(cg, own, cg_zext64(cg, c->seq.index), c->head);
-    chain_each_element(c, state, pool_element, load ? load_element : store_element);
-    cg_end_if(cg, &there);
+    if (own >= 0)
+        visit_own(c, LLVMBuildNot(cg->b, crosses, ""), own, load);
 }
 
 static void load_state(Chain *c)
@@ -217,9 +221,7 @@ static void load_state(Chain *c)
     for (int n = 0; n < c->s->kp / 8; n++)
         for (int j = 0; j < 4; j++)
             c->state[n][j] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    if (!c->gradient) {
-        visit_state(c, FRAME_S0, load_element);
-    } else if (!c->back) {
+    if (!c->back) {
         Val before = cg_cmp(cg, LLVMIntSGT, c->first, zero);
         visit_border(c, before, chain_state_in(c), FRAME_S0, true);
     } else {
@@ -231,11 +233,9 @@ static void load_state(Chain *c)
 static void store_state(Chain *c)
 {
     Cg *cg = c->cg;
-    if (!c->gradient) {
-        visit_state(c, FRAME_S, store_element);
-    } else if (!c->back) {
+    if (!c->back) {
         Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
-        visit_border(c, behind, field(c, GRAD_STATE_OUT), -1, false);
+        visit_border(c, behind, field(c, SEGMENT_STATE_OUT), c->gradient ? -1 : FRAME_S, false);
     } else {
         Val before = cg_cmp(cg, LLVMIntSGT, c->first, cg_int64(cg, 0));
         visit_border(c, before, field(c, GRAD_COSTATE_OUT), frame_costate(c->k) + 1, false);
@@ -286,11 +286,12 @@ static Val chunk_start(Chain *c, Val i)
     return cg_mul(c->cg, chunk_number(c, i), cg_int64(c->cg, c->s->chunk));
 }
 
-/* The same of a chunk that may not be walked: there are no tokens then. */
+/* The same of a chunk that may not be walked: there are no tokens then. A forward kernel spares the
+ * registers: where its sequence goes on behind the segment it reads tokens that nobody uses. */
 static Val next_start(Chain *c, Val i)
 {
     Cg *cg = c->cg;
-    if (!c->gradient) /* it lies behind the sequence */
+    if (!c->gradient)
         return chunk_start(c, i);
     Val walked = cg_cmp(cg, LLVMIntSLT, i, c->count);
     return cg_select(cg, walked, chunk_start(c, i), c->seq.length);
@@ -299,10 +300,8 @@ static Val next_start(Chain *c, Val i)
 static Val record_of(Chain *c, Val i)
 {
     Cg *cg = c->cg;
-    Val slot = cg_add(cg, c->seq.slot, chunk_number(c, i));
-    if (c->gradient)
-        slot = cg_sub(cg, slot, field(c, GRAD_SLOT));
-    Val record = cg_add(cg, cg_mul(cg, slot, cg_frame_field(cg, FRAME_HF)),
+    Val number = cg_add(cg, c->own_record, chunk_number(c, i));
+    Val record = cg_add(cg, cg_mul(cg, number, cg_frame_field(cg, FRAME_HF)),
                         cg_zext64(cg, c->factor_head));
     return cg_gep8(cg, nv_records(cg), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
 }
@@ -461,45 +460,53 @@ static Val between(Cg *cg, Val x, Val low, Val high)
     return cg_select(cg, cg_cmp(cg, LLVMIntSGT, x, high), high, x);
 }
 
+/* A window has the same chunks of every sequence, and no others of it have records. */
+static void place_window(Chain *c)
+{
+    Cg *cg = c->cg;
+    Val chunks = field(c, SEGMENT_CHUNKS), first = field(c, SEGMENT_CHUNK);
+    c->window = cg_cmp(cg, LLVMIntNE, chunks, cg_int64(cg, 0));
+    Val begin = cg_add(cg, c->seq.slot, first), end = cg_add(cg, begin, chunks);
+    Val own = cg_sub(cg, cg_mul(cg, cg_zext64(cg, c->seq.index), chunks), first);
+    c->begin = cg_select(cg, c->window, begin, c->begin);
+    c->end = cg_select(cg, c->window, end, c->end);
+    c->own_record = cg_select(cg, c->window, own, c->own_record);
+}
+
 /* Which chunks are walked. */
 static void place_walk(Chain *c)
 {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
+    c->own_record = cg_sub(cg, c->seq.slot, field(c, SEGMENT_SLOT));
+    if (!c->gradient)
+        place_window(c);
     Val up = cg_add(cg, c->seq.length, cg_int64(cg, c->s->chunk - 1));
     c->chunks = cg_udiv(cg, up, cg_int64(cg, c->s->chunk));
-    c->first = zero;
-    c->count = c->chunks;
-    if (!c->gradient)
-        return;
     Val begin = cg_sub(cg, c->begin, c->seq.slot), end = cg_sub(cg, c->end, c->seq.slot);
     c->first = between(cg, begin, zero, c->chunks);
     c->count = cg_sub(cg, between(cg, end, zero, c->chunks), c->first);
 }
 
 /* A sequence none of whose chunks is walked here is left alone; one that has no chunks still hands its
- * costate on. */
+ * state or costate on. */
 static void build_block(Chain *c)
 {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
-    If here = {0};
     place_block(c);
     place_walk(c);
     if (c->wgmma) {
         chain_wgmma_plan(c);
         init_barriers(c);
     }
-    if (c->gradient) {
-        Val some = cg_cmp(cg, LLVMIntSGT, c->count, zero);
-        some = cg_or(cg, some, cg_cmp(cg, LLVMIntEQ, c->chunks, zero));
-        here = cg_if(cg, cg_and(cg, c->exists, some));
-    }
+    Val some = cg_cmp(cg, LLVMIntSGT, c->count, zero);
+    some = cg_or(cg, some, cg_cmp(cg, LLVMIntEQ, c->chunks, zero));
+    If here = cg_if(cg, cg_and(cg, c->exists, some));
     load_state(c);
     walk_chunks(c);
     store_state(c);
-    if (c->gradient)
-        cg_end_if(cg, &here);
+    cg_end_if(cg, &here);
 }
 
 bool chain_build(Chain *c, CgModule *out, const char **why)

@@ -73,8 +73,11 @@ typedef struct Chain {
     Pool pool;
     Val first, count;              /* i64: the sequence's chunks first .. first + count - 1 are walked */
     Val chunks;                    /* i64: that it has */
-    Val exists;                    /* gradients: i1, whether there is such a sequence */
-    Val begin, end;                /* gradients: i64 slots that are walked: the segment's, or an interval's */
+    Val exists;                    /* i1, whether there is such a sequence */
+    Val begin, end;                /* i64 slots that are walked: the segment's, or an interval's */
+    Val own_record;                /* i64 which of the records of a head is that of the sequence's chunk 0; may
+                                      lie before the first one */
+    Val window;                    /* forward: i1, whether the segment is a window */
     Val interval, inner;           /* gradients, chain: i32 number of that interval in the batch; i1 that the
                                       segment did not begin with it */
     Var state[32][4];              /* wgmma with f16: divided by `unit` */
@@ -120,9 +123,10 @@ bool chain_build(Chain *c, CgModule *out, const char **why);
 void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
                         void (*visit)(Chain *, Val p, int n, int j));
 
-/* chain_border.c: states in the midst of a sequence, in memory from `all` on: codegen.h at GRAD_STATE_IN */
-Val chain_place_interval(Chain *c, Val n);            /* gradients: sets begin, end; n without the interval */
+/* chain_border.c: states in the midst of a sequence, in memory from `all` on: codegen.h at SEGMENT_STATE_IN */
+Val chain_place_interval(Chain *c, Val n);            /* sets begin, end; n without the interval */
 Val chain_state_in(Chain *c);                         /* address (i64) of what a sequence there goes on from */
+Val chain_border_bytes(Chain *c);                     /* i64, of a sequence with all its heads */
 void chain_take_over(Chain *c, Val all);
 void chain_pass_on(Chain *c, Val all);
 void chain_save_start(Chain *c, Val number);          /* forward: the state before this chunk (i64), where due */

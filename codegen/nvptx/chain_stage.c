@@ -40,7 +40,7 @@ typedef struct Rows { Val base, stride; } Rows;
 static Val made_rows(Chain *c, int v)
 {
     const Scan *scan = c->s->scan;
-    return scan_rows(c->cg, scan, &scan->value[scan->of[v]]);
+    return scan_rows(c->cg, &scan->value[scan->of[v]]);
 }
 
 static Rows staged_rows(Chain *c, const Staged *in, Val start)

@@ -205,16 +205,6 @@ static void build_body(Factor *f)
     factor_products(f);
 }
 
-/* This block's chunk slot; a gradient's blocks are those of a segment. */
-static Val block_slot(Factor *f, Val heads)
-{
-    Cg *cg = f->cg;
-    Val slot = cg_zext64(cg, cg_udiv(cg, nv_block(cg), heads));
-    if (kernel_is_gradient(f->k))
-        slot = cg_add(cg, slot, cg_frame_field(cg, frame_gradient(f->k, GRAD_SLOT)));
-    return slot;
-}
-
 bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
 {
     System s;
@@ -244,7 +234,8 @@ bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
     f->g = cg_shr(cg, f->lane, 2);
     f->t = cg_and(cg, f->lane, cg_int(cg, 3));
     Val head = cg_urem(cg, nv_block(cg), heads), chunk;
-    Seq seq = seq_of_slot(cg, block_slot(f, heads), s.chunk, &chunk);
+    Val slot = seq_slot_of_record(cg, cg_udiv(cg, nv_block(cg), heads), s.chunk);
+    Seq seq = seq_of_slot(cg, slot, s.chunk, &chunk);
     Val start = cg_mul(cg, chunk, cg_int64(cg, s.chunk));
     Val record = cg_mul(cg, cg_zext64(cg, nv_block(cg)), cg_int64(cg, s.ws_bytes));
     f->record = cg_gep8(cg, nv_records(cg), record);

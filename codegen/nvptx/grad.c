@@ -256,8 +256,8 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     cg->tid = NULL;
 }
 
-bool grad_build_as(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases,
-                   const char **why) {
+bool grad_build(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases,
+                const char **why) {
     Gradient *gradient = NEW(cg->arena, Gradient);
     if (!nv_gradient(cg->arena, cg->k, gradient, why))
         return false;
@@ -282,13 +282,9 @@ bool grad_build_as(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase
     return true;
 }
 
-bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why) {
-    return grad_build_as(cg, out, ENTRY_grad, phase, phases, why);
-}
-
 bool nv_build_grad(Cg *cg, CgModule *out, const char **why) {
     const GradPhase phase[] = {{grad_pull_plan, grad_pull},
                                {grad_read_plan, grad_read},
                                {grad_token_plan, grad_tokens}};
-    return grad_build(cg, out, phase, 3, why);
+    return grad_build(cg, out, ENTRY_grad, phase, 3, why);
 }

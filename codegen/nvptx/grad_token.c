@@ -464,5 +464,5 @@ static bool late_plan(Grad *g, int *sh_bytes, const char **why) {
 
 bool nv_build_late(Cg *cg, CgModule *out, const char **why) {
     const GradPhase phase = {late_plan, grad_tokens};
-    return grad_build_as(cg, out, ENTRY_late, &phase, 1, why);
+    return grad_build(cg, out, ENTRY_late, &phase, 1, why);
 }

@@ -79,7 +79,7 @@ void tokens_store_made(Tokens *x, const ScanValue *made) {
     Row r = {.axis = made->axis, .elem = ELEM_f32};
     r.elements = made->axis < 0 ? 1 : k->axis.at[made->axis].size;
     r.count = tokens_count(x, inst_at(k, made->value)->shape);
-    Val p = scan_rows(x->g->cg, x->g->g->s.scan, made);
+    Val p = scan_rows(x->g->cg, made);
     store_row(x, p, &r, x->live, token_row(x), value_get(&x->at, made->value));
 }
 

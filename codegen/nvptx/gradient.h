@@ -141,10 +141,8 @@ typedef struct GradPhase {
     void (*build)(Grad *g);
 } GradPhase;
 void grad_plan_scratch(Grad *g); /* what lies where in the scratch, and its size */
-bool grad_build(Cg *cg, CgModule *out, const GradPhase *phase, int phases, const char **why);
-/* The same kernel as another entry; what has no scratch must not use it. */
-bool grad_build_as(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases,
-                   const char **why);
+/* `kind`: grad, or late, which has no scratch. */
+bool grad_build(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases, const char **why);
 Val grad_blocks(Cg *cg); /* i32, of the grid */
 /* One access of n neighbouring elements, 16 bytes at most, at a multiple of its size; values are f32. */
 enum { GRAD_ACCESS = 16 };

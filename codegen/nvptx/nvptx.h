@@ -124,6 +124,8 @@ Seq seq_of_index(Cg *cg, Val n, int chunk);
 /* The sequence that owns workspace slot `slot` (i64), and the chunk's number in it (i64);
  * packed: by bisection in cu. The chunk may lie past the sequence's end: check. */
 Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq);
+/* The slot (i64) that record `number` (i32) of a head is that of, in the segment at work. */
+Val seq_slot_of_record(Cg *cg, Val number, int chunk);
 
 /* pool.c --------------------------------------------------------------------------------------- */
 

@@ -46,7 +46,6 @@ struct Scan {
     int *of;           /* by value number: its ScanValue, or -1 */
     ScanValue *value;
     int count, rounds;
-    int64_t record_bytes;   /* of a slot and factor head, in front of all this */
     int64_t token_bytes;    /* rows: of a token and head */
     int carry_floats;
     int grad_round;         /* values of earlier rounds are made before the factor kernel; those of this
@@ -71,7 +70,7 @@ int scan_lane_elements(const Kernel *k, int axis);
 /* Whether v has rows; `scan` may be NULL. */
 bool scan_stored(const Scan *scan, int v);
 /* Where they begin: that of the first token and head. */
-Val scan_rows(Cg *cg, const Scan *scan, const ScanValue *value);
+Val scan_rows(Cg *cg, const ScanValue *value);
 
 /* Entries before the factor kernel, or with `back` those behind the grad kernel: how many, at most three
  * a round, and each of them. */

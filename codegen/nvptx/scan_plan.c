@@ -332,7 +332,6 @@ const Scan *scan_plan(const Kernel *k, const System *s, const Gradient *g)
         p.seen[who] = NEW_ARRAY(k->arena, bool, count);
     scan->of = NEW_ARRAY(k->arena, int, count);
     scan->value = NEW_ARRAY(k->arena, ScanValue, count);
-    scan->record_bytes = s->trail ? 0 : s->ws_bytes;
     for (int v = 0; v < count; v++) {
         const Inst *i = inst_at(k, v);
         scan->of[v] = -1;

@@ -52,6 +52,23 @@ static Val dense_chunks(Cg *cg, int chunk)
     return cg_udiv(cg, up, cg_int64(cg, chunk));
 }
 
+Val seq_slot_of_record(Cg *cg, Val number, int chunk)
+{
+    Val range = cg_frame_field(cg, frame_segment(cg->k, SEGMENT_SLOT));
+    range = cg_add(cg, cg_zext64(cg, number), range);
+    if (kernel_is_gradient(cg->k))
+        return range;
+    Var slot = cg_var(cg, cg->i64, range);
+    Val chunks = cg_trunc32(cg, cg_frame_field(cg, frame_segment(cg->k, SEGMENT_CHUNKS)));
+    Val first = cg_frame_field(cg, frame_segment(cg->k, SEGMENT_CHUNK));
+    If window = cg_if(cg, cg_cmp(cg, LLVMIntNE, chunks, cg_int(cg, 0)));
+    Val n = cg_zext64(cg, cg_udiv(cg, number, chunks));
+    Val of_sequence = cg_add(cg, first, cg_zext64(cg, cg_urem(cg, number, chunks)));
+    cg_set(cg, slot, cg_add(cg, cg_mul(cg, n, dense_chunks(cg, chunk)), of_sequence));
+    cg_end_if(cg, &window);
+    return cg_get(cg, slot);
+}
+
 /* first(n) of a packed batch. */
 static Val packed_first(Cg *cg, Val begin, Val n, int chunk)
 {

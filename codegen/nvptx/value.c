@@ -118,7 +118,7 @@ static ValuePort rows_of(ValueAt *at, int v)
     if (!made)
         return port_address(at, inst_at(cg->k, v)->index);
     int64_t elements = made->axis < 0 ? 1 : cg->k->axis.at[made->axis].size;
-    return head_rows(at, scan_rows(cg, at->scan, made), cg_frame_field(cg, FRAME_H), 4 * elements);
+    return head_rows(at, scan_rows(cg, made), cg_frame_field(cg, FRAME_H), 4 * elements);
 }
 
 void value_ports(ValueAt *at)

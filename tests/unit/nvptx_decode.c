@@ -72,7 +72,7 @@ typedef struct World {
     Mode mode;
     int most; /* blocks, where the grid may have any number */
     Memory gpu, cpu;
-    int64_t slots, stretches;
+    int64_t slots, stretches, ahead; /* bytes before what is made ahead */
 } World;
 
 /* compiling ------------------------------------------------------------------------------------ */
@@ -288,6 +288,8 @@ static void fill_frame(const World *w, const Memory *m, int64_t *f) {
     }
     f[FRAME_WS] = address(w->gpu.ws);
     f[FRAME_SLOTS] = w->slots;
+    f[frame_segment(k, SEGMENT_SLOTS)] = w->slots;
+    f[frame_segment(k, SEGMENT_AHEAD)] = address(w->gpu.ws) + w->ahead;
     for (int i = 0; i < k->in.count; i++) {
         f[frame_in_ptr(k, i)] = address(m->in[i]);
         f[frame_in_heads(k, i)] = H;
@@ -297,8 +299,10 @@ static void fill_frame(const World *w, const Memory *m, int64_t *f) {
 
 /* running and comparing ------------------------------------------------------------------------ */
 
+enum { FRAME_MAX = FRAME_PORTS + 3 * PORTS_MAX + SEGMENT_FIELDS };
+
 static void run_gpu(World *w) {
-    int64_t frame[FRAME_PORTS + 3 * PORTS_MAX] = {0};
+    int64_t frame[FRAME_MAX] = {0};
     fill_frame(w, &w->gpu, frame);
     for (int i = 0; i < w->module.entry.count; i++) {
         const CgEntry *e = &w->module.entry.at[i];
@@ -316,7 +320,7 @@ static void run_gpu(World *w) {
 }
 
 static void run_cpu(World *w) {
-    int64_t frame[FRAME_PORTS + 3 * PORTS_MAX] = {0};
+    int64_t frame[FRAME_MAX] = {0};
     const CgEntry *e = &w->host_module->entry.at[0];
     fill_frame(w, &w->cpu, frame);
     HostEntry *f = hostjit_symbol(w->host, e->symbol);
@@ -357,9 +361,9 @@ static void run_mode(World *w, Mode mode, int most) {
     int64_t all = (int64_t)N * w->T, tokens = packed ? all : w->T;
     w->slots = frame_slots(tokens, N, packed, w->module.chunk);
     w->stretches = frame_slots(tokens, N, packed, SCAN_TOKENS);
-    int64_t records = w->slots * H * w->module.ws_bytes_per_slot_head + 255;
+    w->ahead = (w->slots * H * w->module.ws_bytes_per_slot_head + 255) / 256 * 256;
     int64_t rows = all * H * w->module.scan_token_bytes + 255;
-    size_t ws = (size_t)(records / 256 * 256 + rows / 256 * 256 +
+    size_t ws = (size_t)(w->ahead + rows / 256 * 256 +
                          w->stretches * H * w->module.scan_carry_bytes);
     give(w, &w->gpu.ws, &unused, ws, NULL, true);
     run_gpu(w);

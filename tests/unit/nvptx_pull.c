@@ -43,7 +43,8 @@ static bool compile(World *w) {
     CgOptions *opt = NEW(&w->spec->arena, CgOptions);
     *opt = (CgOptions){.target = "sm_90a", .algo = ALGO_chunk, .io = w->c->elem, .opt_level = 2};
     w->cg = cg_open(&w->spec->arena, w->k, opt, &why);
-    if (!w->cg || !grad_build(w->cg, &w->module, phase, 1, &why) || !cg_optimize(w->cg, &why))
+    if (!w->cg || !grad_build(w->cg, &w->module, ENTRY_grad, phase, 1, &why) ||
+        !cg_optimize(w->cg, &why))
         fail_msg("%s: %s", w->name, why);
     w->plan = (Grad){.cg = w->cg, .k = w->k, .g = &w->g};
     grad_plan_scratch(&w->plan);

@@ -53,7 +53,7 @@ typedef struct World {
     void *in[MAX_PORTS], *out[MAX_PORTS], *s0, *s, *cu, *ws;
     void *past0, *past; /* NULL: not given, not wanted */
     int heads[MAX_PORTS], factor_heads;
-    int64_t tokens, slots, stretches;
+    int64_t tokens, slots, stretches, ahead; /* ahead: where in the workspace values made ahead lie */
     double worst;
 } World;
 
@@ -271,6 +271,7 @@ static void make_tensors(World *w) {
     w->slots = frame_slots(T, l->N, l->cu_width > 0, w->module.chunk);
     w->stretches = frame_slots(T, l->N, l->cu_width > 0, SCAN_TOKENS);
     int64_t records = w->slots * w->factor_heads * w->module.ws_bytes_per_slot_head + 255;
+    w->ahead = records / 256 * 256;
     int64_t rows = w->tokens * l->H * w->module.scan_token_bytes + 255;
     int64_t carry = w->stretches * l->H * w->module.scan_carry_bytes;
     w->ws = tensor(w, records / 256 * 256 + rows / 256 * 256 + carry, true);
@@ -297,6 +298,8 @@ static void fill_frame(World *w, int64_t *frame) {
     frame[FRAME_PAST] = address(w->past);
     frame[FRAME_WS] = address(w->ws);
     frame[FRAME_SLOTS] = w->slots;
+    frame[frame_segment(k, SEGMENT_SLOTS)] = w->slots;
+    frame[frame_segment(k, SEGMENT_AHEAD)] = address(w->ws) + w->ahead;
     for (int i = 0; i < k->in.count; i++) {
         frame[frame_in_ptr(k, i)] = address(w->in[i]);
         frame[frame_in_heads(k, i)] = w->heads[i];
@@ -324,15 +327,20 @@ static const char *described(World *w) {
     return t.text;
 }
 
-static void launch(World *w) {
-    int64_t frame[FRAME_PORTS + 3 * MAX_PORTS] = {0};
-    fill_frame(w, frame);
+enum { FRAME_MAX = FRAME_PORTS + 3 * MAX_PORTS + SEGMENT_FIELDS };
+
+/* The entries of the frame's segment, or with `ahead` those in front of all segments. */
+static void launch_entries(World *w, const int64_t *frame, bool ahead) {
+    int64_t slots = frame[frame_segment(w->token, SEGMENT_SLOTS)];
+    int64_t sequences = slots && slots < w->l->N ? slots : w->l->N;
     for (int i = 0; i < w->module.entry.count; i++) {
         const CgEntry *e = &w->module.entry.at[i];
+        if ((e->kind == ENTRY_scan || e->kind == ENTRY_carry) != ahead)
+            continue;
         int64_t tiles = e->v_tile ? (w->b->V + e->v_tile - 1) / e->v_tile : 1;
-        int64_t blocks = e->kind == ENTRY_factor ? w->slots * w->factor_heads
+        int64_t blocks = e->kind == ENTRY_factor ? slots * w->factor_heads
                          : e->kind == ENTRY_scan ? w->stretches * w->l->H
-                                                 : w->l->N * w->l->H * tiles;
+                                                 : sequences * w->l->H * tiles;
         const char *why = NULL;
         if (e->per_sm > 0 && blocks > FEW_BLOCKS)
             blocks = FEW_BLOCKS;
@@ -340,6 +348,13 @@ static void launch(World *w) {
                          e->smem_bytes, &why))
             fail_msg("%s: %s", described(w), why);
     }
+}
+
+static void launch(World *w) {
+    int64_t frame[FRAME_MAX] = {0};
+    fill_frame(w, frame);
+    launch_entries(w, frame, true);
+    launch_entries(w, frame, false);
 }
 
 /* comparing ------------------------------------------------------------------------------------ */
@@ -487,7 +502,7 @@ static void world_close(World *w) {
 }
 
 /* False when there is no such code. */
-static bool run_build(const Build *b, const Launch *l, int launches) {
+static inline bool run_build(const Build *b, const Launch *l, int launches) {
     World *w = world_open(b);
     bool has_code = compile(w);
     for (int i = 0; has_code && i < launches; i++)

@@ -131,7 +131,8 @@ static void forward_tensors(Forward *f, GradRun *r, int64_t *frame) {
     forward_memory(f, r, r->cu, (c->N + 1) * 8);
     int64_t ahead = r->tokens * c->H * f->module.scan_token_bytes + 256 +
                     grad_stretches(r) * c->H * f->module.scan_carry_bytes + 256;
-    frame[FRAME_WS] = forward_memory(f, r, NULL, ahead);
+    frame[frame_segment(k, SEGMENT_AHEAD)] = forward_memory(f, r, NULL, ahead);
+    frame[frame_segment(k, SEGMENT_SLOTS)] = r->slots;
 }
 
 /* Into `records`. */

@@ -240,6 +240,7 @@ static float *forward_run(Forward *f, GradRun *r) {
     frame[FRAME_WS] = grad_address(
         forward_memory(f, r, NULL, r->slots * c->H * f->module.ws_bytes_per_slot_head));
     frame[FRAME_SAVED] = grad_address(saved);
+    frame[frame_segment(k, SEGMENT_SLOTS)] = r->slots;
     for (int i = 0; i < 2; i++) {
         const CgEntry *e = &f->module.entry.at[i];
         const char *why = NULL;

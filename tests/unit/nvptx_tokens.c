@@ -10,7 +10,7 @@
 
 static bool build_tokens(Cg *cg, CgModule *out, const char **why) {
     const GradPhase phase[] = {{grad_read_plan, grad_read}, {grad_token_plan, grad_tokens}};
-    return grad_build(cg, out, phase, 2, why);
+    return grad_build(cg, out, ENTRY_grad, phase, 2, why);
 }
 
 /* the kernel, plainly -------------------------------------------------------------------------- */
