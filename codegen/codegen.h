@@ -67,6 +67,33 @@ int frame_in_ptr(const Kernel *k, int input);
 int frame_in_heads(const Kernel *k, int input);
 int frame_out_ptr(const Kernel *k, int output);
 int frame_fields(const Kernel *k);
+
+/* By chunks on a GPU a launch works on one segment of the chunk slots after another, so that workspace
+ * need not have the records of all chunks. Forward kernels have these fields behind their outputs, gradient
+ * kernels those before SEGMENT_SHARED, as the first ones of frame_gradient. A segment is
+ *
+ *     a range     slots SEGMENT_SLOT and so on, whosesoever they are. Slots follow each other by sequence,
+ *                 so at most one sequence crosses either border
+ *     a window    forward, dense batches: chunks SEGMENT_CHUNK and so on of every sequence, whose chains
+ *                 then run side by side; all of them have these chunks, and cross
+ *
+ * Where a sequence crosses a border its state goes on through memory. Records lie in the order of slots, in
+ * a window as if sequences had no other chunks. */
+enum {
+    SEGMENT_SLOT,      /* the first slot; a window: 0 */
+    SEGMENT_SLOTS,     /* number of slots; a window: N * SEGMENT_CHUNKS */
+    SEGMENT_STATE_IN,  /* f32 [H,K,V], and behind it [H,V] that belong to it (the scales by which a kernel
+                          keeps it): state of the sequence that comes in from the segment before. A window:
+                          one of these for each sequence */
+    SEGMENT_STATE_OUT, /* where that of the sequence that goes on goes, or 0; a window: may be STATE_IN */
+    SEGMENT_AHEAD,     /* values made ahead, see SCAN_TOKENS: of all tokens of the batch */
+    SEGMENT_SHARED,
+    SEGMENT_CHUNK = SEGMENT_SHARED, /* a window: its first chunk */
+    SEGMENT_CHUNKS,                 /*   and its chunks of a sequence, or 0: a range */
+    SEGMENT_FIELDS
+};
+int frame_segment(const Kernel *k, int field);
+
 /* Gradient kernels (ir.h): two more fields after the outputs, pointers to the gradients of the final
  * states, or 0 for zero, and behind it to where those of the initial states go, or 0. A final state is
  * not given. Outputs are gradients for every head h of the H: of inputs [B,T,H,...], of params f32
@@ -74,8 +101,8 @@ int frame_fields(const Kernel *k);
  * may be 0: not wanted. An input of 0 heads is one row that stands for all tokens and heads. */
 int frame_costate(const Kernel *k);
 
-/* Gradient kernels on a GPU go over the chunk slots segment by segment (codegen/nvptx/gradient.h), the
- * last one first. Where gradients are summed afterwards, over heads that share an input and over
+/* Gradient kernels on a GPU go over the segments (codegen/nvptx/gradient.h) from the last one on. Where
+ * gradients are summed afterwards, over heads that share an input and over
  * everything for params, the output's pointer above is that of the parts:
  *     of inputs  [B,T,H,...] of the output's type; memory is there for the rows of the segment's tokens
  *                alone, so the pointer itself may lie anywhere
@@ -84,15 +111,14 @@ int frame_costate(const Kernel *k);
  * The sums entry runs behind each segment's grad entry. It sums gradients of inputs for the segment's
  * tokens, and those of params over all FRAME_SLOTS slots in the segment that begins with slot 0. */
 enum {
-    GRAD_SLOT,        /* the segment's first slot */
-    GRAD_SLOTS,       /* and its number of slots */
-    GRAD_STATE_IN,    /* f32 [H,K,V], and behind it [H,V] that belong to it (the scales by which a kernel
-                         keeps it): state of the sequence that comes in from the segment before */
-    GRAD_STATE_OUT,   /* where that of the sequence that goes on goes, or 0 */
-    GRAD_COSTATE_IN,  /* likewise backwards: of the sequence that goes on behind the segment */
+    GRAD_SLOT = SEGMENT_SLOT,
+    GRAD_SLOTS = SEGMENT_SLOTS,
+    GRAD_STATE_IN = SEGMENT_STATE_IN,
+    GRAD_STATE_OUT = SEGMENT_STATE_OUT,
+    GRAD_AHEAD = SEGMENT_AHEAD,
+    GRAD_COSTATE_IN = SEGMENT_SHARED, /* as STATE_IN, backwards: of the sequence that goes on behind it */
     GRAD_COSTATE_OUT, /* of the one that came in */
     GRAD_SCRATCH,     /* scratch_bytes of the grad entry for each of its blocks */
-    GRAD_AHEAD,       /* values made ahead, see SCAN_TOKENS: of all tokens of the batch */
     GRAD_SAVE_EVERY,  /* CgOptions.save_every of a forward pass whose states are at FRAME_SAVED: the chain may
                          start at each of them. 0: it may not */
     GRAD_FIELDS
@@ -107,10 +133,9 @@ int frame_sum_heads(const Kernel *k, int output); /* and its heads, those of the
  * and no host ever reads it. Slots in all: N*ceil(T/C), or T/C + N. */
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
 
-/* Values made ahead (codegen/nvptx/scan.h) take workspace behind the records (gradient kernels: from
- * GRAD_AHEAD, which is one, on): from the next multiple of 256 bytes on tokens*H*scan_token_bytes, with
- * all tokens of the batch, and from the next one on stretches*H*scan_carry_bytes, stretches =
- * frame_slots(T, N, packed, SCAN_TOKENS). */
+/* Values made ahead (codegen/nvptx/scan.h) take workspace from SEGMENT_AHEAD, a multiple of 256 bytes, on:
+ * tokens*H*scan_token_bytes, with all tokens of the batch, and from the next such multiple on
+ * stretches*H*scan_carry_bytes, stretches = frame_slots(T, N, packed, SCAN_TOKENS). */
 enum { SCAN_TOKENS = 32 };
 
 /* Where value v is remembered, -1 where it is not; floats remembered in all: past_list. */
@@ -139,11 +164,11 @@ typedef enum {
 
 /* One callable symbol and how to call it.
  * GPU: a 1-D grid, entries in the order of the list. scan: stretches*H blocks; carry: N*H blocks (values
- *      made ahead, see SCAN_TOKENS). factor: slots*HF blocks (head fastest). chain, recurrent: N*H*vtiles blocks,
- *      vtiles = ceil(V / v_tile), V tile fastest, then head. Of several chain entries, widest tile
- *      first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is the
- *      frame by value. reverse: as chain, a choice of its own; of a gradient both have
- *      min(N, GRAD_SLOTS)*H*vtiles blocks; with GRAD_SAVE_EVERY the chain has as many for each interval
+ *      made ahead, see SCAN_TOKENS, once for all segments). Of a segment, factor: SEGMENT_SLOTS*HF blocks
+ *      (head fastest); chain: min(N, SEGMENT_SLOTS)*H*vtiles blocks, or N*H*vtiles where there are no slots,
+ *      vtiles = ceil(V / v_tile), V tile fastest, then head; recurrent: N*H*vtiles. Of several chain entries,
+ *      widest tile first, a launch takes one, whichever fills the GPU better. The kernel's one parameter is
+ *      the frame by value. reverse: as chain, a choice of its own; with GRAD_SAVE_EVERY the chain has as many for each interval
  *      between its multiples, interval before sequence: at least of as many sequences as can lie in one.
  *      grad, sums: any number of blocks, which share out the work; per_sm of them fit a multiprocessor.
  *      recurrent with per_sm > 0: likewise, the N*H*vtiles tasks that are a block each without.

@@ -1,8 +1,8 @@
-/* States in the midst of a sequence: what a segment of a gradient leaves to the next one, and what a forward
- * pass saves for that, also for intervals of a segment that are walked side by side. Exactly as the registers
- * hold them, so that whoever goes on computes the same bits as without the border: the warpgroups' schedule keeps S / unit, and what its unit is depends on all
- * chunks before. So the units lie behind the states, 1 from the other schedule: a forward pass may have
- * one and its gradient the other.
+/* States in the midst of a sequence: what a segment leaves to the next one, and what a forward pass saves for
+ * a gradient's, also for intervals of a segment that are walked side by side. Exactly as the registers hold
+ * them, so that whoever goes on computes the same bits as without the border: the warpgroups' schedule keeps
+ * S / unit, and what its unit is depends on all chunks before. So the units lie behind the states, 1 from the
+ * other schedule: a forward pass may have one and its gradient the other.
  *
  *     f32 [H][K][V] state, [H][V] its units
  */
@@ -88,13 +88,18 @@ void chain_pass_on(Chain *c, Val all)
     }
 }
 
+Val chain_border_bytes(Chain *c)
+{
+    Cg *cg = c->cg;
+    return cg_mul(cg, cg_zext64(cg, c->heads), cg_int64(cg, state_bytes(cg) + 4 * (int64_t)c->s->V));
+}
+
 /* Address (i64) of the saved state in front of slot `which * every`. */
 static Val saved_state(Chain *c, Val which)
 {
     Cg *cg = c->cg;
-    Val bytes = cg_int64(cg, state_bytes(cg) + 4 * (int64_t)c->s->V);
     Val number = cg_sub(cg, which, cg_int64(cg, 1));
-    Val at = cg_mul(cg, number, cg_mul(cg, cg_zext64(cg, c->heads), bytes));
+    Val at = cg_mul(cg, number, chain_border_bytes(c));
     return cg_add(cg, cg_frame_field(cg, FRAME_SAVED), at);
 }
 
@@ -103,10 +108,10 @@ static Val saved_state(Chain *c, Val which)
 Val chain_place_interval(Chain *c, Val n)
 {
     Cg *cg = c->cg;
-    Val slots = cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOTS));
-    c->begin = cg_frame_field(cg, frame_gradient(c->k, GRAD_SLOT));
+    Val slots = cg_frame_field(cg, frame_segment(c->k, SEGMENT_SLOTS));
+    c->begin = cg_frame_field(cg, frame_segment(c->k, SEGMENT_SLOT));
     c->end = cg_add(cg, c->begin, slots);
-    if (c->back)
+    if (c->back || !c->gradient)
         return n;
     Val zero = cg_int(cg, 0), one = cg_int(cg, 1), slot = cg_trunc32(cg, c->begin);
     Val every = cg_trunc32(cg, cg_frame_field(cg, frame_gradient(c->k, GRAD_SAVE_EVERY)));
@@ -127,7 +132,9 @@ Val chain_place_interval(Chain *c, Val n)
 Val chain_state_in(Chain *c)
 {
     Cg *cg = c->cg;
-    Val passed = cg_frame_field(cg, frame_gradient(c->k, GRAD_STATE_IN));
+    Val passed = cg_frame_field(cg, frame_segment(c->k, SEGMENT_STATE_IN));
+    if (!c->gradient)
+        return passed;
     return cg_select(cg, c->inner, saved_state(c, cg_zext64(cg, c->interval)), passed);
 }
 
@@ -140,6 +147,11 @@ void chain_save_start(Chain *c, Val number)
     due = cg_and(cg, due, cg_cmp(cg, LLVMIntSGT, number, zero));
     If there = cg_if(cg, cg_and(cg, due, cg_cmp(cg, LLVMIntNE, saved, zero)));
     Val at = saved_state(c, cg_udiv(cg, slot, every));
-    chain_pass_on(c, LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, ""));
+    Chain here = *c; /* there are no registers for addresses that wait for their time */
+    here.head = chain_keep(c, c->head);
+    here.t = chain_keep(c, c->t);
+    for (int h = 0; h < 2; h++)
+        here.v[h] = chain_keep(c, c->v[h]);
+    chain_pass_on(&here, LLVMBuildIntToPtr(cg->b, at, cg->ptr_global, ""));
     cg_end_if(cg, &there);
 }

@@ -32,13 +32,9 @@ static Val align(Cg *cg, Val x)
     return cg_and(cg, cg_add(cg, x, cg_int64(cg, REGION_ALIGN - 1)), cg_int64(cg, -REGION_ALIGN));
 }
 
-static Val region(Cg *cg, const Scan *scan)
+static Val region(Cg *cg)
 {
-    if (kernel_is_gradient(cg->k))
-        return nv_global(cg, frame_gradient(cg->k, GRAD_AHEAD));
-    Val records = cg_mul(cg, cg_frame_field(cg, FRAME_SLOTS), cg_frame_field(cg, FRAME_HF));
-    Val bytes = align(cg, cg_mul(cg, records, cg_int64(cg, scan->record_bytes)));
-    return cg_gep8(cg, nv_global(cg, FRAME_WS), bytes);
+    return nv_global(cg, frame_segment(cg->k, SEGMENT_AHEAD));
 }
 
 /* Tokens of all sequences times heads. */
@@ -50,10 +46,10 @@ static Val token_heads(Cg *cg)
     return cg_mul(cg, tokens, cg_frame_field(cg, FRAME_H));
 }
 
-Val scan_rows(Cg *cg, const Scan *scan, const ScanValue *value)
+Val scan_rows(Cg *cg, const ScanValue *value)
 {
     Val before = cg_mul(cg, token_heads(cg), cg_int64(cg, value->rows_at));
-    return cg_gep8(cg, region(cg, scan), before);
+    return cg_gep8(cg, region(cg), before);
 }
 
 Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
@@ -61,7 +57,7 @@ Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
     Val rows = align(cg, cg_mul(cg, token_heads(cg), cg_int64(cg, scan->token_bytes)));
     Val at = cg_add(cg, cg_mul(cg, stretch, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, head));
     Val bytes = cg_mul(cg, at, cg_int64(cg, 4 * (int64_t)scan->carry_floats));
-    return cg_gep8(cg, region(cg, scan), cg_add(cg, rows, bytes));
+    return cg_gep8(cg, region(cg), cg_add(cg, rows, bytes));
 }
 
 /* A lane's n elements ------------------------------------------------------------------------- */
@@ -359,7 +355,7 @@ static void store_value(Walk *w, const ScanValue *m)
     const Val *x = value_get(&w->at, m->value);
     Val row = cg_mul(cg, w->at.token, cg_frame_field(cg, FRAME_H));
     row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, w->at.head)), cg_int64(cg, 4 * size));
-    Val p = cg_gep8(cg, scan_rows(cg, w->scan, m), row);
+    Val p = cg_gep8(cg, scan_rows(cg, m), row);
     if (m->axis >= 0)
         p = cg_gep8(cg, p, cg_zext64(cg, cg_mul(cg, w->lane, cg_int(cg, 4 * m->n))));
     for (int j = 0; j < m->n; j += group) {
