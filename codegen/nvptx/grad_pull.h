@@ -2,6 +2,7 @@
  * back to the lattice's rows, keys and decays. Private to codegen/nvptx/grad_pull*.c.
  *
  *   unit     units of columns of V                                      grad_pull_unit.c
+ *   copy     what these two read, under way from a task's start         grad_pull_copy.c
  *   left     Zt = A X; left rows; dG_f = left_f Zt', as operands        grad_pull_left.c
  *   state    a slab of 32 channels: dW_f = left_f S', dKt = Zt dS', dD  grad_pull_state.c
  *   key      vector decay: a slab's products with Lam backwards         grad_pull_key.c
@@ -119,10 +120,20 @@ void pull_store_dp(Pull *p, Val slab, Tile *dp);
 void pull_copy_units(Pull *p);   /* start copying */
 void pull_make_units(Pull *p);   /* once they have arrived */
 
-/* grad_pull_left.c */
+/* grad_pull_copy.c */
 /* Start copying what pull_left reads, in two groups: X, A and units; left rows. A third follows. */
 void pull_copy_left(Pull *p);
+ValueAt pull_left_at(Pull *p, int h, Val slab);       /* half h's row at this lane's columns of a slab */
+/* Whether a family's left rows are copied: those of dX, or an input's where a lane's columns are 16 bytes. */
+bool pull_is_copied(Pull *p, int f);
+
+/* grad_pull_left.c */
 void pull_left(Pull *p);
+int pull_a_base(const Pull *p);                       /* A's copy */
+Val pull_first_column(Pull *p, Val slab);             /* of this lane's 8 */
+Val pull_zt_unit(Pull *p, Val row, Val unit);
+/* In the stash of A fragments, or for half `step` of a copied row. */
+Val pull_stash_unit(Pull *p, int operand, int step, Val slab);
 void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]); /* families: Zt */
 Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blocks */
 

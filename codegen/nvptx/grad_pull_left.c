@@ -23,7 +23,7 @@ static int slabs(const Pull *p) {
 }
 
 /* This lane's 8 columns of slab `slab`. */
-static Val first_column(Pull *p, Val slab) {
+Val pull_first_column(Pull *p, Val slab) {
     return cg_add(p->cg, cg_shl(p->cg, slab, 5), cg_shl(p->cg, p->f.t, 3));
 }
 
@@ -40,12 +40,12 @@ static void times_units(Pull *p, Packed *x, const Val unit[4]) {
             nv_mul_pair(p->cg, p->s->operand, x->pair[i / 4][i % 4], unit[i % 4]);
 }
 
-static Val zt_unit(Pull *p, Val row, Val unit) {
+Val pull_zt_unit(Pull *p, Val row, Val unit) {
     return factor_unit(p->cg, p->sh_zt, p->vq / 8, row, unit);
 }
 
 /* A fragments of a lane's two rows, in the stash that dW and dKt read. */
-static Val stash_unit(Pull *p, int operand, int step, Val slab) {
+Val pull_stash_unit(Pull *p, int operand, int step, Val slab) {
     Cg *cg = p->cg;
     int threads = 32 * p->s->warps;
     Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
@@ -63,46 +63,17 @@ static void put_left(Pull *p, int operand, Val slab, const Packed *x) {
     Val a[2][4];
     fragments(x, a);
     for (int step = 0; step < 2; step++)
-        factor_store_unit(p->cg, stash_unit(p, operand, step, slab), a[step]);
+        factor_store_unit(p->cg, pull_stash_unit(p, operand, step, slab), a[step]);
 }
 
 void pull_get_left(Pull *p, int operand, int step, Val slab, Val a[4]) {
-    factor_load_unit(p->cg, stash_unit(p, operand, step, slab), a);
+    factor_load_unit(p->cg, pull_stash_unit(p, operand, step, slab), a);
 }
 
 /* Zt ------------------------------------------------------------------------------------------- */
 
-static int a_base(const Pull *p) {
+int pull_a_base(const Pull *p) {
     return p->sh_zt + p->s->rows * p->s->vp * 2;
-}
-
-/* X and A as they lie in the record; nothing erased: X where Zt will be, by the lanes that make it of it. */
-static void copy_matrices(Pull *p) {
-    Cg *cg = p->cg;
-    const System *s = p->s;
-    struct {
-        int64_t from;
-        int to, units;
-    } part[] = {{s->ws_x, p->sh_zt, s->rows * s->vp / 8},
-                {s->ws_a, a_base(p), s->rows * s->rows / 8}};
-    for (int i = 0; i < 2; i++) {
-        Loop u = cg_for(cg, nv_tid(cg), cg_int(cg, part[i].units), 32 * s->warps, false);
-        Val byte = cg_shl(cg, u.i, 4);
-        Val from = cg_gep8(cg, p->f.record, cg_add(cg, byte, cg_int(cg, (int)part[i].from)));
-        nv_copy_async(cg, cg_gep8(cg, nv_shared(cg, part[i].to), byte), from, cg_int(cg, 16));
-        cg_end_for(cg, &u);
-    }
-}
-
-static void copy_x(Pull *p) {
-    Cg *cg = p->cg;
-    const System *s = p->s;
-    for (int h = 0; h < 2; h++) {
-        Loop u = cg_for(cg, p->f.t, cg_int(cg, s->vp / 8), 4, false);
-        Val from = factor_ws_unit(&p->f, s->ws_x, s->vp, p->f.row[h], u.i);
-        nv_copy_async(cg, zt_unit(p, p->f.row[h], u.i), from, cg_int(cg, 16));
-        cg_end_for(cg, &u);
-    }
 }
 
 static Val placed(Pull *p, int base, int columns, Val row, Val unit) {
@@ -120,7 +91,7 @@ static void multiply_zt(Pull *p, Var (*acc)[4]) {
     Loop j = cg_for(cg, cg_int(cg, 0), cg_add(cg, p->f.warp, cg_int(cg, 1)), 1, false);
     Val row = cg_add(cg, cg_add(cg, cg_shl(cg, p->f.warp, 4), cg_shl(cg, r, 1)), odd);
     Val unit = cg_add(cg, cg_shl(cg, j.i, 1), high);
-    nv_ldmatrix4(cg, placed(p, a_base(p), p->s->rows, row, unit), false, a);
+    nv_ldmatrix4(cg, placed(p, pull_a_base(p), p->s->rows, row, unit), false, a);
     Val x_row = cg_add(cg, cg_add(cg, cg_shl(cg, j.i, 4), cg_shl(cg, odd, 3)), r);
     for (int i = 0; i < tiles; i += 2) {
         unit = cg_add(cg, high, cg_int(cg, i));
@@ -144,7 +115,7 @@ static void clear_end(Pull *p) {
         Val zero[4] = {cg_int(cg, 0), cg_int(cg, 0), cg_int(cg, 0), cg_int(cg, 0)};
         Val half = cg_add(cg, cg_and(cg, p->f.t, cg_int(cg, 1)), cg_int(cg, unit));
         Val row = cg_add(cg, p->f.row[0], cg_shr(cg, p->f.t, 1));
-        factor_store_unit(cg, zt_unit(p, row, half), zero);
+        factor_store_unit(cg, pull_zt_unit(p, row, half), zero);
     }
 }
 
@@ -231,7 +202,7 @@ static void solve_zt(Pull *p) {
             Val x[2];
             for (int c = 0; c < 2; c++)
                 x[c] = cg_fmul(cg, cg_get(cg, acc[i][2 * h + c]), factor[h]);
-            Val at = cg_gep8(cg, zt_unit(p, p->f.row[h], cg_int(cg, i)), cg_shl(cg, p->f.t, 2));
+            Val at = cg_gep8(cg, pull_zt_unit(p, p->f.row[h], cg_int(cg, i)), cg_shl(cg, p->f.t, 2));
             cg_store(cg, nv_pack(cg, p->s->operand, x[0], x[1]), at, 4);
         }
 }
@@ -240,7 +211,7 @@ static void solve_zt(Pull *p) {
 static void x_unit(Pull *p, int h, Val unit, Val out[8]) {
     Cg *cg = p->cg;
     Val pair[4];
-    factor_load_unit(cg, zt_unit(p, p->f.row[h], unit), pair);
+    factor_load_unit(cg, pull_zt_unit(p, p->f.row[h], unit), pair);
     for (int j = 0; j < 4; j++)
         nv_unpack(cg, p->s->operand, pair[j], out + 2 * j);
     for (int e = 0; e < 8 && p->key_scale[h]; e++)
@@ -273,7 +244,7 @@ static void copy_zt(Pull *p) {
         for (int e = 0; e < 8; e++)
             x[e] = cg_fmul(cg, x[e], factor[h]);
         factor_pack(cg, p->s->operand, pair, x);
-        factor_store_unit(cg, zt_unit(p, p->f.row[h], u.i), pair);
+        factor_store_unit(cg, pull_zt_unit(p, p->f.row[h], u.i), pair);
         cg_end_for(cg, &u);
     }
 }
@@ -292,10 +263,10 @@ static void stash_zt(Pull *p) {
     Val unit[8], factor[2];
     Tile z;
     Packed packed;
-    pull_load8(p, pull_unit_base(p, UNIT_xds), first_column(p, slab.i), unit);
+    pull_load8(p, pull_unit_base(p, UNIT_xds), pull_first_column(p, slab.i), unit);
     for (int h = 0; h < 2; h++) {
         Val at = cg_add(cg, cg_shl(cg, slab.i, 2), p->f.t);
-        factor_load_unit(cg, zt_unit(p, p->f.row[h], at), packed.pair[h]);
+        factor_load_unit(cg, pull_zt_unit(p, p->f.row[h], at), packed.pair[h]);
         factor[h] = row_factor(p, p->zt_most[h]);
     }
     pull_unpack(p, &z, &packed);
@@ -309,69 +280,15 @@ static void stash_zt(Pull *p) {
 
 /* left rows ------------------------------------------------------------------------------------ */
 
-/* The place of this lane's unit of dX in the record. Past the end, where factors are 0, the first one's. */
-static Val dx_place(Pull *p, int h, Val slab) {
-    Cg *cg = p->cg;
-    const System *s = p->s;
-    Val unit = cg_add(cg, cg_shl(cg, slab, 2), p->f.t);
-    if (p->vq > s->vp) {
-        Val there = cg_cmp(cg, LLVMIntSLT, unit, cg_int(cg, s->vp / 8));
-        unit = cg_select(cg, there, unit, cg_int(cg, 0));
-    }
-    return factor_ws_unit(&p->f, s->ws_dx, s->vp, p->f.row[h], unit);
-}
-
 static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
     Cg *cg = p->cg;
     Val pair[4], factor[8];
-    factor_load_unit(cg, stash_unit(p, 0, h, slab), pair);
-    pull_load8(p, pull_unit_base(p, UNIT_dx), first_column(p, slab), factor);
+    factor_load_unit(cg, pull_stash_unit(p, 0, h, slab), pair);
+    pull_load8(p, pull_unit_base(p, UNIT_dx), pull_first_column(p, slab), factor);
     for (int j = 0; j < 4; j++)
         nv_unpack(cg, p->s->operand, pair[j], out + 2 * j);
     for (int e = 0; e < 8; e++)
         out[e] = cg_fmul(cg, out[e], factor[e]);
-}
-
-/* Half h's row at this lane's columns of a slab. */
-static ValueAt left_at(Pull *p, int h, Val slab) {
-    ValueAt at = p->f.at[h];
-    at.n_v = 8;
-    at.base_v = first_column(p, slab);
-    at.past_v = p->vq > p->s->V;
-    at.lookup = NULL;
-    at.memo = NULL;
-    value_begin(&at);
-    return at;
-}
-
-/* Whether a family's left rows are copied: those of dX, or an input's where a lane's columns are 16 bytes. */
-static bool is_copied(Pull *p, int f) {
-    if (pull_erase(p, f))
-        return true;
-    int v = p->g->family[f].left;
-    const Kernel *k = p->grad->k;
-    const Inst *i = inst_at(k, v);
-    if (i->op != OP_in || k->in.at[i->index].is_param || !shape_has(i->shape, AXIS_V))
-        return false;
-    ValueAt at = {.cg = p->cg, .n_k = 1, .n_v = 8};
-    return value_access_bytes(&at, v) == 16 && value_accesses(&at, v) == 1;
-}
-
-/* To where the fragments made of them will be, which take as much. */
-static void copy_left(Pull *p) {
-    Cg *cg = p->cg;
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, true);
-    for (int f = 0; f < p->s->families; f++)
-        for (int h = 0; h < 2 && is_copied(p, f); h++) {
-            Val from;
-            ValueAt at = left_at(p, h, slab.i);
-            if (pull_erase(p, f))
-                from = dx_place(p, h, slab.i);
-            else
-                value_addresses(&at, p->g->family[f].left, &from);
-            nv_copy_async(cg, stash_unit(p, f, h, slab.i), from, cg_int(cg, 16));
-        }
-    cg_end_for(cg, &slab);
 }
 
 /* Left row of half h at this lane's columns of a slab; zeros where the family has no row. A copy is gone
@@ -383,10 +300,10 @@ static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
         return;
     }
     int v = p->g->family[f].left, position = p->s->family[f].position;
-    ValueAt at = left_at(p, h, slab);
+    ValueAt at = pull_left_at(p, h, slab);
     Val x[8], here = p->f.row_live[h], zero = cg_float(cg, 0);
-    if (is_copied(p, f)) {
-        Val copy = stash_unit(p, f, h, slab), loaded;
+    if (pull_is_copied(p, f)) {
+        Val copy = pull_stash_unit(p, f, h, slab), loaded;
         value_load_copy(&at, v, &copy, &loaded);
         value_unpack(&at, v, &loaded, x);
     } else {
@@ -544,15 +461,15 @@ static void left_slab(Pull *p, int f, Val slab, Var (*acc)[2][4]) {
             factor = cg_fmul(cg, factor, p->rescale[f][h]);
         for (int e = 0; e < 8; e++)
             left.x[h][e] = cg_fmul(cg, left.x[h][e], factor);
-        of[h] = zt_unit(p, p->f.row[h], cg_add(cg, cg_shl(cg, slab, 2), p->f.t));
+        of[h] = pull_zt_unit(p, p->f.row[h], cg_add(cg, cg_shl(cg, slab, 2), p->f.t));
     }
     pull_pack(p, &rounded, &left);
     packed = rounded;
-    load_unit_pairs(p, UNIT_s, first_column(p, slab), unit);
+    load_unit_pairs(p, UNIT_s, pull_first_column(p, slab), unit);
     times_units(p, &packed, unit);
     put_left(p, f, slab, &packed);
     packed = rounded;
-    load_unit_pairs(p, UNIT_x, first_column(p, slab), unit);
+    load_unit_pairs(p, UNIT_x, pull_first_column(p, slab), unit);
     times_units(p, &packed, unit);
     fragments(&packed, a);
     multiply_dg(p, a, of, acc);
@@ -573,15 +490,6 @@ static void make_dg(Pull *p, int f) {
         unit[h] = p->g->family[f].minus ? LLVMBuildFNeg(cg->b, unit[h], "") : unit[h];
     }
     (p->s->a_key ? pull_key_dg : pull_scalar_dg)(p, f, acc, unit);
-}
-
-void pull_copy_left(Pull *p) {
-    Cg *cg = p->cg;
-    pull_copy_units(p);
-    (p->s->erase ? copy_matrices : copy_x)(p);
-    nv_copy_commit(cg);
-    copy_left(p);
-    nv_copy_commit(cg);
 }
 
 void pull_left(Pull *p) {
