@@ -211,6 +211,16 @@ static bool is_changed(const Change *c, bool upstream, int64_t sequence, int64_t
            (upstream ? t < c->from : t >= c->from);
 }
 
+/* Where a case repeats its rows: row i of a sequence is that of a token that was filled before. */
+static bool repeat_row(const Filler *f, Tensor *t, int64_t begin, int64_t i) {
+    if (!f->c->repeat || i < f->c->repeat)
+        return false;
+    size_t row_bytes = t->bytes / (size_t)(t->shape[0] * t->shape[1]);
+    char *row0 = (char *)t->data + (size_t)begin * row_bytes;
+    memcpy(row0 + (size_t)i * row_bytes, row0 + (size_t)(i % f->c->repeat) * row_bytes, row_bytes);
+    return true;
+}
+
 /* Fills rows [begin, begin+length) of a per-token tensor as sequence number `label`. */
 static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64_t length,
                       int64_t label) {
@@ -220,14 +230,9 @@ static void fill_rows(const Filler *f, int port, Tensor *t, int64_t begin, int64
     int n = t->ndim > 3 ? (int)t->shape[t->ndim - 1] : 1;
     double x[DIM_MAX];
     Draw w = {.c = f->c, .port = p, .role = role_of(k, port), .n = n};
-    size_t row_bytes = (size_t)(heads * elements) * gdr_dtype_size(t->dtype);
-    char *row0 = (char *)t->data + (size_t)begin * row_bytes;
     for (int64_t i = 0; i < length; i++) {
-        if (f->c->repeat && i >= f->c->repeat) {
-            memcpy(row0 + (size_t)i * row_bytes, row0 + (size_t)(i % f->c->repeat) * row_bytes,
-                   row_bytes);
+        if (repeat_row(f, t, begin, i))
             continue;
-        }
         bool changed = is_changed(f->change, false, label, i);
         w.key = mix(f->seed + 1000003 * (uint64_t)port + (changed ? 77 : 0));
         w.t = i;
@@ -296,18 +301,40 @@ static Tensor fill_state(const Filler *f, Arena *arena, const char *name, uint64
     bool vk = p->state_layout == GDR_LAYOUT_VK;
     const int64_t shape[4] = {p->N, p->H, vk ? V : K, vk ? K : V};
     Tensor t = tensor_new(arena, name, p->state_type, 4, shape);
-    int64_t n = tensor_count(&t), one = p->N ? n / p->N : 0;
-    for (int64_t i = 0; i < n; i++) { /* element i of [N,H,K,V] */
+    int64_t n = tensor_count(&t), one = p->N ? n / p->N : 0, filled = f->c->repeat ? one : n;
+    for (int64_t i = 0; i < filled; i++) { /* element i of [N,H,K,V] */
         int64_t label = (i / one + f->rotate) % p->N, at = i;
         if (vk)
             at = i / (K * V) * (K * V) + i % V * K + i / V % K;
         scalar_put(t.dtype, t.data, at,
                    0.5 * normal(mix(f->seed ^ key), (uint64_t)(label * one + i % one)));
     }
+    /* Where tokens are repeated, so are states. */
+    size_t bytes = p->N ? t.bytes / (size_t)p->N : 0;
+    for (int64_t sequence = 1; filled < n && sequence < p->N; sequence++)
+        memcpy((char *)t.data + (size_t)sequence * bytes, t.data, bytes);
     return t;
 }
 
 /* gradients from outside ----------------------------------------------------------------------- */
+
+/* As fill_rows. */
+static void fill_upstream_rows(const Filler *f, int out, Tensor *t, int64_t begin, int64_t length,
+                               int64_t label) {
+    int64_t heads = t->shape[2], elements = shape_elements(f->p->k, f->p->k->out.at[out].shape);
+    for (int64_t i = 0; i < length; i++) {
+        if (repeat_row(f, t, begin, i))
+            continue;
+        uint64_t key = mix(f->seed + 999983 * (uint64_t)(out + 1) +
+                           (is_changed(f->change, true, label, i) ? 77 : 0));
+        for (int64_t e = 0; e < heads * elements; e++) {
+            uint64_t head = (uint64_t)(e / elements);
+            uint64_t place = mix((uint64_t)label << 40 ^ (uint64_t)i << 16 ^ head);
+            scalar_put(t->dtype, t->data, (begin + i) * heads * elements + e,
+                       normal(key, place + (uint64_t)(e % elements)));
+        }
+    }
+}
 
 static void fill_upstream(const Filler *f, Arena *arena, int out) {
     Problem *p = f->p;
@@ -320,16 +347,9 @@ static void fill_upstream(const Filler *f, Arena *arena, int out) {
     *t = tensor_new(arena, p->dname[out], dtype_of_elem(port->elem), 3 + port->shape.rank, shape);
     tensor_poison(t);
     for (int64_t n = 0; n < p->N; n++) {
-        int64_t begin, length, label = (n + f->rotate) % p->N;
+        int64_t begin, length;
         problem_sequence(p, n, &begin, &length);
-        for (int64_t i = 0; i < length * p->H * elements; i++) {
-            int64_t token = i / elements / p->H, head = i / elements % p->H;
-            uint64_t key = mix(f->seed + 999983 * (uint64_t)(out + 1) +
-                               (is_changed(f->change, true, label, token) ? 77 : 0));
-            uint64_t place = mix((uint64_t)label << 40 ^ (uint64_t)token << 16 ^ (uint64_t)head);
-            scalar_put(t->dtype, t->data, begin * p->H * elements + i,
-                       normal(key, place + (uint64_t)(i % elements)));
-        }
+        fill_upstream_rows(f, out, t, begin, length, (n + f->rotate) % p->N);
     }
 }
 
