@@ -69,14 +69,16 @@ static gdr_status take_saved(Driver *d, const Problem *p, const Engine *e, Devic
 
 static gdr_status take_workspace(Driver *d, const Engine *e, DeviceSet *s) {
     CudaError error;
-    size_t bytes;
+    size_t bytes, least;
     if (e->memory == MEMORY_pool)
         return GDR_OK;
-    gdr_status status = e->memory == MEMORY_least
-                            ? gdr_workspace_least(e->kernel, &s->launch, &bytes)
-                            : gdr_workspace_size(e->kernel, &s->launch, &bytes);
+    gdr_status status = gdr_workspace_size(e->kernel, &s->launch, &bytes);
+    if (!status)
+        status = gdr_workspace_least(e->kernel, &s->launch, &least);
     if (status || !bytes)
         return status;
+    if (e->memory != MEMORY_default)
+        bytes = e->memory == MEMORY_least ? least : least + (bytes - least) / 2;
     if (!cuda_alloc(d->ctx->cuda, bytes, &s->workspace, &error))
         return driver_error(d, &error);
     s->launch.workspace = (void *)(uintptr_t)s->workspace;

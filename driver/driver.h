@@ -163,8 +163,8 @@ int problem_results(const Problem *p);               /* entries of Outcome.out *
 const Port *problem_result(const Problem *p, int i); /* the port it is, or is the gradient of */
 const char *problem_result_name(const Problem *p, int i);
 
-/* Where a GPU's workspace comes from. */
-typedef enum { MEMORY_default, MEMORY_least, MEMORY_pool } Memory;
+/* Where a GPU's workspace comes from, and how much it is; half: between the least and the default. */
+typedef enum { MEMORY_default, MEMORY_least, MEMORY_half, MEMORY_pool } Memory;
 
 /* How to compute it. */
 typedef struct Engine {

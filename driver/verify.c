@@ -285,9 +285,10 @@ static gdr_status verify_properties(Verify *v) {
                 status = property_check(v->d, v->s, v->variant, &c, e, &broken);
             if (status)
                 return status;
-            bool pieces = c.grad && v->d->opt.device == DEVICE_cuda;
-            printf("bitwise: %scausality, place, neighbours, repeat%s: %s %dx%d %s: %s%s\n",
-                   c.grad ? "anti" : "", pieces ? ", pieces, saved states, all saved" : "",
+            bool gpu = v->d->opt.device == DEVICE_cuda;
+            printf("bitwise: %scausality, place, neighbours, repeat%s%s: %s %dx%d %s: %s%s\n",
+                   c.grad ? "anti" : "", gpu ? ", pieces" : "",
+                   gpu && c.grad ? ", saved states, all saved" : "",
                    gdr_dtype_name(c.type), c.K, c.V, method_name((Method)m),
                    broken ? "FAILED: " : "hold", broken ? broken : "");
             v->lines++;
