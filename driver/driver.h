@@ -9,10 +9,12 @@
  *   device.c     its tensors on a GPU
  *   timing.c     the time of launches
  *   reference.c  running it by the reference
+ *   nearby.c     and gradients next to it, moved by as much as kernels round
  *   inputs.c     random inputs for any spec
  *   measure.c    how far results are from the reference
  *   sgemm.c      what one core can do
  *   decode.c     decoding steps: pools, what must hold
+ *   header_grad.c  what header.c says of a backward pass on a GPU
  *   check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the calls
  *
  * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment
