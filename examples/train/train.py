@@ -157,6 +157,7 @@ def rounded(x):
 
 def write(path, result):
     """All of it or, when interrupted, what was there before."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path + ".part", "w", encoding="utf-8") as f:
         json.dump(rounded(result), f, indent=1)
         f.write("\n")
