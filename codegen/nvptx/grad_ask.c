@@ -11,7 +11,10 @@
 
 enum { PIECE = 64 }; /* bytes that one request brings */
 
+/* LLVM selects it for these GPUs alone. */
 static void ask(Cg *cg, Val p) {
+    if (!cg->target->wgmma)
+        return;
     cg_intrinsic(cg, "llvm.nvvm.prefetch.global.L2", NULL, 0, &p, 1);
 }
 
