@@ -188,7 +188,7 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
                "turns * (64 + V columns of a block),\n * turns = blocks / "
                "multiprocessors, rounded up.";
     else if (e->kind == ENTRY_past)
-        rule = "\n * Behind all others; not needed where past is 0.";
+        rule = "\n * Once, behind all others; not needed where past is 0.";
     buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
                e->symbol, rule);
     const char *head = "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ";

@@ -134,6 +134,31 @@ static void packed_prefill_remembers(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* No tokens at all: what was there is there, bit for bit. */
+static void nothing_changes_without_tokens(void **state) {
+    (void)state;
+    gdr_context *ctx = open_context(2);
+    for (gdr_algo algo = GDR_ALGO_CHUNK; algo <= GDR_ALGO_RECURRENT; algo++) {
+        gdr_kernel *k = compile_rows(ctx, past, algo, 0);
+        int p = past_of(k);
+        Call *c = call_new(2, 0, 0, p);
+        unsigned seed = 13;
+        fill_pool(c, 2);
+        for (int64_t i = 0; i < 2 * H * p; i++)
+            c->past0[i] = noise(&seed);
+        run(k, ctx, c);
+        assert_memory_equal(c->S, c->S0, 2 * STATE_BYTES);
+        assert_memory_equal(c->past, c->past0, (size_t)(2 * H * p) * 4);
+        c->launch.past0 = NULL;
+        run(k, ctx, c);
+        for (int64_t i = 0; i < 2 * H * p; i++)
+            assert_true(c->past[i] == 0);
+        free(c);
+        gdr_kernel_destroy(k);
+    }
+    gdr_context_destroy(ctx);
+}
+
 /* Values that vanish from the chunk form keep their places, as zeros; those that it holds to be equal are
  * told to both places. */
 static void places_outlive_what_is_dropped(void **state) {
@@ -182,6 +207,7 @@ int main(void) {
         cmocka_unit_test(launches_continue_exactly),
         cmocka_unit_test(algorithms_take_over_from_each_other),
         cmocka_unit_test(packed_prefill_remembers),
+        cmocka_unit_test(nothing_changes_without_tokens),
         cmocka_unit_test(places_outlive_what_is_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
