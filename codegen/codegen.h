@@ -138,10 +138,6 @@ int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C);
  * stretches*H*scan_carry_bytes, stretches = frame_slots(T, N, packed, SCAN_TOKENS). */
 enum { SCAN_TOKENS = 32 };
 
-/* Where value v is remembered, -1 where it is not; floats remembered in all: past_list. */
-int past_offset(const Kernel *k, int v);
-int past_size(const Kernel *k);
-
 /* Whether factor-role instructions read input i (it then counts for FRAME_HF). */
 bool frame_factor_reads(const Kernel *tile, int input);
 

@@ -43,17 +43,6 @@ int frame_fields(const Kernel *k) {
                                  : frame_segment(k, 0) + SEGMENT_FIELDS;
 }
 
-int past_offset(const Kernel *k, int v) {
-    for (int u = 0; u < k->inst.count; u++)
-        if (past_value(k, u) == v)
-            return inst_at(k, u)->index;
-    return -1;
-}
-
-int past_size(const Kernel *k) {
-    return k->facts.past;
-}
-
 int64_t frame_slots(int64_t T, int64_t N, bool packed, int64_t C) {
     return packed ? T / C + N : N * ((T + C - 1) / C);
 }

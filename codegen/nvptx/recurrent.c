@@ -199,7 +199,7 @@ static bool plan(Recurrent *r, const char **why)
         }
     }
     r->whole = needs_all_columns(r);
-    r->remembers = past_size(r->k) > 0;
+    r->remembers = r->k->facts.past > 0;
     choose_lanes(r);
     r->crowded = lane_registers(r) + (r->remembers ? PAST_REGISTERS : SPARE_REGISTERS) > MAX_REGISTERS;
     int warp_columns = r->column_groups * r->n_v;
@@ -458,6 +458,6 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
                  .smem_bytes = shared_bytes(r), .v_tile = r->turns * r->v_tile,
                  .per_sm = r->stage >= 0 ? r->per_sm : 0};
     VEC_PUSH(cg->arena, &out->entry, e);
-    out->past = past_size(r->k);
+    out->past = r->k->facts.past;
     return true;
 }

@@ -207,14 +207,14 @@ static void store_piece(Recurrent *r, Val number) {
 
 /* what is remembered --------------------------------------------------------------------------- */
 
-/* The lane's first element of remembered value v in record `number`. */
+/* The lane's first element of what v, a prev or a cumsum, looks back at in record `number`. */
 static Val past_address(Recurrent *r, int field, Val number, int v) {
     Cg *cg = r->cg;
     Shape s = inst_at(r->k, v)->shape;
     Val record =
         cg_add(cg, cg_mul(cg, number, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, r->at.head));
-    Val at = cg_mul(cg, record, cg_int64(cg, past_size(r->k)));
-    at = cg_add(cg, at, cg_int64(cg, past_offset(r->k, v)));
+    Val at = cg_mul(cg, record, cg_int64(cg, r->k->facts.past));
+    at = cg_add(cg, at, cg_int64(cg, inst_at(r->k, v)->index));
     if (shape_has(s, AXIS_K))
         at = cg_add(cg, at, cg_zext64(cg, r->at.base_k));
     if (shape_has(s, AXIS_V))
@@ -227,28 +227,22 @@ static int past_axis(const Recurrent *r, int v) {
     return shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
 }
 
-/* The value whose last one `v`, a prev or a cumsum, takes from the token before. */
-static int remembered(const Recurrent *r, int v) {
-    const Inst *i = inst_at(r->k, v);
-    return i->op == OP_prev ? i->arg[0] : v;
-}
-
 /* For every value that is carried: v by itself, or once for all that remember the same. */
 static void each_carried(Recurrent *r, bool once, void (*visit)(Recurrent *, int v, Val number),
                          Val number) {
     bool *seen = NEW_ARRAY(r->cg->arena, bool, r->k->inst.count + 1);
     for (int v = 0; v < r->k->inst.count; v++) {
-        if (!r->carried[v] || (once && seen[remembered(r, v)]))
+        if (!r->carried[v] || (once && seen[past_value(r->k, v)]))
             continue;
-        seen[remembered(r, v)] = true;
+        seen[past_value(r->k, v)] = true;
         visit(r, v, number);
     }
 }
 
 static void load_carried(Recurrent *r, int v, Val number) {
     Cg *cg = r->cg;
-    int axis = past_axis(r, remembered(r, v));
-    Val p = past_address(r, FRAME_PAST0, number, remembered(r, v));
+    int axis = past_axis(r, v);
+    Val p = past_address(r, FRAME_PAST0, number, v);
     for (int j = 0; j < value_count(&r->at, v); j++) {
         Val exists = axis < 0 ? NULL : value_exists(&r->at, axis, j);
         If f = {0};
@@ -269,11 +263,11 @@ static Val first_lane(Recurrent *r, int axis) {
 
 static void store_carried(Recurrent *r, int v, Val number) {
     Cg *cg = r->cg;
-    int axis = past_axis(r, remembered(r, v));
+    int axis = past_axis(r, v);
     Val last = cg_cmp(cg, LLVMIntEQ, r->tile, cg_int(cg, r->turns - 1)); /* others still read */
     Val writes = axis == AXIS_V ? recurrent_writes(r, axis) : cg_and(cg, last, first_lane(r, axis));
     If writer = cg_if(cg, writes);
-    Val p = past_address(r, FRAME_PAST, number, remembered(r, v));
+    Val p = past_address(r, FRAME_PAST, number, v);
     for (int j = 0; j < value_count(&r->at, v); j++) {
         Val exists = axis < 0 ? NULL : value_exists(&r->at, axis, j);
         If f = {0};
@@ -326,7 +320,7 @@ void recurrent_load_state(Recurrent *r) {
     load_piece(r);
     cg_end_if(cg, &given);
     recurrent_open_carried(r);
-    if (past_size(r->k) == 0)
+    if (r->k->facts.past == 0)
         return;
     If past = cg_if(cg, is_there(cg, r->pool.first, FRAME_PAST0));
     each_carried(r, false, load_carried, r->pool.first);
@@ -351,7 +345,7 @@ void recurrent_store_state(Recurrent *r, Val t) {
     If wanted = cg_if(cg, is_there(cg, n, FRAME_S));
     store_piece(r, n);
     cg_end_if(cg, &wanted);
-    if (past_size(r->k) == 0)
+    if (r->k->facts.past == 0)
         return;
     If past = cg_if(cg, is_there(cg, n, FRAME_PAST));
     each_carried(r, true, store_carried, n);
