@@ -171,8 +171,8 @@ static void test_building_blocks(void **state) {
         "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32",
     };
     static const char *const target[] = {"sm_80", "sm_90a"};
-    char frame[64]; /* the fixed fields, pointer and heads of six inputs, one output */
-    snprintf(frame, sizeof frame, ".param .align 8 .b8 blocks_param_0[%d]", 8 * (FRAME_PORTS + 13));
+    char frame[64]; /* the fixed fields, pointer and heads of six inputs, one output, the segment */
+    snprintf(frame, sizeof frame, ".param .align 8 .b8 blocks_param_0[%d]", 8 * (FRAME_PORTS + 13 + SEGMENT_FIELDS));
     World *w = world_open();
     for (int t = 0; t < 2; t++) {
         char *text = emit_blocks(w, target[t]);
