@@ -339,8 +339,7 @@ static void fill_upstream_rows(const Filler *f, int out, Tensor *t, int64_t begi
 static void fill_upstream(const Filler *f, Arena *arena, int out) {
     Problem *p = f->p;
     const Port *port = &p->k->out.at[out];
-    int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, p->H},
-            elements = shape_elements(p->k, port->shape);
+    int64_t shape[TENSOR_NDIM_MAX] = {p->B, p->T, p->H};
     for (int j = 0; j < port->shape.rank; j++)
         shape[3 + j] = p->k->axis.at[port->shape.axis[j]].size;
     Tensor *t = &p->dout[out];
