@@ -27,7 +27,8 @@ typedef struct Report {
     VEC(Pair) backward;
     Cost backward_cost;
     int64_t state_bytes;     /* of one chunk's state in f32 */
-    int64_t record_bytes;    /* GPU: of a chunk and head */
+    int64_t kept_bytes;      /* GPU: of a chunk and head, forward; */
+    int64_t record_bytes;    /*   backward */
     double saved_bytes;      /* GPU: of a token and head */
 } Report;
 
@@ -335,8 +336,10 @@ static void describe(Report *r, const Kernel *normal, const Kernel *tile, const 
     }
     describe_names(r, &n);
     r->has_system = tile && tile->level != LEVEL_recurrence;
-    if (r->has_system)
+    if (r->has_system) {
         system_describe(tile, &r->system);
+        r->kept_bytes = system_kept_bytes(tile);
+    }
     if (r->has_system && grad)
         describe_backward(r, grad);
 }
@@ -360,9 +363,11 @@ static const char *cost_text(Report *r) {
     const Cost *c = &r->system.cost;
     bool memory = c->ms_memory >= c->ms_compute;
     return format(r, "%.0f FLOP and %.0f bytes (bf16) a token and head with %d tokens a chunk; "
-                  "10^6 of them take %.3f ms on an H100 (%s; memory %.3f, compute %.3f)",
+                  "10^6 of them take %.3f ms on an H100 (%s; memory %.3f, compute %.3f); a GPU's kernels keep "
+                  "%lld bytes (f16) a chunk and head for each other, of some or all chunks at a time",
                   c->flops, c->bytes, c->chunk, memory ? c->ms_memory : c->ms_compute,
-                  memory ? "memory-bound" : "compute-bound", c->ms_memory, c->ms_compute);
+                  memory ? "memory-bound" : "compute-bound", c->ms_memory, c->ms_compute,
+                  (long long)r->kept_bytes);
 }
 
 static void write_text(Report *r, Buf *out) {
@@ -469,8 +474,8 @@ static void json_system(Report *r, Buf *out) {
     }
     const Cost *c = &r->system.cost;
     buf_printf(out, "\n  ],\n  \"cost\": {\"chunk\": %d, \"flops\": %.0f, \"bytes\": %.0f, "
-               "\"ms_memory\": %.6g, \"ms_compute\": %.6g}", c->chunk, c->flops, c->bytes,
-               c->ms_memory, c->ms_compute);
+               "\"ms_memory\": %.6g, \"ms_compute\": %.6g, \"kept_bytes_a_chunk\": %lld}", c->chunk,
+               c->flops, c->bytes, c->ms_memory, c->ms_compute, (long long)r->kept_bytes);
 }
 
 static void write_json(Report *r, Buf *out) {
