@@ -101,11 +101,17 @@ int frame_segment(const Kernel *k, int field);
  * may be 0: not wanted. An input of 0 heads is one row that stands for all tokens and heads. */
 int frame_costate(const Kernel *k);
 
-/* Gradient kernels on a GPU go over the segments (codegen/nvptx/gradient.h) from the last one on. Where
- * gradients are summed afterwards, over heads that share an input and over
- * everything for params, the output's pointer above is that of the parts:
- *     of inputs  [B,T,H,...] of the output's type; memory is there for the rows of the segment's tokens
- *                alone, so the pointer itself may lie anywhere
+/* Gradient kernels on a GPU go over the segments (codegen/nvptx/gradient.h) from the last one on.
+ *
+ * Heads that share an input. A block of the grad kernel takes GRAD_GROUP neighbouring heads of a chunk
+ * one after another. An output of H / GRAD_GROUP heads (frame_out_heads) gets the sum over those of each
+ * group, in the order of the heads, kept in the output's own type and memory from head to head; one of H
+ * heads gets each head's own. GRAD_GROUP divides H and the number of heads that share any such input.
+ *
+ * Parts. What is still to be summed, over groups that share an input and over everything for params, has
+ * the output's pointer above at its parts:
+ *     of inputs  [B,T,frame_out_heads,...] of the output's type; memory is there for the rows of the
+ *                segment's tokens alone, so the pointer itself may lie anywhere
  *     of params  f32 [slots,H,...], all slots of all segments; whoever launches has filled it with zeros
  *                where slots may have no chunk
  * The sums entry runs behind each segment's grad entry. It sums gradients of inputs for the segment's
@@ -121,9 +127,11 @@ enum {
     GRAD_SCRATCH,     /* scratch_bytes of the grad entry for each of its blocks */
     GRAD_SAVE_EVERY,  /* CgOptions.save_every of a forward pass whose states are at FRAME_SAVED: the chain may
                          start at each of them. 0: it may not */
+    GRAD_GROUP,       /* heads that a block of the grad and late entries takes one after another, from 1 on */
     GRAD_FIELDS
 };
 int frame_gradient(const Kernel *k, int field);
+int frame_out_heads(const Kernel *k, int output); /* of what its pointer points to: H, or H / GRAD_GROUP */
 int frame_sum(const Kernel *k, int output); /* where the sum of its parts goes; 0: not summed */
 int frame_sum_heads(const Kernel *k, int output); /* and its heads, those of the input it belongs to */
 

@@ -31,15 +31,19 @@ int frame_gradient(const Kernel *k, int field) {
 }
 
 int frame_sum(const Kernel *k, int output) {
-    return frame_costate(k) + 2 + GRAD_FIELDS + 2 * output;
+    return frame_costate(k) + 2 + GRAD_FIELDS + 3 * output;
 }
 
 int frame_sum_heads(const Kernel *k, int output) {
     return frame_sum(k, output) + 1;
 }
 
+int frame_out_heads(const Kernel *k, int output) {
+    return frame_sum(k, output) + 2;
+}
+
 int frame_fields(const Kernel *k) {
-    return kernel_is_gradient(k) ? frame_sum(k, 0) + 2 * k->out.count
+    return kernel_is_gradient(k) ? frame_sum(k, k->out.count)
                                  : frame_segment(k, 0) + SEGMENT_FIELDS;
 }
 

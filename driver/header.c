@@ -35,7 +35,7 @@ const char *header_field(Arena *a, const Port *p) {
         "this",       "template",    "private",    "public",     "protected",   "operator",
         "namespace",  "using",       "try",        "catch",      "throw",       "friend",
         "virtual",    "true",        "false",      "and",        "or",          "not",
-        "xor",        "save_every",
+        "xor",        "save_every",  "group",
     };
     Buf name;
     buf_init(&name, a);

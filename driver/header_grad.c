@@ -27,6 +27,7 @@ static int64_t number_of(const Writer *w, char letter) {
     case 'R': return m->scan_carry_bytes;
     case 'K': return SCAN_TOKENS;
     case 'N': return w->r->shell->out.count > 0 ? w->r->shell->out.count : 1;
+    case 'M': return TASKS_A_BLOCK;
     }
     BUG("no $%c in the header's templates", letter);
 }
@@ -57,7 +58,8 @@ static const char *whole_text(const Writer *w) {
 /* Blocks of the grad entry, each with scratch of its own. */
 static const char *blocks_text(const Writer *w) {
     return by_token(w) ? "f->N * f->H"
-                       : "p.piece * f->H < processors * $G ? p.piece * f->H : processors * $G";
+                       : "p.piece * f->H / p.group < processors * $G ? p.piece * f->H / p.group\n"
+                         "                                                  : processors * $G";
 }
 
 static void put_text(const Writer *w, const char *text) {
@@ -101,10 +103,11 @@ void header_gradient_fields(const Kernel *k, Buf *out) {
     buf_puts(out, "    /* GPU, set by ..._run: the chunk slots at work, what crosses their borders, where\n"
                   "     * sums over heads and chunks go. */\n"
                   "    int64_t slot, slot_count, state_in, state_out, ahead, costate_in, costate_out, scratch;\n"
-                  "    int64_t save_every; /* 0 */\n");
+                  "    int64_t save_every; /* 0 */\n"
+                  "    int64_t group;      /* heads that a block takes one after another */\n");
     for (int i = 0; i < k->out.count; i++) {
         const char *field = header_field(out->arena, &k->out.at[i]);
-        buf_printf(out, "    int64_t %s_sum, %s_sum_heads;\n", field, field);
+        buf_printf(out, "    int64_t %s_sum, %s_sum_heads, %s_out_heads;\n", field, field, field);
     }
 }
 
@@ -121,13 +124,17 @@ static const char plan_text[] =
     "typedef struct $L_plan {\n"
     "    int64_t processors, piece, pieces; /* multiprocessors; chunk slots at a time */\n"
     "    int64_t crossed;                   /* whether a sequence may go on behind a piece */\n"
-    "    int64_t grad_blocks, scratch, ahead, states, costates, part[$N];\n"
+    "    int64_t group;                     /* heads that share inputs and are summed as they are made */\n"
+    "    int64_t grad_blocks, scratch, ahead, states, costates;\n"
+    "    int64_t heads[$N], part[$N];         /* of gradients as kernels leave them; where, -1: in place */\n"
     "    int64_t bytes;                     /* of the workspace, aligned to 256 bytes */\n"
     "} $L_plan;\n\n"
     "static inline int64_t $L_take($L_plan *p, int64_t bytes)\n{\n"
     "    int64_t at = p->bytes;\n"
     "    p->bytes += (bytes + 255) / 256 * 256;\n"
-    "    return at;\n}\n\n"
+    "    return at;\n}\n\n";
+
+static const char prepare_text[] =
     "/* Plans a pass over a frame whose T, N, H, cu, heads and gradients are set, `piece` chunk slots at a\n"
     " * time (0: all; fewer need less workspace and more time), and fills its slots and HF. */\n"
     "static inline $L_plan $L_prepare($F *f, int64_t processors, int64_t piece)\n{\n"
@@ -143,6 +150,7 @@ static const char plan_text[] =
     "    most = (p.piece + (f->cu ? f->N : 0)) * $C;\n"
     "    if (p.pieces > 1 && most < rows)\n"
     "        rows = most;\n"
+    "    p.group = $L_group(f, processors);\n"
     "    p.grad_blocks = $T;\n"
     "    p.bytes = 0;\n"
     "    $L_take(&p, p.piece * f->H * INT64_C($W));\n"
@@ -152,16 +160,60 @@ static const char plan_text[] =
     "    p.states = $L_take(&p, p.crossed ? (p.pieces - 1) * f->H * INT64_C($B) : 0);\n"
     "    p.costates = $L_take(&p, p.crossed ? 2 * f->H * INT64_C($B) : 0);\n";
 
+static bool is_param(const Writer *w, int i) {
+    return w->r->shell->out.at[i].is_param;
+}
+
+/* The condition that groups of n heads divide those that share an input, whichever. */
+static void put_divides_all(const Writer *w) {
+    for (int i = 0; i < w->r->inputs; i++) {
+        const char *in = header_field(w->out->arena, &w->r->shell->in.at[i]);
+        if (!w->r->shell->in.at[i].is_param)
+            buf_printf(w->out, " &&\n            (f->%s_heads == f->H || f->H / f->%s_heads %% n == 0)", in,
+                       in);
+    }
+}
+
+/* What gradient_group does. */
+static void put_group(const Writer *w) {
+    const Kernel *k = w->r->shell;
+    put_text(w, "/* Heads that a block of the grad kernel takes one after another. */\n"
+                "static inline int64_t $L_group(const $F *f, int64_t processors)\n{\n");
+    if (by_token(w)) {
+        put_text(w, "    (void)f, (void)processors;\n    return 1;\n}\n\n");
+        return;
+    }
+    put_text(w, "    int64_t n = f->H, wanted = 0;\n");
+    for (int i = 0; i < k->out.count; i++)
+        if (!is_param(w, i))
+            buf_printf(w->out, "    wanted |= f->%s && f->%s_heads != f->H;\n", member(w, i),
+                       source_member(w, i));
+    for (int i = 0; i < w->r->inputs; i++)
+        if (!k->in.at[i].is_param && elem_size(k->in.at[i].elem) < 4)
+            buf_printf(w->out, "    n = f->%s_heads != f->H && n > %d ? %d : n; /* 16 bits */\n",
+                       header_field(w->out->arena, &k->in.at[i]), GROUP_16_BIT, GROUP_16_BIT);
+    put_text(w, "    for (; wanted && n > 1; n--)\n"
+                "        if (f->slots * f->H / n >= $M * $G * processors");
+    put_divides_all(w);
+    put_text(w, ")\n            return n;\n    return 1;\n}\n\n");
+}
+
 static void put_plan(const Writer *w) {
     put_text(w, plan_text);
+    put_group(w);
+    put_text(w, prepare_text);
     for (int i = 0; i < w->r->shell->out.count; i++) {
-        bool param = w->r->shell->out.at[i].is_param;
+        const char *of = source_member(w, i);
+        if (is_param(w, i))
+            buf_printf(w->out, "    p.heads[%d] = f->H;\n", i);
+        else
+            buf_printf(w->out, "    p.heads[%d] = f->%s_heads != f->H ? f->H / p.group : f->H;\n", i, of);
         buf_printf(w->out, "    p.part[%d] = -1;\n    if (f->%s", i, member(w, i));
-        if (!param)
-            buf_printf(w->out, " && f->%s_heads != f->H", source_member(w, i));
+        if (!is_param(w, i))
+            buf_printf(w->out, " && f->%s_heads != p.heads[%d]", of, i);
         put_text(w, ")\n");
-        buf_printf(w->out, "        p.part[%d] = %s_take(&p, %s * f->H * INT64_C(%lld));\n", i,
-                   w->label, param ? "f->slots" : "rows", row_bytes(w, i));
+        buf_printf(w->out, "        p.part[%d] = %s_take(&p, %s * p.heads[%d] * INT64_C(%lld));\n", i,
+                   w->label, is_param(w, i) ? "f->slots" : "rows", i, row_bytes(w, i));
     }
     put_text(w, "    return p;\n}\n\n");
 }
@@ -224,7 +276,7 @@ static void put_place(const Writer *w) {
         buf_printf(w->out, "    f->%s = p->part[%d] < 0 ? out[%d] : f->workspace + p->part[%d]", f,
                    i, i, i);
         if (!w->r->shell->out.at[i].is_param)
-            buf_printf(w->out, " - row * f->H * INT64_C(%lld)", row_bytes(w, i));
+            buf_printf(w->out, " - row * p->heads[%d] * INT64_C(%lld)", i, row_bytes(w, i));
         put_text(w, ";\n");
     }
     put_text(w, "    (void)row;\n    (void)out;\n}\n\n");
@@ -236,8 +288,9 @@ static void put_sums(const Writer *w) {
         buf_printf(w->out,
                    "    f->%s_sum = p->part[%d] < 0 ? 0 : out[%d];\n"
                    "    f->%s_sum_heads = f->%s_heads;\n"
+                   "    f->%s_out_heads = p->heads[%d];\n"
                    "    sums |= p->part[%d] >= 0;\n",
-                   f, i, i, f, source_member(w, i), i);
+                   f, i, i, f, source_member(w, i), f, i, i);
         if (w->r->shell->out.at[i].is_param)
             buf_printf(w->out,
                        "    if (f->cu && p->part[%d] >= 0 &&\n"
@@ -262,7 +315,8 @@ static void put_scans(const Writer *w, bool back, const char *indent) {
         else if (e->kind == ENTRY_carry)
             buf_puts(&blocks, "f->N * f->H");
         else if (e->kind == ENTRY_late)
-            buf_printf(&blocks, "f->slots * f->H < p->processors * %d ? f->slots * f->H : p->processors * %d",
+            buf_printf(&blocks, "f->slots * f->H / p->group < p->processors * %d\n"
+                                "            ? f->slots * f->H / p->group : p->processors * %d",
                        e->per_sm, e->per_sm);
         else
             continue;
@@ -299,7 +353,7 @@ static void put_chunks(const Writer *w) {
     put_text(w, ";\n        status = status ? status : $L_chain(f, p, launch, user);\n"
                 "        status = status ? status : $L_reverse(f, p, launch, user);\n"
                 "        status = status ? status : ");
-    put_simple(w, w->grad, "tasks < p->grad_blocks ? tasks : p->grad_blocks");
+    put_simple(w, w->grad, "tasks / p->group < p->grad_blocks ? tasks / p->group : p->grad_blocks");
     put_text(w, ";\n");
     put_scans(w, true, "        ");
     put_queue_sums(w, "        ");
@@ -324,7 +378,7 @@ static void put_run(const Writer *w) {
     put_text(w, w->r->shell->out.count ? "};\n" : "0};\n");
     put_text(w, "    if (!p->pieces)\n        return 0;\n"
                 "    f->scratch = f->workspace + p->scratch;\n"
-                "    f->ahead = f->workspace + p->ahead;\n    (void)zero;\n");
+                "    f->ahead = f->workspace + p->ahead;\n    f->group = p->group;\n    (void)zero;\n");
     put_sums(w);
     (by_token(w) ? put_tokens : put_chunks)(w);
     put_text(w, "    return status;\n}\n\n");

@@ -121,6 +121,19 @@ static int run(Frame *f, gdr_f32_bwd_gated_delta_sm_80_plan *plan, Queue *q) {
     return !gdr_f32_bwd_gated_delta_sm_80_run(f, plan, queue_kernel, queue_zeros, q);
 }
 
+/* All heads share q and k: their gradients are added up as they are made where that leaves enough work for the
+ * GPU, here one of a single multiprocessor; nothing is left to sum then. */
+static int count_shared(void) {
+    const int64_t zero[TENSORS] = {0}, some[INPUTS] = {1, 1, 1, 1, 1};
+    Frame f = frame_of(zero, some);
+    Queue small = {.gpu = NULL}, large = {.gpu = NULL};
+    f.q_heads = f.k_heads = 1;
+    gdr_f32_bwd_gated_delta_sm_80_plan one = gdr_f32_bwd_gated_delta_sm_80_prepare(&f, 1, 0);
+    gdr_f32_bwd_gated_delta_sm_80_plan many = gdr_f32_bwd_gated_delta_sm_80_prepare(&f, 132, 0);
+    return run(&f, &one, &small) && run(&f, &many, &large) && one.group == H && many.group == 1 &&
+           small.launches == 4 && large.launches == 5 && one.bytes < many.bytes;
+}
+
 /* Three pieces: factor and chain forwards for all but the last, then all four kernels backwards. */
 static int count_launches(void) {
     const int64_t zero[TENSORS] = {0};
@@ -215,7 +228,7 @@ int main(int argc, char **argv) {
     }
     if (!problem_new(&p) || !gradients_new(&p, &cpu) || !gradients_new(&p, &other))
         return 3;
-    int ok = backward_cpu(&p, &cpu) && count_launches();
+    int ok = backward_cpu(&p, &cpu) && count_launches() && count_shared();
     if (ok) {
         double error = difference_error(&p, &cpu);
         printf("CPU: off a difference by %.1e\n", error);

@@ -177,15 +177,15 @@ static int entry_for(const Queue *q, EntryKind kind) {
 
 static int64_t blocks_of(const Queue *q, const CgEntry *e) {
     const BoundLaunch *b = q->b;
-    int64_t tasks = q->at.slots * b->H;
+    int64_t tasks = q->at.slots * b->H, groups = tasks / b->group;
     if (e->kind == ENTRY_factor)
         return tasks;
     if (e->kind == ENTRY_scan)
         return frame_slots(b->T, b->N, b->packed, SCAN_TOKENS) * b->H;
     if (e->kind == ENTRY_grad)
-        return tasks < b->grad_blocks ? tasks : b->grad_blocks;
+        return groups < b->grad_blocks ? groups : b->grad_blocks;
     if (e->kind == ENTRY_late)
-        return tasks < (int64_t)b->processors * e->per_sm ? tasks : (int64_t)b->processors * e->per_sm;
+        return groups < (int64_t)b->processors * e->per_sm ? groups : (int64_t)b->processors * e->per_sm;
     if (e->kind == ENTRY_sums)
         return (int64_t)b->processors * e->per_sm;
     if (e->kind == ENTRY_chain && q->every)
@@ -253,7 +253,8 @@ static void point_at_parts(const Queue *q) {
         const Port *p = &k->out.at[i];
         if (b->partial[i] == SIZE_MAX)
             continue;
-        int64_t row = b->H * shape_elements(k, p->shape) * elem_size(p->elem);
+        int64_t heads = gradient_heads(&q->kernel->rec, b, i);
+        int64_t row = heads * shape_elements(k, p->shape) * elem_size(p->elem);
         b->frame[frame_out_ptr(k, i)] = q->ws + (int64_t)b->partial[i] -
                                         (p->is_param ? 0 : q->at.row * row);
     }
@@ -346,7 +347,7 @@ static gdr_status queue_zeros(const Queue *q, int64_t at, int64_t bytes) {
     return driver_failed(q->kernel->ctx, &e);
 }
 
-/* Where the sums go; parts of chunks that are not there count as zeros. */
+/* Heads of what kernels leave; where the sums go; parts of chunks that are not there count as zeros. */
 static gdr_status prepare_sums(const Queue *q) {
     const BoundLaunch *b = q->b;
     const Kernel *k = q->kernel->rec.shell;
@@ -354,6 +355,7 @@ static gdr_status prepare_sums(const Queue *q) {
     for (int i = 0; !status && i < k->out.count; i++) {
         const Port *p = &k->out.at[i];
         const gdr_tensor *t = b->tensor[k->in.count + i];
+        b->frame[frame_out_heads(k, i)] = gradient_heads(&q->kernel->rec, b, i);
         if (b->partial[i] == SIZE_MAX)
             continue;
         b->frame[frame_sum(k, i)] = (int64_t)(uintptr_t)t->data;
@@ -415,6 +417,7 @@ static gdr_status queue_segments(gdr_kernel *kernel, const BoundLaunch *b, void 
     point_at_zeros(&kernel->rec, b);
     set_field(&q, GRAD_SCRATCH, ws + (int64_t)b->scratch);
     set_field(&q, GRAD_AHEAD, ws + (int64_t)b->ahead);
+    set_field(&q, GRAD_GROUP, b->group);
     gdr_status status = queue_zeros(&q, ws + (int64_t)b->zeros, (int64_t)b->zeros_bytes);
     if (!status)
         status = prepare_sums(&q);

@@ -1,8 +1,8 @@
 /* Gradients around a backward pass: what they are called, and what is left to do when the kernel is
  * done.
  *
- * A kernel gives the gradient of every head of every sequence (codegen.h). Where heads share an
- * input those are summed, and for a param over the sequences as well:
+ * A kernel gives the gradient of every head of every sequence, or of groups of heads (codegen.h). Where
+ * heads share an input those are summed, and for a param over the sequences as well:
  *
  *     dk[b,t,i] = sum of part[b,t,h] over the heads h that use head i
  *     dA[i]     = sum of part[n,h] over all sequences n and those heads
@@ -42,6 +42,54 @@ void gradient_names(const Kernel *k, const char **name) {
     }
 }
 
+/* groups --------------------------------------------------------------------------------------- */
+
+/* Blocks of the grad kernel that the GPU holds; 0 where there is no such kernel. */
+static int64_t blocks_at_once(const Record *r, const BoundLaunch *b) {
+    for (int i = 0; i < r->module.entry.count; i++)
+        if (r->module.entry.at[i].kind == ENTRY_grad)
+            return (int64_t)b->processors * r->module.entry.at[i].per_sm;
+    return 0;
+}
+
+/* Whether groups of n heads divide those that share an input, whichever. */
+static bool divides_all(const Record *r, const BoundLaunch *b, int64_t n) {
+    for (int i = 0; i < r->inputs; i++) {
+        int64_t heads = r->shell->in.at[i].is_param ? b->H : b->tensor[i]->shape[2];
+        if (heads != b->H && b->H / heads % n)
+            return false;
+    }
+    return true;
+}
+
+/* The shape of the launch decides alone, and of its gradients no more than whether any is shared: so no
+ * bit of them depends on workspaces, or on which others are wanted. */
+int64_t gradient_group(const Record *r, const BoundLaunch *b) {
+    const Kernel *k = r->shell;
+    int64_t blocks = blocks_at_once(r, b), n = blocks ? b->H : 1, tasks;
+    bool wanted = false, endless = __builtin_mul_overflow(b->slots, b->H, &tasks);
+    for (int i = 0; i < r->inputs; i++) {
+        int64_t heads = k->in.at[i].is_param ? b->H : b->tensor[i]->shape[2];
+        int64_t most = elem_size(k->in.at[i].elem) < 4 ? GROUP_16_BIT : b->H / heads;
+        if (heads != b->H && n > most)
+            n = most;
+    }
+    for (int i = 0; i < k->out.count; i++) {
+        const gdr_tensor *t = b->tensor[k->in.count + i];
+        wanted |= t && !k->out.at[i].is_param && t->shape[2] != b->H;
+    }
+    while (wanted && n > 1 &&
+           (!divides_all(r, b, n) || (!endless && tasks / n < TASKS_A_BLOCK * blocks)))
+        n--;
+    return wanted ? n : 1;
+}
+
+int64_t gradient_heads(const Record *r, const BoundLaunch *b, int out) {
+    const gdr_tensor *t = b->tensor[r->shell->in.count + out];
+    bool shared = t && !r->shell->out.at[out].is_param && t->shape[2] != b->H;
+    return shared ? b->H / b->group : b->H;
+}
+
 /* sums ----------------------------------------------------------------------------------------- */
 
 bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out) {
@@ -50,7 +98,7 @@ bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out) {
     bool param = k->out.at[out].is_param;
     /* GPU: params have a part for each chunk. */
     bool one = !param || (b->N == 1 && !record_on_gpu(r));
-    return t && (t->shape[param ? 0 : 2] != b->H || !one);
+    return t && (t->shape[param ? 0 : 2] != gradient_heads(r, b, out) || !one);
 }
 
 /* One tensor's sums, as the pool hands them to its threads: task = token, or head of a param. */

@@ -72,6 +72,7 @@ static void put_segment_fields(const Record *r, Buf *out) {
         [GRAD_COSTATE_OUT] = "costate_out",
         [GRAD_SCRATCH] = "scratch",
         [GRAD_SAVE_EVERY] = "save_every",
+        [GRAD_GROUP] = "group",
     };
     bool backward = r->pass == GDR_PASS_BACKWARD;
     for (int i = 0; i < SEGMENT_SHARED; i++)

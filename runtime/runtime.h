@@ -349,6 +349,7 @@ typedef struct BoundLaunch {
     Segments seg;   /* GPU, by chunks */
     size_t states;  /*   where in the workspace states at borders of pieces lie */
     /* GPU, backward: */
+    int64_t group;                    /* GRAD_GROUP: of all launches of this shape, however they are cut */
     int64_t grad_blocks;              /* of the grad kernel */
     size_t scratch, costates;         /* where in the workspace */
 } BoundLaunch;
@@ -420,7 +421,16 @@ gdr_status run_tasks(gdr_kernel *kernel, const BoundLaunch *b);
 /* Names of the gradients of a spec's outputs, then of its inputs and params: d and the name, with
  * more d's where a port, a state or an earlier one is called that. */
 void gradient_names(const Kernel *forward, const char **name);
-/* Whether head and sequence gradients of output `out` need a sum. */
+/* Tasks for each of the grad kernel's blocks: with fewer the last ones leave many blocks without work. */
+enum { TASKS_A_BLOCK = 4 };
+/* A sum of n heads that is kept in 16 bits is rounded with each of them: in all sqrt((n + 1) / 2) times
+ * what one rounding does, where n parts and their sum come to sqrt(2). With 4 heads that is 1.6. */
+enum { GROUP_16_BIT = 4 };
+/* Heads whose gradients of what they share are added up as they are made; 1: none are. */
+int64_t gradient_group(const Record *r, const BoundLaunch *b);
+/* Heads of gradient `out` as its kernel leaves it: frame_out_heads. */
+int64_t gradient_heads(const Record *r, const BoundLaunch *b, int out);
+/* Whether what the kernel leaves of output `out` is still to be summed. */
 bool gradient_is_partial(const Record *r, const BoundLaunch *b, int out);
 /* The sums, in a fixed order, from the workspace to the tensors. False: no memory. */
 bool gradient_sum(Pool *pool, const Record *r, const BoundLaunch *b, const void *workspace);

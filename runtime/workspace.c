@@ -9,8 +9,8 @@
  *                     direction of the swing | a token of zeros | parts of sums: inputs' for a segment's
  *                     tokens, params' for all chunks
  *
- * Segments of a backward pass. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of
- * `piece`. At a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
+ * Segments of a backward pass. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of `piece`. At
+ * a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
  * before, or was saved by the forward pass. Between groups none goes on, so that costs nothing. Dense
  * batches have borders of their own:
  *
@@ -32,8 +32,7 @@
  *                       left in; so a window of one sequence is the range that takes one slot less
  *     ranges            any slots: for a single sequence, for packed ones (whose lengths only the device
  *                       knows), and for memory that is too small for anything else. States at the ends take
- *                       two places by turns: the sequence that comes in may be another than the one that
- *                       goes on
+ *                       two places by turns: the sequence that comes in may be another than the one that goes on
  *
  * The first that applies is taken. A pass that saves states is part of training, so its budget is a part of
  * what training holds; one that does not is not cut unless the caller's workspace is too small.
@@ -87,7 +86,8 @@ static void place_parts(const Record *r, BoundLaunch *b, Layout *l, int64_t rows
         const Port *p = &r->shell->out.at[i];
         b->partial[i] = SIZE_MAX;
         if (gradient_is_partial(r, b, i))
-            b->partial[i] = place(l, p->is_param ? params : rows, b->H, port_bytes(r, p));
+            b->partial[i] = place(l, p->is_param ? params : rows, gradient_heads(r, b, i),
+                                  port_bytes(r, p));
     }
 }
 
@@ -192,7 +192,7 @@ static bool lay_out(const Record *r, BoundLaunch *b, int64_t most) {
             b->scratch = place(&l, b->N, b->H, e->scratch_bytes);
         if (e->kind != ENTRY_grad)
             continue;
-        l.over = __builtin_mul_overflow(b->seg.piece, b->H, &tasks);
+        l.over = __builtin_mul_overflow(b->seg.piece, b->H / b->group, &tasks);
         b->grad_blocks = (int64_t)b->processors * e->per_sm;
         b->grad_blocks = tasks < b->grad_blocks ? tasks : b->grad_blocks;
         b->scratch = place(&l, b->grad_blocks, e->scratch_bytes, 1);
@@ -257,7 +257,7 @@ static bool plan_segments(const Record *r, BoundLaunch *b, const gdr_launch *l, 
     double budget = traffic(r, b, l) * BUDGET / 100 - states;
     if (b->all && lay_out(r, b, b->slots)) /* shorter pieces take less for sums alone */
         budget += (double)b->states;
-    int64_t least = divide_up((int64_t)RECORDS_A_PROCESSOR * b->processors, b->H);
+    int64_t least = divide_up(RECORDS_A_PROCESSOR * b->group * b->processors, b->H);
     least = least < 1 ? 1 : least > b->slots ? b->slots : least;
     return fit(r, b, least, budget > 0 ? (size_t)budget : 0) || lay_out(r, b, least);
 }
@@ -382,6 +382,7 @@ bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFo
     b->slots = 0;
     b->workspace = 0;
     b->seg = (Segments){.pieces = 1, .count = 1};
+    b->group = 1;
     for (int i = 0; i < r->shell->out.count; i++)
         b->partial[i] = SIZE_MAX;
     if (r->algo != ALGO_chunk && r->module.chunk <= 1) /* token by token, nothing kept */
@@ -391,8 +392,10 @@ bool workspace_plan(const Record *r, BoundLaunch *b, const gdr_launch *l, BindFo
     b->slots = frame_slots(b->T, b->N, b->packed, r->module.chunk);
     if (!size_saved(r, b))
         return false;
-    if (gpu && backward)
+    if (gpu && backward) {
+        b->group = gradient_group(r, b);
         return plan_segments(r, b, l, what);
+    }
     if (gpu)
         return plan_forward(r, b, l, what);
     Layout lay = {.align = HOST_ALIGN};

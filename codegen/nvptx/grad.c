@@ -2,6 +2,8 @@
  * another, each with a scratch of its own between the phases.
  *
  *     task    (slot of the segment, head of H), head fastest: neighbouring blocks read the same rows
+ *     group   GRAD_GROUP tasks of a slot, one after the other in one block: heads that share inputs add
+ *             up their gradients in the place where the sum is wanted (grad_token_out.c)
  *     phases  pull, then tokens; both within the block, so a block barrier lies between them
  *
  * A block writes its scratch again and again: nothing of it may be read as if it never changed.
@@ -136,15 +138,43 @@ static void place_thread(Grad *g) {
     g->scratch = cg_gep8(cg, nv_global(cg, frame_gradient(g->k, GRAD_SCRATCH)), scratch);
 }
 
-/* What the number of a task (i64) says by itself. Every task has a block of the factor kernel, so there are
+static Val group_of(const Grad *g) {
+    return cg_trunc32(g->cg, cg_frame_field(g->cg, frame_gradient(g->k, GRAD_GROUP)));
+}
+
+static Val slot_of(const Grad *g, Val task) {
+    Cg *cg = g->cg;
+    Val first = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOT));
+    return cg_add(cg, cg_zext64(cg, cg_udiv(cg, task, g->heads)), first);
+}
+
+void grad_place_group(Grad *g) {
+    Cg *cg = g->cg;
+    Val group = group_of(g);
+    g->own = cg_udiv(cg, g->head, group);
+    g->more = cg_cmp(cg, LLVMIntNE, g->head, cg_mul(cg, g->own, group));
+}
+
+/* How far the block's next task is (i32): the group's next head, or the first one of its next group. Groups
+ * are as many tasks everywhere, so the task's number says it. As far as LLVM knows groups are new each time:
+ * what is made of them takes no register all the time. */
+static Val step_behind(const Grad *g, Val task) {
+    Cg *cg = g->cg;
+    Val group = group_of(g), one = cg_int(cg, 1);
+    group = cg_asm(cg, cg->i32, "", "=r,0", true, &group, 1);
+    Val last = cg_cmp(cg, LLVMIntEQ, cg_urem(cg, cg_add(cg, task, one), group), cg_int(cg, 0));
+    Val others = cg_mul(cg, grad_blocks(cg), group);
+    Val behind = cg_sub(cg, cg_add(cg, others, one), group);
+    return cg_select(cg, last, behind, one);
+}
+
+/* What the number of a task (i32) says by itself. Every task has a block of the factor kernel, so there are
  * less than 2^31; and a 64-bit division is a call, which costs registers in all of the kernel. */
 static void place_head(Grad *g, Val task) {
     Cg *cg = g->cg;
-    Val number = cg_trunc32(cg, task);
-    g->head = cg_urem(cg, number, g->heads);
-    Val first = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOT));
-    g->slot = cg_add(cg, cg_zext64(cg, cg_udiv(cg, number, g->heads)), first);
-    Val record = cg_mul(cg, task, cg_int64(cg, g->g->s.ws_bytes));
+    g->task = task;
+    g->head = cg_urem(cg, task, g->heads);
+    Val record = cg_mul(cg, cg_zext64(cg, task), cg_int64(cg, g->g->s.ws_bytes));
     g->record = cg_gep8(cg, nv_global(cg, FRAME_WS), record);
 }
 
@@ -153,7 +183,7 @@ static void place_task(Grad *g, Val task) {
     Cg *cg = g->cg;
     Val chunk;
     place_head(g, task);
-    g->seq = seq_of_slot(cg, g->slot, g->g->s.chunk, &chunk);
+    g->seq = seq_of_slot(cg, slot_of(g, task), g->g->s.chunk, &chunk);
     g->start = cg_mul(cg, chunk, cg_int64(cg, g->g->s.chunk));
 }
 
@@ -164,9 +194,9 @@ static Val kept_pair(Grad *g, int pair) {
 }
 
 /* By one thread; a block barrier before it is taken back. */
-static void keep_task(Grad *g, Val task) {
+static void keep_task(Grad *g) {
     Cg *cg = g->cg;
-    Val x[] = {g->seq.begin, g->seq.length, g->start, task};
+    Val x[] = {g->seq.begin, g->seq.length, g->start, cg_zext64(cg, g->task)};
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, nv_tid(cg), cg_int(cg, 0)));
     for (int pair = 0; pair < 2; pair++) {
         Val v = LLVMGetPoison(LLVMVectorType(cg->i64, 2));
@@ -177,8 +207,7 @@ static void keep_task(Grad *g, Val task) {
     cg_end_if(cg, &one);
 }
 
-/* Gives its number. */
-static Val take_task_back(Grad *g) {
+static void take_task_back(Grad *g) {
     Cg *cg = g->cg;
     Val x[4];
     for (int pair = 0; pair < 2; pair++) {
@@ -188,8 +217,16 @@ static Val take_task_back(Grad *g) {
     }
     g->seq = (Seq){.begin = x[0], .length = x[1]};
     g->start = x[2];
-    place_head(g, x[3]);
-    return x[3];
+    place_head(g, cg_trunc32(cg, x[3]));
+}
+
+/* Its number, behind a block barrier. */
+static Val kept_task(Grad *g) {
+    return cg_load(g->cg, g->cg->i32, cg_gep8(g->cg, kept_pair(g, 1), cg_int64(g->cg, 8)), 8);
+}
+
+Val grad_slot(Grad *g) {
+    return slot_of(g, kept_task(g));
 }
 
 static bool plan(Grad *g, const GradPhase *phase, int phases, const char **why) {
@@ -233,25 +270,26 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
     g->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
-    g->tasks = cg_mul(cg, slots, cg_zext64(cg, g->heads));
-    Loop l = cg_for(cg, cg_zext64(cg, nv_block(cg)), g->tasks, 1, false);
-    l.step = cg_zext64(cg, grad_blocks(cg));
+    g->tasks = cg_mul(cg, cg_trunc32(cg, slots), g->heads);
+    Loop l = cg_for(cg, cg_mul(cg, nv_block(cg), group_of(g)), g->tasks, 1, false);
     place_thread(g);
     place_task(g, l.i);
-    Var task = cg_var(cg, cg->i64, l.i);
+    Var task = cg_var(cg, cg->i32, l.i);
     If some = cg_if(cg, has_chunk(g));
-    keep_task(g, l.i);
+    keep_task(g);
     for (int i = 0; i < phases; i++) {
         if (i > 0 && i == phases - 1) {
-            Val own = take_task_back(g);
-            cg_set(cg, task, own);
-            g->next = cg_add(cg, own, l.step);
+            take_task_back(g);
+            g->next = cg_add(cg, g->task, step_behind(g, g->task));
         }
         phase[i].build(g);
+        if (i > 0 && i == phases - 1)
+            cg_set(cg, task, kept_task(g));
         nv_barrier(cg);
     }
     cg_end_if(cg, &some);
     l.i = cg_get(cg, task);
+    l.step = step_behind(g, l.i);
     cg_end_for(cg, &l);
     cg->tid = NULL;
 }

@@ -1,7 +1,8 @@
 /* The sums entry: gradients that several heads, or all chunks, share.
  *
- *     inputs  [B,T,heads,...] of parts [B,T,H,...], for the tokens of the segment: a thread takes one
- *             access of a row and goes over the heads that share it. Nothing but memory's speed counts.
+ *     inputs  [B,T,heads,...] of parts [B,T,frame_out_heads,...], for the tokens of the segment: a thread
+ *             takes one access of a row and goes over the groups of heads that share it. Nothing but
+ *             memory's speed counts.
  *     params  [heads,...] of parts [slots,H,...], f32, behind the last segment (the one of slot 0): a
  *             block takes up to 32 elements of a head; its threads go over the slots side by side, then
  *             lanes add up, then warps.
@@ -66,7 +67,7 @@ static void sum_heads(Sums *s, int o, int n, Val heads, Val i) {
     const Port *port = &s->k->out.at[o];
     int64_t elements = shape_elements(s->k, port->shape), width = elem_size(port->elem);
     Val size = cg_int64(cg, elements * width), accesses = cg_int64(cg, elements / n);
-    Val group = cg_udiv(cg, s->heads, heads);
+    Val group = cg_udiv(cg, cg_frame_field(cg, frame_out_heads(s->k, o)), heads);
     Val row = cg_add(cg, cg_mul(cg, s->first_row, heads), cg_udiv(cg, i, accesses));
     Val byte = cg_mul(cg, cg_urem(cg, i, accesses), cg_int64(cg, n * width));
     Val from = cg_add(cg, byte, cg_mul(cg, cg_mul(cg, row, group), size));

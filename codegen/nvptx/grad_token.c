@@ -144,7 +144,7 @@ static void load_cotangent(Tokens *x, int v, int place, Val *out) {
 /* This lane's elements of an input's row, where it has been copied. */
 static bool load_input(Tokens *x, int v, Val *out) {
     Val copy[TOKEN_RUN], loaded[TOKEN_RUN];
-    if (!tokens_copy_of(x, v, -1, copy))
+    if (!tokens_copy_of(x, v, PLACE_INPUT, copy))
         return false;
     value_load_copy(&x->at, v, copy, loaded);
     value_unpack(&x->at, v, loaded, out);
@@ -426,7 +426,7 @@ static void build_token(Tokens *x) {
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
         if (i->op == OP_out && !k->out.at[i->index].is_param && tokens_gives(x, i))
-            tokens_store(x, i);
+            tokens_store(x, v);
     }
     const Scan *scan = x->g->g->s.scan;
     for (int j = 0; j < scan->count; j++)
@@ -440,6 +440,7 @@ void grad_tokens(Grad *g) {
     const System *s = &g->g->s;
     Tokens *x = g->tokens;
     int at_once = 32 / x->lanes;
+    grad_place_group(g);
     place_lane(x);
     tokens_open_sums(x);
     Val left = cg_sub(cg, g->seq.length, g->start), chunk = cg_int64(cg, s->chunk);

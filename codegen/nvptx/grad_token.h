@@ -54,7 +54,8 @@ void tokens_plan_ahead(Tokens *x, int *sh_bytes);
 void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step); /* the first tokens' copies */
 void tokens_enter(Tokens *x, Val first, Val left, int64_t step); /* the token at `first` has arrived */
 void tokens_end_ahead(Tokens *x);
-/* Whether this lane's part of v's row at update `place` (an input's: -1) is a copy; its units. */
+/* Whether this lane's part of v's row is a copy, and its units. Place: the update's, or one of these. */
+enum { PLACE_INPUT = -1, PLACE_SUM = -2 }; /* an input's row; what heads before this one add to output v */
 bool tokens_copy_of(Tokens *x, int v, int place, Val *copy);
 
 /* Whether v is a product of two vectors that are no matrices of the chunk. */
@@ -63,7 +64,11 @@ bool tokens_is_dot(const Kernel *k, int v);
 bool tokens_gives(const Tokens *x, const Inst *out);
 
 /* grad_token_out.c */
-void tokens_store(Tokens *x, const Inst *out);       /* of this token */
+void tokens_store(Tokens *x, int out);               /* of this token; `out` is the instruction */
+/* 16-byte units of this lane's part of such a row, 0 where it does not come in these; their addresses,
+ * and how many bytes of each are wanted (i32): none where the row is not a sum of several heads. */
+int tokens_sum_units(const Tokens *x, int out);
+void tokens_sum_at(Tokens *x, int out, Val *address, Val *bytes);
 void tokens_store_made(Tokens *x, const ScanValue *made);
 void tokens_store_param(Tokens *x, const Inst *out); /* of this chunk, by the warp that calls */
 

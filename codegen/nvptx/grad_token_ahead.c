@@ -1,7 +1,8 @@
 /* Rows of tokens to come, on their way to shared memory while the present token is worked on.
  *
  *     stages    a ring in shared memory, a stage for each token that a lane has under way
- *     items     what a token's gradients read: cotangents in scratch and record, inputs' rows
+ *     items     what a token's gradients read: cotangents in scratch and record, inputs' rows, and what
+ *               heads before this one left of sums, where that costs no stage
  *
  * Every lane copies the 16-byte units that it will read itself, so no barrier is needed; what does not
  * come in such units is read when it is wanted. */
@@ -9,7 +10,7 @@
 
 enum { UNIT = 16, STAGES_MOST = 4, ITEMS_MOST = 24, UNITS_MOST = 4 };
 
-/* The rows of value v at a token's update `place`; an input: -1. */
+/* The rows of value v at a token's update, or what else grad_token.h calls a place. */
 typedef struct Item {
     int v, place, unit, units; /* of a stage: the first of this lane's, and their number */
 } Item;
@@ -37,7 +38,7 @@ static void add_input(Ahead *a, Tokens *x, int v) {
     const Inst *i = inst_at(k, v);
     if (!k->in.at[i->index].is_param && tokens_run_axis(i->shape) >= 0 &&
         value_access_bytes(&x->at, v) == UNIT)
-        add_item(a, v, -1, value_accesses(&x->at, v));
+        add_item(a, v, PLACE_INPUT, value_accesses(&x->at, v));
 }
 
 static void add_cotangent(Ahead *a, Tokens *x, int v, int place) {
@@ -73,18 +74,40 @@ static void add_items(Ahead *a, Tokens *x) {
     }
 }
 
-/* As many stages as the phases before leave room for, two at least where there is any for them. */
+static int stage_bytes(const Ahead *a) { return a->units * a->threads * UNIT; }
+
+/* As many stages as the phases before leave room for. */
+static int stages_of(const Ahead *a, const Grad *g) {
+    int stages = a->units ? (g->sh_bytes - a->base) / stage_bytes(a) : 0;
+    return stages > STAGES_MOST ? STAGES_MOST : stages;
+}
+
+/* Only launches with heads that share inputs read these. */
+static void add_sums(Ahead *a, Tokens *x) {
+    const Kernel *k = x->g->k;
+    for (int v = 0; v < k->inst.count; v++) {
+        const Inst *i = inst_at(k, v);
+        if (i->op != OP_out || k->out.at[i->index].is_param || !tokens_gives(x, i))
+            continue;
+        Ahead with = *a;
+        add_item(&with, v, PLACE_SUM, tokens_sum_units(x, v));
+        if (stages_of(&with, x->g) == a->stages)
+            *a = with;
+    }
+}
+
+/* Two stages at least where there are any. */
 void tokens_plan_ahead(Tokens *x, int *sh_bytes) {
     Grad *g = x->g;
     Ahead *a = NEW(g->cg->arena, Ahead);
     *a = (Ahead){.threads = 32 * g->g->s.warps, .base = (*sh_bytes + UNIT - 1) / UNIT * UNIT};
     add_items(a, x);
-    int stage = a->units * a->threads * UNIT;
-    a->stages = stage ? (g->sh_bytes - a->base) / stage : 0;
-    a->stages = a->stages > STAGES_MOST ? STAGES_MOST : a->stages;
-    x->ahead = a->stages > 1 ? a : NULL;
-    if (x->ahead)
-        *sh_bytes = a->base + a->stages * stage;
+    a->stages = stages_of(a, g);
+    if (a->stages < 2)
+        return;
+    add_sums(a, x);
+    x->ahead = a;
+    *sh_bytes = a->base + a->stages * stage_bytes(a);
 }
 
 /* copies ----------------------------------------------------------------------------------------- */
@@ -95,21 +118,36 @@ static Val unit_place(const Ahead *a, Cg *cg, Val stage, int unit) {
     return cg_gep8(cg, nv_shared(cg, a->base), cg_shl(cg, at, 4));
 }
 
-/* The token at `first` (tokens_place_at) into a stage. */
-static void copy_token(Ahead *a, Val first, Val left, Val stage) {
+static void copy_item(Ahead *a, const Item *item, Val stage) {
     Tokens *y = &a->at;
     Cg *cg = y->g->cg;
-    tokens_place_at(y, first, left);
-    for (int i = 0; i < a->items; i++) {
-        const Item *item = &a->item[i];
-        Val from[UNITS_MOST];
-        if (item->place < 0)
-            value_addresses(&y->at, item->v, from);
-        else
-            tokens_row_units(y, item->v, item->place, item->units, from);
-        for (int u = 0; u < item->units; u++)
-            nv_copy_async(cg, unit_place(a, cg, stage, item->unit + u), from[u], cg_int(cg, UNIT));
-    }
+    Val from[UNITS_MOST], bytes[UNITS_MOST];
+    for (int u = 0; u < item->units; u++)
+        bytes[u] = cg_int(cg, UNIT);
+    if (item->place == PLACE_SUM)
+        tokens_sum_at(y, item->v, from, bytes);
+    else if (item->place == PLACE_INPUT)
+        value_addresses(&y->at, item->v, from);
+    else
+        tokens_row_units(y, item->v, item->place, item->units, from);
+    for (int u = 0; u < item->units; u++)
+        nv_copy_async(cg, unit_place(a, cg, stage, item->unit + u), from[u], bytes[u]);
+}
+
+/* The token at `first` (tokens_place_at) into a stage. */
+static void copy_token(Ahead *a, Val first, Val left, Val stage) {
+    Cg *cg = a->at.g->cg;
+    bool sums = a->item[a->items - 1].place == PLACE_SUM; /* these are the last ones */
+    tokens_place_at(&a->at, first, left);
+    for (int i = 0; i < a->items; i++)
+        if (a->item[i].place != PLACE_SUM)
+            copy_item(a, &a->item[i], stage);
+    If more = sums ? cg_if(cg, a->at.g->more) : (If){0};
+    for (int i = 0; i < a->items; i++)
+        if (a->item[i].place == PLACE_SUM)
+            copy_item(a, &a->item[i], stage);
+    if (sums)
+        cg_end_if(cg, &more);
     nv_copy_commit(cg);
 }
 

@@ -10,11 +10,13 @@
  *                                          dX = P dS' + sum_f M_f' dO_f
  *                                          dS = D dS' + sum_f Qg_f' dO_f - E' dX
  *                                      keeps dS' (at each chunk's end) and dX
- *     grad      any number of blocks   everything else, a (slot, head) at a time           grad*.c
+ *     grad      any number of blocks   everything else, a (slot, head) at a time, heads of a group in
+ *                                      order: what they share is summed as they go         grad*.c
  *     scan, carry, late                gradients that wait for those of later tokens (after, cumsum_back):
  *                                      running sums from the sequences' ends, then the tokens phase
  *                                      again. One segment then is all there is    scan*.c, grad_token*.c
- *     sums      elements               over heads that share an input; params: over chunks grad_sums.c
+ *     sums      elements               over groups of heads that share an input; params: over chunks
+ *                                                                                  grad_sums.c
  *
  * In the grad kernel a chunk has two phases, with the block's scratch (small enough to stay in the L2
  * cache) between them:
@@ -114,10 +116,12 @@ typedef struct Grad {
     const Gradient *g;
     Val lane, warp, lane_g, lane_t;
     Val head, heads;          /* i32, of H */
+    Val own;                  /* i32, from grad_place_group: the number of the head's group, and */
+    Val more;                 /* i1: whether heads of it came before this one */
     Seq seq;
     Val start;                /* i64 first token of the chunk in its sequence */
-    Val slot;                 /* i64 */
-    Val next, tasks;          /* i64, in the last of several phases: the block's next task, if it is less */
+    Val task;                 /* i32 */
+    Val next, tasks;          /* i32, in the last of several phases: the block's next task, if it is less */
     Val record;               /* global byte pointer: this chunk's record */
     Val scratch;              /* global byte pointer: this block's scratch */
     Elem scratch_elem;        /* of the next three: bf16 where all gradients are 16-bit, else f32 */
@@ -144,6 +148,10 @@ void grad_plan_scratch(Grad *g); /* what lies where in the scratch, and its size
 /* `kind`: grad, or late, which has no scratch. */
 bool grad_build(Cg *cg, CgModule *out, EntryKind kind, const GradPhase *phase, int phases, const char **why);
 Val grad_blocks(Cg *cg); /* i32, of the grid */
+/* Not before it is wanted: what stands in no register is not spilled by the phases before. */
+void grad_place_group(Grad *g);
+/* i64: the task's chunk slot, taken back from shared memory; behind a block barrier. */
+Val grad_slot(Grad *g);
 /* One access of n neighbouring elements, 16 bytes at most, at a multiple of its size; values are f32. */
 enum { GRAD_ACCESS = 16 };
 void grad_load(Cg *cg, Elem e, Val p, int n, Val *out);

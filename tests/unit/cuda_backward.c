@@ -232,6 +232,49 @@ static void gradients_that_nobody_shares_need_no_sum(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* Heads that share q and k are taken together where that leaves work for all blocks, whatever the workspace:
+ * all of them, then their sums go to the tensors; or as many as divide them and 16 bits bear. */
+static void heads_that_share_are_taken_together(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *k = made_up(ctx, GDR_PASS_BACKWARD);
+    const Kernel *shell = k->rec.shell;
+    static const struct {
+        bool packed;
+        int64_t N, T, H, HK, group;
+        bool sums;
+    } some[] = {
+        {false, 1, 32768, 32, 16, 2, false}, {false, 1, 32768, 32, 32, 1, false}, {false, 1, 4096, 32, 16, 1, true},
+        {true, 3, 32768, 32, 8, 4, false},   {false, 1, 32768, 32, 2, 4, true},   {false, 4, 16384, 6, 1, 3, true},
+        {false, 1, 6336, 33, 11, 3, false},  {false, 1, 6080, 33, 11, 1, true},
+    };
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++)
+        for (int least = 0; least < 2; least++) {
+            Call c = some[i].packed ? packed(some[i].N, some[i].T, some[i].H, some[i].HK)
+                                    : dense(some[i].N, some[i].T, some[i].H, some[i].HK);
+            call_init(&c);
+            leave_out(&c, DA); /* which is summed in any case */
+            if (least) {
+                c.launch.workspace = (void *)(uintptr_t)0x40000;
+                assert_int_equal(gdr_workspace_least(k, &c.launch, &c.launch.workspace_bytes), GDR_OK);
+            }
+            run(k, &c, some[i].sums);
+            const StubLaunch *l = &stub.launch[stub.launches - 1];
+            assert_int_equal(field(k, l, GRAD_GROUP), some[i].group);
+            int dq = kernel_find_port(shell, "dq", true);
+            assert_int_equal(l->frame[frame_out_ptr(shell, dq)] == TENSOR * (DQ + 1), !some[i].sums);
+        }
+    Call c = dense(1, 32768, 32, 16); /* nothing shared is wanted */
+    call_init(&c);
+    leave_out(&c, DA);
+    leave_out(&c, DKEY);
+    leave_out(&c, DQ);
+    run(k, &c, false);
+    assert_int_equal(field(k, &stub.launch[stub.launches - 1], GRAD_GROUP), 1);
+    gdr_kernel_destroy(k);
+    gdr_context_destroy(ctx);
+}
+
 static void no_tokens_launch_nothing(void **state) {
     (void)state;
     gdr_context *ctx = open_stub("");
@@ -439,6 +482,7 @@ int main(void) {
         cmocka_unit_test_setup(states_at_borders_are_made_only_where_needed, fresh),
         cmocka_unit_test_setup(chains_start_at_saved_states, fresh),
         cmocka_unit_test_setup(gradients_that_nobody_shares_need_no_sum, fresh),
+        cmocka_unit_test_setup(heads_that_share_are_taken_together, fresh),
         cmocka_unit_test_setup(no_tokens_launch_nothing, fresh),
         cmocka_unit_test_setup(failures_lose_nothing, fresh),
         cmocka_unit_test_setup(streams_beside_go_from_launch_to_launch, fresh),

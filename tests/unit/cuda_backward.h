@@ -200,14 +200,20 @@ static void check_memory(Check *x, const StubLaunch *l) {
             add_region(x, "zeros", l->frame[frame_in_ptr(shell, i)], V * 2);
     for (int i = 0; i < shell->out.count; i++) {
         const Port *p = &shell->out.at[i];
-        int64_t row = c->H * shape_elements(shell, p->shape) * elem_size(p->elem);
+        int of = kernel_find_port(shell, k->rec.of[shell->in.count + i], false);
+        int64_t own = l->frame[frame_in_heads(shell, of)], heads = l->frame[frame_out_heads(shell, i)];
+        bool shared = !p->is_param && own != c->H;
+        assert_int_equal(heads, shared ? c->H / field(k, l, GRAD_GROUP) : c->H);
+        int64_t row = heads * shape_elements(shell, p->shape) * elem_size(p->elem);
         int64_t at = l->frame[frame_out_ptr(shell, i)];
-        if (!l->frame[frame_sum(shell, i)])
+        if (!l->frame[frame_sum(shell, i)]) {
+            assert_true(!at || (heads == own && !p->is_param));
             continue;
+        }
         add_region(x, p->name, p->is_param ? at : at + lo * row,
                    p->is_param ? x->slots * row : (hi - lo) * row);
-        int of = kernel_find_port(shell, k->rec.of[shell->in.count + i], false);
-        assert_int_equal(l->frame[frame_sum_heads(shell, i)], l->frame[frame_in_heads(shell, of)]);
+        assert_true(p->is_param || heads != own);
+        assert_int_equal(l->frame[frame_sum_heads(shell, i)], own);
     }
     regions_are_apart(x);
 }
@@ -234,12 +240,13 @@ static void check_intervals(const Check *x, const StubLaunch *l) {
 
 static void check_grid(const Check *x, const StubLaunch *l) {
     int64_t tasks = field(x->k, l, GRAD_SLOTS) * x->c->H, chains = x->c->N * x->c->H;
+    int64_t groups = tasks / field(x->k, l, GRAD_GROUP);
     if (tasks && tasks < chains)
         chains = tasks; /* every sequence has a slot */
     if (!strcmp(l->name, "factor"))
         assert_int_equal(l->grid, tasks);
     else if (!strcmp(l->name, "grad"))
-        assert_int_equal(l->grid, tasks < SMS * PER_SM ? tasks : SMS * PER_SM);
+        assert_int_equal(l->grid, groups < SMS * PER_SM ? groups : SMS * PER_SM);
     else if (!strcmp(l->name, "sums"))
         assert_int_equal(l->grid, SMS * PER_SM);
     else if (!strcmp(l->name, "chain") && field(x->k, l, GRAD_SAVE_EVERY))

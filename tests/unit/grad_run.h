@@ -1,8 +1,9 @@
 /* Shared by the tests of the GPU's gradient kernels: a spec's gradient kernel compiled entry by entry
  * for the interpreter (tests/simt), its tensors, and launches segment by segment.
  *
- * Tensors are NaN wherever nothing is written. Every third input is shared by groups of heads; its
- * gradient goes through parts and the sums entry, as do those of params. */
+ * Tensors are NaN wherever nothing is written. Every third input is shared by several heads; its gradient
+ * goes through parts and the sums entry, as do those of params, unless the grad kernel takes all of these
+ * heads as one group. */
 #ifndef GDR_TESTS_GRAD_RUN_H
 #define GDR_TESTS_GRAD_RUN_H
 
@@ -32,6 +33,8 @@ typedef struct GradCase {
     int unwanted;              /* bit o: gradient o has no address */
     int v_tile;                /* V columns of a block; 0: the target's choice */
     bool by_token;             /* the gradient of the recurrence, not of its chunk form */
+    int share;                 /* heads that share every third input; 0: two */
+    int group;                 /* of them, that a block of the grad entry takes together; 0: one */
 } GradCase;
 
 typedef struct GradRun {
@@ -207,7 +210,8 @@ static inline void grad_inputs(GradRun *r) {
     const Kernel *k = r->code;
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];
-        r->heads[i] = i % 3 == 0 && i < r->token->in.count && c->H % 2 == 0 ? c->H / 2 : c->H;
+        int share = c->share ? c->share : 2;
+        r->heads[i] = i % 3 == 0 && i < r->token->in.count && c->H % share == 0 ? c->H / share : c->H;
         int64_t n = shape_elements(k, p->shape) * r->heads[i] * (p->is_param ? 1 : r->tokens);
         r->in[i] = grad_memory(r, n * elem_size(p->elem), false);
         bool grows = c->growth && isinf(p->lo) && isinf(p->hi) && shape_has(p->shape, AXIS_K);
@@ -217,8 +221,14 @@ static inline void grad_inputs(GradRun *r) {
     }
 }
 
+/* Heads of gradient o as the grad entry leaves it. */
+static inline int grad_out_heads(const GradRun *r, int o) {
+    int group = r->c->group ? r->c->group : 1;
+    return r->code->out.at[o].is_param || r->heads[o] == r->c->H ? r->c->H : r->c->H / group;
+}
+
 static inline bool grad_summed(const GradRun *r, int o) {
-    return r->code->out.at[o].is_param || r->heads[o] != r->c->H;
+    return r->code->out.at[o].is_param || r->heads[o] != grad_out_heads(r, o);
 }
 
 static inline bool grad_wanted(const GradRun *r, int o) { return !(r->c->unwanted >> o & 1); }
@@ -311,6 +321,7 @@ static inline void grad_frame(GradRun *r, int64_t *f, int64_t slot) {
         f[frame_out_ptr(k, o)] = grad_wanted(r, o) ? grad_address(r->part[o]) : 0;
         f[frame_sum(k, o)] = grad_wanted(r, o) && grad_summed(r, o) ? grad_address(r->sum[o]) : 0;
         f[frame_sum_heads(k, o)] = r->heads[o];
+        f[frame_out_heads(k, o)] = grad_out_heads(r, o);
     }
     f[frame_costate(k)] = c->final ? grad_address(r->ds) : 0;
     f[frame_costate(k) + 1] = c->start ? grad_address(r->ds0) : 0;
@@ -318,6 +329,7 @@ static inline void grad_frame(GradRun *r, int64_t *f, int64_t slot) {
     f[frame_gradient(k, GRAD_SLOTS)] = slot + r->segment < r->slots ? r->segment : r->slots - slot;
     f[frame_gradient(k, GRAD_SCRATCH)] = grad_address(r->scratch);
     f[frame_gradient(k, GRAD_AHEAD)] = grad_address(r->ahead);
+    f[frame_gradient(k, GRAD_GROUP)] = c->group ? c->group : 1;
 }
 
 static inline const char *grad_described(GradRun *r) {
@@ -326,6 +338,8 @@ static inline const char *grad_described(GradRun *r) {
     buf_init(&t, &r->arena);
     buf_printf(&t, "%s K=%d V=%d rows=%d %s %s H=%d segment=%d", c->text ? c->text : c->spec, c->K,
                c->V, c->rows, elem_name(c->elem), c->target, c->H, (int)r->segment);
+    if (c->group)
+        buf_printf(&t, " %d of %d heads together", c->group, c->share ? c->share : 2);
     for (int n = 0; n < c->N; n++)
         buf_printf(&t, "%s%d", n ? "," : c->cu_width ? " packed " : " dense ",
                    (int)grad_length(c, n));

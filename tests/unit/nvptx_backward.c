@@ -262,8 +262,30 @@ static void test_large(void **state) {
     }
 }
 
+/* Heads that share inputs are summed as they are made: all of these, or some and the rest as parts. */
+static void test_groups(void **state) {
+    (void)state;
+    static const struct {
+        const char *spec;
+        int K, V, rows, H, share, group;
+        Elem e;
+    } some[] = {
+        {"gated_deltanet", 64, 64, 64, 2, 2, 2, ELEM_bf16}, {"mamba2", 64, 32, 64, 4, 4, 4, ELEM_bf16},
+        {"gdn2", 32, 32, 32, 4, 4, 2, ELEM_f32},            {"mamba3_siso", 32, 32, 16, 2, 2, 2, ELEM_bf16},
+    };
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+        GradCase c = usual;
+        c.spec = some[i].spec, c.K = some[i].K, c.V = some[i].V, c.rows = some[i].rows;
+        c.H = some[i].H, c.share = some[i].share, c.group = some[i].group, c.elem = some[i].e;
+        c.segment = 2, c.blocks = 3;
+        if (grad_spec_wanted(c.spec))
+            assert_true(run_case(&c));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_groups),
         cmocka_unit_test(test_specs),
         cmocka_unit_test(test_packed),
         cmocka_unit_test(test_gates),

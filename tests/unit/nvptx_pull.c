@@ -114,6 +114,7 @@ static void launch(World *w) {
     frame[FRAME_SLOTS] = w->slots;
     frame[frame_gradient(k, GRAD_SLOTS)] = w->slots;
     frame[frame_gradient(k, GRAD_SCRATCH)] = address(w->scratch);
+    frame[frame_gradient(k, GRAD_GROUP)] = 1;
     for (int i = 0; i < k->in.count; i++) {
         frame[frame_in_ptr(k, i)] = address(w->in[i]);
         frame[frame_in_heads(k, i)] = w->c->H;

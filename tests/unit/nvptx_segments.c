@@ -132,6 +132,7 @@ static void pieces_change_no_bit(void **state) {
             c.segment = 1 + 2 * i;
             c.target = i == 1 ? "sm_80" : "sm_90a";
             c.gate = i == 2 ? -20 : -0.05;
+            c.group = 1 + i % 2;
             if (grad_spec_wanted(c.spec))
                 same_in_pieces(&c);
         }

@@ -22,6 +22,7 @@ typedef struct Plain {
     const Gradient *g;
     Grad plan;                /* where what lies in the scratch */
     int n, head;
+    double **want;            /* by gradient: sums over the heads of a group so far, as parts lie */
     double **memo;            /* [value * T + token] */
     int64_t T;
     Arena arena;
@@ -81,7 +82,8 @@ static double memory_element(const Plain *p, int v, int64_t t, int place, int64_
     const GradRun *r = p->r;
     int64_t row = t % r->module.chunk * s->slots + place, task = task_of(p, t);
     const char *record = (const char *)r->ws + task * s->ws_bytes;
-    const char *scratch = (const char *)r->scratch + task % r->blocks * p->plan.scratch_bytes;
+    int64_t block = task / (r->c->group ? r->c->group : 1) % r->blocks;
+    const char *scratch = (const char *)r->scratch + block * p->plan.scratch_bytes;
     if (v == p->g->dX)
         return grad_get(record + s->ws_dx, matrix_place(s->rows, s->vp, row, j), ELEM_f16) *
                ((const float *)(record + s->ws_unit_dx))[j];
@@ -267,13 +269,17 @@ static double wanted_element(Plain *p, int o, int64_t t, int64_t j) {
 
 static double limit_of(Elem e) { return e == ELEM_f32 ? 1e-5 : e == ELEM_bf16 ? 4e-3 : 6e-4; }
 
-/* Row `row` of the parts of o is token t's (params: its chunk's). */
+/* Row `row` of the parts of o is token t's (params: its chunk's). A group's last head sees whether the
+ * sum is there. */
 static void check_row(Plain *p, int o, int64_t row, int64_t t, GradError *e) {
     const Port *port = &p->k->out.at[o];
-    int64_t size = shape_elements(p->k, port->shape);
-    for (int64_t j = 0; j < size; j++)
-        grad_error_add(e, wanted_element(p, o, t, j),
-                       grad_get(p->r->part[o], (row * p->r->c->H + p->head) * size + j, port->elem));
+    int heads = grad_out_heads(p->r, o), group = p->r->c->H / heads;
+    int64_t size = shape_elements(p->k, port->shape), first = (row * heads + p->head / group) * size;
+    for (int64_t j = first; j < first + size; j++) {
+        p->want[o][j] += wanted_element(p, o, t, j - first);
+        if ((p->head + 1) % group == 0)
+            grad_error_add(e, p->want[o][j], grad_get(p->r->part[o], j, port->elem));
+    }
 }
 
 static void check_sequence(Plain *p, GradError *e) {
@@ -292,7 +298,8 @@ static void check_sequence(Plain *p, GradError *e) {
 /* Sums of the parts as they are in memory. */
 static double check_sums(GradRun *r, int o) {
     const Port *port = &r->code->out.at[o];
-    int64_t size = shape_elements(r->code, port->shape), group = r->c->H / r->heads[o];
+    int heads = grad_out_heads(r, o);
+    int64_t size = shape_elements(r->code, port->shape), group = heads / r->heads[o];
     int64_t rows = port->is_param ? 1 : r->tokens, parts = port->is_param ? r->slots : 1;
     GradError e = {0};
     for (int64_t row = 0; row < rows * r->heads[o]; row++)
@@ -300,7 +307,7 @@ static double check_sums(GradRun *r, int o) {
             double want = 0;
             for (int64_t n = 0; n < parts; n++)
                 for (int64_t h = row * group; h < (row + 1) * group; h++)
-                    want += grad_get(r->part[o], (n * r->c->H + h) * size + j, port->elem);
+                    want += grad_get(r->part[o], (n * heads + h) * size + j, port->elem);
             grad_error_add(&e, want, grad_get(r->sum[o], row * size + j, port->elem));
         }
     return grad_error(&e);
@@ -316,9 +323,15 @@ static void judge(GradRun *r, int o, const char *what, double error) {
 
 static void compare(GradRun *r, const Gradient *g, const Grad *plan) {
     GradError e[MAX_PORTS] = {0};
+    double *want[MAX_PORTS];
+    for (int o = 0; o < r->code->out.count; o++) {
+        const Port *port = &r->code->out.at[o];
+        int64_t rows = (port->is_param ? r->slots : r->tokens) * grad_out_heads(r, o);
+        want[o] = NEW_ARRAY(&r->arena, double, rows * shape_elements(r->code, port->shape) + 1);
+    }
     for (int n = 0; n < r->c->N; n++)
         for (int head = 0; head < r->c->H; head++) {
-            Plain p = {.r = r, .k = r->code, .g = g, .plan = *plan, .n = n, .head = head,
+            Plain p = {.r = r, .k = r->code, .g = g, .plan = *plan, .n = n, .head = head, .want = want,
                        .T = grad_length(r->c, n)};
             arena_init(&p.arena, NULL);
             p.memo = NEW_ARRAY(&p.arena, double *, p.k->inst.count * p.T + 1);
@@ -441,8 +454,37 @@ static void test_sizes(void **state) {
     }
 }
 
+/* Groups of all heads that share an input, and of some; rows that wait in shared memory or are read where
+ * they lie; scalars; gradients that wait for later tokens; fewer blocks than groups. */
+static void test_groups(void **state) {
+    (void)state;
+    static const struct {
+        const char *spec;
+        int K, V, rows, H, share, group;
+        Elem e;
+    } some[] = {
+        {"gated_deltanet", 64, 64, 32, 2, 2, 2, ELEM_bf16}, {"gdn2", 32, 32, 16, 4, 4, 2, ELEM_bf16},
+        {"mamba2", 32, 16, 16, 6, 3, 3, ELEM_f32},          {"kda_raw", 40, 24, 16, 4, 4, 4, ELEM_f16},
+        {"mamba3_siso", 32, 32, 16, 4, 2, 2, ELEM_f32},         {"rwkv7", 20, 12, 16, 8, 4, 2, ELEM_bf16},
+    };
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++)
+        for (int packed = 0; packed < 2; packed++) {
+            GradCase c = usual;
+            c.spec = some[i].spec, c.K = some[i].K, c.V = some[i].V, c.rows = some[i].rows;
+            c.H = some[i].H, c.share = some[i].share, c.group = some[i].group, c.elem = some[i].e;
+            c.blocks = 3, c.unwanted = i == 1 ? 1 : 0;
+            if (packed) {
+                c.N = 5, c.cu_width = 8, c.segment = 2;
+                memcpy(c.length, (int[]){5, 0, 35, 1, 16}, sizeof(int[5]));
+            }
+            if (grad_spec_wanted(c.spec))
+                assert_true(run_case(&c));
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_groups),
         cmocka_unit_test(test_specs),
         cmocka_unit_test(test_packed),
         cmocka_unit_test(test_sizes),
