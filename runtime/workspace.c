@@ -9,8 +9,8 @@
  *                     direction of the swing | a token of zeros | parts of sums: inputs' for a segment's
  *                     tokens, params' for all chunks
  *
- * Segments of a backward pass. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of `piece`. At
- * a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
+ * Segments of a backward pass. Slots 0 .. slots-1 fall into groups of `group` slots, a group into pieces of
+ * `piece`. At a border between pieces a sequence may go on: its state is made by an extra pass over the pieces
  * before, or was saved by the forward pass. Between groups none goes on, so that costs nothing. Dense
  * batches have borders of their own:
  *
@@ -32,7 +32,8 @@
  *                       left in; so a window of one sequence is the range that takes one slot less
  *     ranges            any slots: for a single sequence, for packed ones (whose lengths only the device
  *                       knows), and for memory that is too small for anything else. States at the ends take
- *                       two places by turns: the sequence that comes in may be another than the one that goes on
+ *                       two places by turns: the sequence that comes in may be another than the one that
+ *                       goes on
  *
  * The first that applies is taken. A pass that saves states is part of training, so its budget is a part of
  * what training holds; one that does not is not cut unless the caller's workspace is too small.
