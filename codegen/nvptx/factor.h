@@ -211,7 +211,6 @@ void factor_products(Factor *f);       /* M_f, P to the workspace */
 bool factor_sums_fit(Factor *f, const char **why);
 void factor_reduce(Factor *f);         /* row sums, finished before the rows pass */
 void factor_scale_rows(Factor *f);                 /* scales of rows and keys that need them */
-const bool *factor_first_inputs(Factor *f); /* by value: what row sums read, and what has no channels */
 void factor_hold_scalars(Factor *f);       /* from now on in registers, not read again for every slab */
 void factor_plan_stage(Factor *f);                 /* which inputs are parked or copied ahead */
 int factor_stage_bytes(const Factor *f);

@@ -99,14 +99,6 @@ static bool is_scalar_input(const Factor *f, int v)
     return in_memory(f, v) && !param && !shape_has(i->shape, AXIS_K) && !shape_has(i->shape, AXIS_V);
 }
 
-const bool *factor_first_inputs(Factor *f)
-{
-    bool *needed = needed_values(f), *summed = summed_inputs(f, needed);
-    for (int v = 0; v < f->k->inst.count; v++)
-        needed[v] = needed[v] && (is_scalar_input(f, v) || (summed[v] && is_key_input(f, v)));
-    return needed;
-}
-
 void factor_hold_scalars(Factor *f)
 {
     bool *needed = needed_values(f);
@@ -205,7 +197,8 @@ void factor_copy_ahead(Factor *f, Val slab)
     nv_copy_commit(f->cg);
 }
 
-void factor_take_slab(Factor *f, Val slab)
+/* `always`: a group of copies is committed whether or not there is a next slab. */
+static void take_slab(Factor *f, Val slab, bool always)
 {
     Cg *cg = f->cg;
     int n = 0;
@@ -222,8 +215,11 @@ void factor_take_slab(Factor *f, Val slab)
     Val next = cg_add(cg, slab, cg_int(cg, 1));
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, cg_int(cg, f->s->kp / SLAB)));
     start_copies(f, next);
+    if (!always)
+        nv_copy_commit(cg);
     cg_end_if(cg, &more);
-    nv_copy_commit(cg);
+    if (always)
+        nv_copy_commit(cg);
     for (int h = 0; h < 2; h++)
         set_slab(f, h, slab);
 }
@@ -231,7 +227,12 @@ void factor_take_slab(Factor *f, Val slab)
 void factor_enter_slab(Factor *f, Val slab)
 {
     nv_copy_wait(f->cg, 0);
-    factor_take_slab(f, slab);
+    take_slab(f, slab, false);
+}
+
+void factor_take_slab(Factor *f, Val slab)
+{
+    take_slab(f, slab, true);
 }
 
 /* row sums ------------------------------------------------------------------------------------- */

@@ -253,35 +253,20 @@ static Val has_chunk(const Grad *g) {
     return cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
 }
 
-void grad_ask_next(const Grad *g) {
-    Cg *cg = g->cg;
-    Grad next = *g;
-    if (!g->next)
-        return;
-    If there = cg_if(cg, cg_cmp(cg, LLVMIntSLT, g->next, g->tasks));
-    place_task(&next, g->next);
-    If some = cg_if(cg, has_chunk(&next));
-    grad_ask_first(&next);
-    cg_end_if(cg, &some);
-    cg_end_if(cg, &there);
-}
-
 static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
     g->heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
-    g->tasks = cg_mul(cg, cg_trunc32(cg, slots), g->heads);
-    Loop l = cg_for(cg, cg_mul(cg, nv_block(cg), group_of(g)), g->tasks, 1, false);
+    Val tasks = cg_mul(cg, cg_trunc32(cg, slots), g->heads);
+    Loop l = cg_for(cg, cg_mul(cg, nv_block(cg), group_of(g)), tasks, 1, false);
     place_thread(g);
     place_task(g, l.i);
     Var task = cg_var(cg, cg->i32, l.i);
     If some = cg_if(cg, has_chunk(g));
     keep_task(g);
     for (int i = 0; i < phases; i++) {
-        if (i > 0 && i == phases - 1) {
+        if (i > 0 && i == phases - 1)
             take_task_back(g);
-            g->next = cg_add(cg, g->task, step_behind(g, g->task));
-        }
         phase[i].build(g);
         if (i > 0 && i == phases - 1)
             cg_set(cg, task, kept_task(g));

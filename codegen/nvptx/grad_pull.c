@@ -377,11 +377,6 @@ static void row_scales(Pull *p) {
     }
 }
 
-const bool *pull_first_inputs(Grad *g) {
-    Factor f = {.cg = g->cg, .k = g->k, .s = &g->g->s};
-    return factor_first_inputs(&f);
-}
-
 void grad_pull(Grad *g) {
     Pull *p = pull_new(g);
     Cg *cg = p->cg;

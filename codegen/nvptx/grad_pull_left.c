@@ -503,7 +503,6 @@ void pull_left(Pull *p) {
     nv_barrier(cg);
     (s->erase ? solve_zt : copy_zt)(p);
     clear_end(p);
-    grad_ask_rest(p->grad);
     if (p->early)
         factor_copy_ahead(&p->f, cg_int(cg, 0)); /* in place of A at most, which level_zt is done with */
     nv_barrier(cg);

@@ -449,7 +449,6 @@ void grad_tokens(Grad *g) {
     Val first = cg_mul(cg, g->warp, cg_int(cg, at_once));
     int64_t step = (int64_t)s->warps * at_once;
     tokens_begin_ahead(x, first, left, step);
-    grad_ask_next(g);
     Loop l = cg_for(cg, first, left, step, false);
     tokens_enter(x, l.i, left, step);
     tokens_place_at(x, l.i, left);

@@ -121,7 +121,6 @@ typedef struct Grad {
     Seq seq;
     Val start;                /* i64 first token of the chunk in its sequence */
     Val task;                 /* i32 */
-    Val next, tasks;          /* i32, in the last of several phases: the block's next task, if it is less */
     Val record;               /* global byte pointer: this chunk's record */
     Val scratch;              /* global byte pointer: this block's scratch */
     Elem scratch_elem;        /* of the next three: bf16 where all gradients are 16-bit, else f32 */
@@ -159,19 +158,10 @@ void grad_store(Cg *cg, Elem e, Val p, int n, const Val *x);
 /* The most elements of an access that lies in a run, when runs of `run` elements lie in rows of `size`. */
 int grad_group(int64_t size, int64_t run, Elem e);
 
-/* grad_ask.c: to the L2 cache: part of the record; the present chunk's rows of values that are read from
- * memory, by value. */
-void grad_ask_record(Grad *g, int64_t from, int64_t bytes);
-void grad_ask_inputs(Grad *g, const bool *wanted);
-void grad_ask_rest(Grad *g);  /* of the present task, what is read after the first slab's products */
-void grad_ask_first(Grad *g); /* what a task begins with */
-void grad_ask_next(const Grad *g); /* grad.c: what the block's next task begins with, where `next` is there */
-
 /* grad_pull*.c: shared memory it needs (also says whether it fits); phase 1 of the present chunk, from
  * the record to the scratch. Rows of tokens that are not there may hold anything finite. */
 bool grad_pull_plan(Grad *g, int *sh_bytes, const char **why);
 void grad_pull(Grad *g);
-const bool *pull_first_inputs(Grad *g); /* by value: read before the first slab's rows */
 /* grad_read.c: between the phases, where gradients need what the outs read of the state. */
 bool grad_read_plan(Grad *g, int *sh_bytes, const char **why);
 void grad_read(Grad *g);

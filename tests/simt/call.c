@@ -43,7 +43,6 @@ static const Known intrinsics[] = {
     {.begin = "llvm.nvvm.cp.async.cg.shared.global.16", .run = run_cp_async},
     {.begin = "llvm.nvvm.cp.async.commit.group", .run = run_cp_commit},
     {.begin = "llvm.nvvm.cp.async.wait.group", .run = run_cp_wait},
-    {.begin = "llvm.nvvm.prefetch.global.L2", .run = run_prefetch},
     {.begin = "llvm.nvvm.barrier.cta.sync.aligned.all",
      .together = warp_barrier,
      .scope = SCOPE_block},

@@ -220,11 +220,6 @@ void run_cp_async_if(Thread *t, const Code *c) {
         run_cp_async_some(t, c);
 }
 
-/* Reads nothing, as far as values go, but only what exists. */
-void run_prefetch(Thread *t, const Code *c) {
-    memory_global(t, c, t->reg[c->arg[0]], 1, false);
-}
-
 void run_cp_commit(Thread *t, const Code *c) {
     (void)c;
     t->groups++;
