@@ -34,8 +34,6 @@
  */
 #include "codegen/nvptx/recurrent.h"
 
-#include <stdlib.h>
-
 enum {
     MAX_GROUPS = WARP,    /* of rows, in a warp */
     IDLE_GROUPS = 8,      /* no more of them for the sake of idle lanes */
@@ -211,7 +209,7 @@ static bool plan(Recurrent *r, const char **why)
     r->turns = r->remembers ? round_up(r->V, r->v_tile) / r->v_tile : 1;
     r->past_v = r->V % r->v_tile != 0;
     r->per_sm = blocks_per_sm(r);
-    r->stage = getenv("GDR_STEP_PLAIN") ? -1 : choose_stage(r);
+    r->stage = choose_stage(r);
     return true;
 }
 
