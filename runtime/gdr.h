@@ -295,10 +295,9 @@ typedef struct gdr_saved {
  *
  * A negative slot skips its sequence: nothing is read of it, no output and no state is written. In
  * S_slots of [N,M] it skips that state alone. States that no slot names stay as they are. No two states
- * may be written to one slot, and what one sequence writes no other may start from. On the CPU slots
- * and counts are checked; on a GPU a slot that the pool does not have counts as negative and counts are
- * clamped. All these tensors have one type. States after single tokens, and S_accepted, are of the
- * recurrent algorithm.
+ * may be written to one slot, and what one sequence writes no other may start from. On the CPU slots and counts are checked; on a GPU a slot that the pool
+ * does not have counts as negative and counts are clamped. All these tensors have one type. States
+ * after single tokens, and S_accepted, are of the recurrent algorithm.
  *
  *   past0, past  [N,H,facts.past] f32: what prev and cumsum remember before and after, for variants
  *             that have them; addressed like S0 and S ([P,..], [N,M,..]). Without past0 they start at

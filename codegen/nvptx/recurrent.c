@@ -11,9 +11,9 @@
  * of a warp covers 64 contiguous bytes of 8 rows: a token costs little more than moving the state.
  * While a token is worked on, the inputs of the next are on their way.
  *
- * A task is a V tile of a head of a sequence. With a block each, a multiprocessor has nothing under
- * way for a part of its blocks at any time: they start, wait for the index of their state, then for
- * the state. So a block takes one task after another:
+ * A task is a V tile of a head of a sequence. With a block each, a multiprocessor has nothing under way
+ * for a part of its blocks at any time: they start, wait for the index of their state, then for the
+ * state. So a block takes one task after another:
  *
  *     the state of its first task is sent for
  *     for its tasks:  inputs and index of the next state are asked for
@@ -21,10 +21,10 @@
  *                     the next state is sent for, to the same place
  *                     tokens; stores
  *
- * Asking L2 for the state of a later block's task was the other way: blocks stay as they are and
- * need no shared memory, but each still begins with nothing, and ends with nothing on its way to it.
- * A state may be read this early for the same reason for which blocks may run in any order: no
- * sequence starts from a state that another one writes.
+ * Asking L2 for the state of a later block's task was the other way: blocks stay as they are and need no
+ * shared memory, but each still begins with nothing, and several tokens are not worked on meanwhile.
+ * A state may be read this early for the same reason for which blocks may run in any order: no sequence
+ * starts from a state that another one writes.
  *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
@@ -174,8 +174,8 @@ static int sum_bytes(const Recurrent *r)
     return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
 }
 
-/* Where the next task's state arrives: behind the sums, if a multiprocessor still has room for as
- * many blocks as its registers allow. Not where a block takes the tiles of a head in turns. */
+/* Where the next task's state arrives: behind the sums, if a multiprocessor still has room for as many
+ * blocks as its registers allow. Not where a block takes the tiles of a head in turns. */
 static int choose_stage(const Recurrent *r)
 {
     int stage = recurrent_stage_bytes(r), bytes = sum_bytes(r) + stage + BLOCK_BYTES;
@@ -282,8 +282,8 @@ static void build_token(Recurrent *r, Val t)
             cg_set(cg, r->state[i][c], r->s[i][c]);
 }
 
-/* A task: the columns of one V tile of one head of one sequence. Tile fastest, then head:
- * neighbours read one state. */
+/* A task: the columns of one V tile of one head of one sequence. Tile fastest, then head: neighbours
+ * read one state. */
 typedef struct Task { Val sequence, head, tile; } Task; /* i32 */
 
 static int tiles(const Recurrent *r)
@@ -410,8 +410,8 @@ static void walk_task(Recurrent *r, const Round *round)
         cg_end_for(cg, &turn);
 }
 
-/* Task after task, as many apart as the grid has blocks: what is under way at a time lies side by
- * side. The thread's number is new in every task: what is made of it takes no register all the time. */
+/* Task after task, as many apart as the grid has blocks: what is under way at a time lies side by side.
+ * The thread's number is new in every task: what is made of it takes no register all the time. */
 static void walk_rounds(Recurrent *r)
 {
     Cg *cg = r->cg;

@@ -125,7 +125,7 @@ static int64_t access_offset(const Cg *cg, const Piece *p, int n) {
     return row_of(p, n) * pool_step(cg, AXIS_K) + column_of(p, n) * pool_step(cg, AXIS_V);
 }
 
-/* The thread's place for its first access in the stage; bytes from there to that for access n. */
+/* The thread's place for its first access in the stage, and bytes from there to the one for access n. */
 static Val stage_of(const Recurrent *r) {
     return cg_gep8(r->cg, nv_shared(r->cg, r->stage), cg_shl(r->cg, nv_tid(r->cg), 4));
 }
@@ -145,8 +145,8 @@ static void load_staged(const Recurrent *r, int n, Val *out) {
 /* Where an access is: so many bytes from `from`. */
 typedef struct Address { Val from; int64_t offset; } Address;
 
-/* Where the accesses of a lane are in state `number` of S0; the state's first elements for those
- * that do not exist. */
+/* Where the accesses of a lane are in state `number` of S0; the state's first elements for those that
+ * do not exist. */
 static void piece_addresses(const Piece *p, ValueAt *at, Val number, Address *out) {
     Cg *cg = at->cg;
     Val state = pool_state(cg, FRAME_S0, number, at->head);

@@ -85,39 +85,6 @@ static void recurrent_needs_no_workspace(void **state) {
     gdr_context_destroy(ctx);
 }
 
-/* One token of B sequences. */
-static gdr_status step(gdr_kernel *k, int64_t B) {
-    const int64_t key[] = {B, 1, 4, 64}, value[] = {B, 1, 4, 96}, state[] = {B, 4, 64, 96};
-    void *p = (void *)(uintptr_t)0x1000;
-    gdr_arg arg[] = {
-        {"q", {p, GDR_CUDA, GDR_BF16, 4, key, NULL}},
-        {"k", {p, GDR_CUDA, GDR_BF16, 4, key, NULL}},
-        {"v", {p, GDR_CUDA, GDR_BF16, 4, value, NULL}},
-        {"g", {p, GDR_CUDA, GDR_BF16, 3, value, NULL}},
-        {"o", {p, GDR_CUDA, GDR_BF16, 4, value, NULL}},
-    };
-    gdr_tensor S = {p, GDR_CUDA, GDR_F32, 4, state, NULL};
-    gdr_launch l = {.size = sizeof l, .args = arg, .nargs = 5, .S0 = &S, .S = &S};
-    return gdr_forward(k, &l);
-}
-
-/* A block for every task, until they fill the GPU: then blocks take several. */
-static void steps_have_as_many_blocks_as_fit(void **state) {
-    (void)state;
-    enum { PROCESSORS = 132, FEW = 5, MANY = 5000 };
-    gdr_context *ctx = open_stub("");
-    gdr_kernel *k = compile(ctx, GDR_ALGO_RECURRENT);
-    const CgEntry *e = &k->rec.module.entry.at[0];
-    assert_true(e->per_sm > 0);
-    assert_int_equal(step(k, FEW), GDR_OK);
-    assert_int_equal(stub.launch[0].grid, FEW * 4 * entry_tiles(k, e));
-    assert_int_equal(step(k, MANY), GDR_OK);
-    assert_int_equal(stub.launch[1].grid, PROCESSORS * e->per_sm);
-    assert_int_equal(stub.launch[1].shared, e->smem_bytes);
-    gdr_kernel_destroy(k);
-    gdr_context_destroy(ctx);
-}
-
 /* A draft of T tokens: bf16 states [V,K] of a pool with gaps, a slot for every token. */
 static gdr_status draft(gdr_kernel *k, int64_t stride, int64_t columns) {
     enum { T = 4 };
@@ -363,7 +330,6 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(chunk_launches_factor_then_chain, fresh),
         cmocka_unit_test_setup(recurrent_needs_no_workspace, fresh),
-        cmocka_unit_test_setup(steps_have_as_many_blocks_as_fit, fresh),
         cmocka_unit_test_setup(pools_are_named_by_device_memory, fresh),
         cmocka_unit_test_setup(callers_workspace_is_checked_and_used, fresh),
         cmocka_unit_test_setup(failures_have_a_status_and_a_text, fresh),
