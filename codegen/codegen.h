@@ -175,7 +175,6 @@ typedef enum {
  *      the frame by value. reverse: as chain, a choice of its own; with GRAD_SAVE_EVERY the chain has as many for each interval
  *      between its multiples, interval before sequence: at least of as many sequences as can lie in one.
  *      grad, sums: any number of blocks, which share out the work; per_sm of them fit a multiprocessor.
- *      recurrent with per_sm > 0: likewise, the N*H*vtiles tasks that are a block each without.
  *      recurrent_grad: N*H blocks, head fastest, each with scratch_bytes of its own from GRAD_SCRATCH
  *      on; one segment of all slots, a slot for every `chunk` tokens of a sequence as in the chunk
  *      gradient.
@@ -185,7 +184,7 @@ typedef struct CgEntry {
     EntryKind kind;
     const char *symbol;
     int threads, smem_bytes, v_tile;  /* GPU */
-    int per_sm;                       /* GPU: grad, sums, recurrent */
+    int per_sm;                       /* GPU: grad, sums */
     int64_t scratch_bytes;            /* host: 64-byte aligned scratch a thread needs; GPU: a block */
 } CgEntry;
 

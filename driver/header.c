@@ -162,22 +162,6 @@ static void put_host_workspace(const char *name, const Record *r, const CgEntry 
                (long long)r->module.ws_bytes_per_slot_head);
 }
 
-/* The grid of a step kernel, which may have fewer blocks than tasks where they share out the work. */
-static void put_step_blocks(const char *name, const char *target, const CgEntry *e, int tiles,
-                            Buf *out) {
-    if (e->per_sm > 0)
-        buf_printf(out, "/* Any number of blocks share out the work, %d at a time a multiprocessor. */\n",
-                   e->per_sm);
-    buf_printf(out,
-               "static inline int64_t %s_%s_blocks(const %s_frame *f, int64_t processors)\n{\n"
-               "    int64_t tasks = f->N * f->H * %d, most = ",
-               e->symbol, target, name, tiles);
-    if (e->per_sm > 0)
-        buf_printf(out, "processors * %d;\n    return tasks < most ? tasks : most;\n}\n", e->per_sm);
-    else
-        buf_puts(out, "tasks;\n    (void)processors;\n    return most;\n}\n");
-}
-
 static void put_gpu_entry(const char *name, const char *target, const gdr_kernel *kernel,
                           const CgEntry *e, Buf *out) {
     int V = kernel->rec.shell->axis.at[AXIS_V].size;
@@ -191,17 +175,14 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
         rule = "\n * Once, behind all others; not needed where past is 0.";
     buf_printf(out, "/* %s: kernel \"%s\", one parameter: the frame by value.%s */\n", target,
                e->symbol, rule);
-    const char *head = "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ";
-    if (e->kind == ENTRY_recurrent)
-        put_step_blocks(name, target, e, tiles, out);
-    else
-        buf_printf(out, head, e->symbol, target, name);
+    buf_printf(out, "static inline int64_t %s_%s_blocks(const %s_frame *f)\n{\n    return ",
+               e->symbol, target, name);
     if (e->kind == ENTRY_factor)
         buf_puts(out, "f->slot_count * f->HF;\n}\n");
     else if (e->kind == ENTRY_scan)
         buf_printf(out, "(f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d)) * f->H;\n}\n",
                    SCAN_TOKENS, SCAN_TOKENS - 1, SCAN_TOKENS);
-    else if (e->kind != ENTRY_recurrent)
+    else
         buf_printf(out, "f->N * f->H * %d;\n}\n", tiles);
     buf_printf(out, "enum { %s_%s_threads = %d, %s_%s_shared = %d };\n\n", e->symbol, target,
                e->threads, e->symbol, target, e->smem_bytes);

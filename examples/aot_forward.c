@@ -110,7 +110,7 @@ static int forward_gpu(const Gpu *gpu, const char *dir, const Problem *p) {
     if (ok) {
         gated_delta_f32_frame frame = frame_of(address);
         ok = launch(gpu, module, "gdr_f32_step_gated_delta_recurrent",
-                    gdr_f32_step_gated_delta_recurrent_sm_80_blocks(&frame, 132),
+                    gdr_f32_step_gated_delta_recurrent_sm_80_blocks(&frame),
                     gdr_f32_step_gated_delta_recurrent_sm_80_threads,
                     gdr_f32_step_gated_delta_recurrent_sm_80_shared, &frame);
     }

@@ -5,7 +5,7 @@
  *                         workspace.c has cut them: factor, a block for each chunk slot and head, and one
  *                         of the chain entries, a block for each sequence, head and V tile; at last
  *                         what remembers the last token, where that is wanted
- *     GPU, recurrent      recurrent, with a task for each sequence, head and V tile
+ *     GPU, recurrent      recurrent <<<N*H*vtiles>>>
  *
  * A GPU launch only queues: the workspace is the caller's or stream-ordered memory that is given
  * back behind the kernels, so nothing waits and a CUDA graph can capture it all.
@@ -79,12 +79,6 @@ static Piece piece_at(const Record *r, const BoundLaunch *b, int64_t i) {
     return p;
 }
 
-/* Of entries whose blocks share out the tasks there are as many as fit the GPU at a time. */
-static int64_t shared_out(const gdr_kernel *kernel, const CgEntry *e, int64_t tasks) {
-    int64_t most = (int64_t)cuda_multiprocessors(kernel->ctx->cuda) * e->per_sm;
-    return most > 0 && tasks > most ? most : tasks;
-}
-
 /* Blocks of one entry's grid; -1 when the sizes exceed what a grid can be. */
 static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLaunch *b,
                        const Piece *p) {
@@ -94,7 +88,7 @@ static int64_t grid_of(const gdr_kernel *kernel, const CgEntry *e, const BoundLa
                     ? __builtin_mul_overflow(stretches, b->H, &blocks)
                     : __builtin_mul_overflow(p->sequences, b->H, &blocks) ||
                           __builtin_mul_overflow(blocks, entry_tiles(kernel, e), &blocks);
-    return over || blocks > GRID_MAX ? -1 : shared_out(kernel, e, blocks);
+    return over || blocks > GRID_MAX ? -1 : blocks;
 }
 
 static void set_field(const gdr_kernel *kernel, const BoundLaunch *b, int field, int64_t x) {

@@ -157,10 +157,6 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
         buf_puts(out, "\"blocks\": \"stretches*H\"}");
     else if (e->kind == ENTRY_carry || e->kind == ENTRY_past)
         buf_puts(out, "\"blocks\": \"N*H\"}");
-    else if (e->per_sm > 0)
-        buf_printf(out, "\"v_tile\": %d, \"tasks\": \"N*H*%d\", \"blocks\": \"any\", "
-                        "\"blocks_per_multiprocessor\": %d}",
-                   e->v_tile, (V + e->v_tile - 1) / e->v_tile, e->per_sm);
     else
         buf_printf(out, "\"v_tile\": %d, \"blocks\": \"N*H*%d\"}", e->v_tile,
                    e->v_tile ? (V + e->v_tile - 1) / e->v_tile : 1);

@@ -71,17 +71,6 @@ Val nv_block(Cg *cg)
     return cg_intrinsic(cg, "llvm.nvvm.read.ptx.sreg.ctaid.x", NULL, 0, NULL, 0);
 }
 
-Val nv_blocks(Cg *cg)
-{
-    return cg_intrinsic(cg, "llvm.nvvm.read.ptx.sreg.nctaid.x", NULL, 0, NULL, 0);
-}
-
-Val nv_anew(Cg *cg, Val x)
-{
-    Ty t = LLVMTypeOf(x);
-    return cg_asm(cg, t, "", t == cg->i64 ? "=l,0" : "=r,0", true, &x, 1);
-}
-
 void nv_barrier(Cg *cg)
 {
     Val id = cg_int(cg, 0);
@@ -150,16 +139,6 @@ void nv_copy_async(Cg *cg, Val dst, Val src, Val bytes)
         cg_intrinsic(cg, "llvm.nvvm.cp.async.cg.shared.global.16", NULL, 0, arg, 2);
     else
         cg_intrinsic(cg, "llvm.nvvm.cp.async.cg.shared.global.16.s", NULL, 0, arg, 3);
-}
-
-/* Offsets are part of the instruction: sums would be kept in registers, one each. */
-void nv_copy_async_near(Cg *cg, Val dst, int64_t dst_offset, Val src, int64_t src_offset)
-{
-    Val arg[4] = {LLVMBuildPtrToInt(cg->b, dst, cg->i32, ""),
-                  LLVMBuildPtrToInt(cg->b, src, cg->i64, ""), cg_int(cg, dst_offset),
-                  cg_int(cg, src_offset)};
-    cg_asm(cg, cg->voidt, "cp.async.cg.shared.global.L2::256B [$0+$2], [$1+$3], 16;",
-           "r,l,n,n,~{memory}", true, arg, 4);
 }
 
 void nv_copy_commit(Cg *cg)

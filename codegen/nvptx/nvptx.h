@@ -27,10 +27,6 @@ void nv_kernel_close(Cg *cg); /* ret void */
 
 Val nv_tid(Cg *cg);                       /* i32, 0..threads-1 */
 Val nv_block(Cg *cg);                     /* i32, block number in the 1-D grid */
-Val nv_blocks(Cg *cg);                    /* i32, blocks in it */
-/* x (i32 or i64) as something new, as far as LLVM knows: what is made of it is not kept from before, in
- * registers, but made again. No instruction. */
-Val nv_anew(Cg *cg, Val x);
 void nv_barrier(Cg *cg);                  /* whole block */
 void nv_warp_sync(Cg *cg);
 Val nv_shuffle_xor(Cg *cg, Val x, int lane_mask);   /* f32 or i32, whole warp */
@@ -41,9 +37,6 @@ Val nv_global(Cg *cg, int frame_field);             /* pointer field as addrspac
 
 /* 16 bytes global -> shared, asynchronously; only `bytes` (i32, 0 or 16) are read, the rest is zero. */
 void nv_copy_async(Cg *cg, Val dst, Val src, Val bytes);
-/* All of 16 bytes, at so many bytes from dst and src, and what lies beside them to L2, up to the next
- * multiples of 256 bytes. */
-void nv_copy_async_near(Cg *cg, Val dst, int64_t dst_offset, Val src, int64_t src_offset);
 void nv_copy_commit(Cg *cg);
 void nv_copy_wait(Cg *cg, int groups_in_flight);
 
@@ -160,11 +153,7 @@ void pool_put(Cg *cg, Val x, Val p);
  * is remembered until value_begin, so code built after must be dominated by code built before. */
 typedef struct ValueAt ValueAt;
 typedef struct Scan Scan; /* scan.h */
-typedef struct ValuePort {
-    Val base, stride; /* i64 bytes from token to token; NULL: there are none */
-    Val heads;        /* i64; the stride is heads rows of: */
-    int64_t bytes;
-} ValuePort;
+typedef struct ValuePort { Val base, stride; } ValuePort;
 struct ValueAt {
     Cg *cg;
     Val token;            /* i64 token row; clamped by the caller to one that exists */
@@ -180,8 +169,6 @@ struct ValueAt {
     Val base_k, base_v;   /* i32 first element held along K, V */
     int n_k, n_v;         /* elements held; base is a multiple of n */
     bool past_k, past_v;  /* base may lie past the axis' end although n divides its size */
-    bool frugal;          /* strides of ports are made again wherever they are wanted, since they would take
-                             registers as long as there are tokens */
     /* How this kernel obtains a value it keeps elsewhere: a reduction finished earlier, a state
      * read, a staged tile. Return true after filling out[]; false = evaluate from operands.
      * Not asked for values of earlier tokens (under prev). */

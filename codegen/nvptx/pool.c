@@ -84,7 +84,6 @@ Val pool_state(Cg *cg, int field, Val number, Val head) {
                     elem_size(cg->opt->state);
     Val each = cg_int64(cg, bytes), dense = cg_mul(cg, cg_frame_field(cg, FRAME_H), each);
     Val stride = cg_frame_field(cg, field == FRAME_S0 ? FRAME_S0_STRIDE : FRAME_S_STRIDE);
-    stride = nv_anew(cg, stride);
     Val given = cg_cmp(cg, LLVMIntNE, stride, cg_int64(cg, 0));
     Val at = cg_mul(cg, number, cg_select(cg, given, stride, dense));
     at = cg_add(cg, at, cg_mul(cg, cg_zext64(cg, head), each));

@@ -11,21 +11,6 @@
  * of a warp covers 64 contiguous bytes of 8 rows: a token costs little more than moving the state.
  * While a token is worked on, the inputs of the next are on their way.
  *
- * A task is a V tile of a head of a sequence. With a block each, a multiprocessor has nothing under way
- * for a part of its blocks at any time: they start, wait for the index of their state, then for the
- * state. So a block takes one task after another:
- *
- *     the state of its first task is sent for
- *     for its tasks:  inputs and index of the next state are asked for
- *                     the state arrives in shared memory and goes to registers
- *                     the next state is sent for, to the same place
- *                     tokens; stores
- *
- * Asking L2 for the state of a later block's task was the other way: blocks stay as they are and need no
- * shared memory, but each still begins with nothing, and several tokens are not worked on meanwhile.
- * A state may be read this early for the same reason for which blocks may run in any order: no sequence
- * starts from a state that another one writes.
- *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
  *
@@ -46,7 +31,6 @@ enum {
     PAST_REGISTERS = 16,  /* addresses of what is remembered; */
     SPARE_REGISTERS = 24, /* else: what the count may be wrong by */
     MAX_REGISTERS = 255,
-    BLOCK_BYTES = 1024,   /* of shared memory that the system takes of every block */
     QUARTERS = 4,         /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
     SM_REGISTERS = QUARTERS * QUARTER_REGISTERS
@@ -169,20 +153,6 @@ static int blocks_per_sm(const Recurrent *r)
     return blocks > 0 ? blocks : 1;
 }
 
-static int sum_bytes(const Recurrent *r)
-{
-    return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
-}
-
-/* Where the next task's state arrives: behind the sums, if a multiprocessor still has room for as many
- * blocks as its registers allow. Not where a block takes the tiles of a head in turns. */
-static int choose_stage(const Recurrent *r)
-{
-    int stage = recurrent_stage_bytes(r), bytes = sum_bytes(r) + stage + BLOCK_BYTES;
-    bool fits = r->per_sm * bytes <= r->cg->target->smem_limit + BLOCK_BYTES;
-    return stage > 0 && fits && r->turns == 1 ? sum_bytes(r) : -1;
-}
-
 static bool plan(Recurrent *r, const char **why)
 {
     r->K = r->k->axis.at[AXIS_K].size;
@@ -208,14 +178,12 @@ static bool plan(Recurrent *r, const char **why)
     r->v_tile = r->warps * warp_columns;
     r->turns = r->remembers ? round_up(r->V, r->v_tile) / r->v_tile : 1;
     r->past_v = r->V % r->v_tile != 0;
-    r->per_sm = blocks_per_sm(r);
-    r->stage = choose_stage(r);
     return true;
 }
 
 static int shared_bytes(const Recurrent *r)
 {
-    return r->stage < 0 ? sum_bytes(r) : r->stage + recurrent_stage_bytes(r);
+    return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
 }
 
 /* the next token's inputs ---------------------------------------------------------------------- */
@@ -282,61 +250,36 @@ static void build_token(Recurrent *r, Val t)
             cg_set(cg, r->state[i][c], r->s[i][c]);
 }
 
-/* A task: the columns of one V tile of one head of one sequence. Tile fastest, then head: neighbours
- * read one state. */
-typedef struct Task { Val sequence, head, tile; } Task; /* i32 */
-
-static int tiles(const Recurrent *r)
-{
-    return r->turns > 1 ? 1 : round_up(r->V, r->v_tile) / r->v_tile;
-}
-
-static Val heads(Cg *cg)
-{
-    return cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
-}
-
-static Task task_of(const Recurrent *r, Val number)
+/* Who this thread is: block = (sequence * H + head) * tiles + tile. */
+static void find_place(Recurrent *r)
 {
     Cg *cg = r->cg;
-    Val n = cg_int(cg, tiles(r)), of_head = cg_udiv(cg, number, n);
-    return (Task){.sequence = cg_udiv(cg, of_head, heads(cg)),
-                  .head = cg_urem(cg, of_head, heads(cg)),
-                  .tile = cg_urem(cg, number, n)};
-}
-
-/* Which part of a tile is this thread's. */
-static void find_lane(Recurrent *r)
-{
-    Cg *cg = r->cg;
-    Val tid = nv_tid(cg);
+    int tiles = r->turns > 1 ? 1 : round_up(r->V, r->v_tile) / r->v_tile;
+    Val tid = nv_tid(cg), block = nv_block(cg);
+    Val H = cg_trunc32(cg, cg_frame_field(cg, FRAME_H));
+    Val of_head = cg_udiv(cg, block, cg_int(cg, tiles));
+    r->tile = cg_urem(cg, block, cg_int(cg, tiles));
     r->lane = cg_and(cg, tid, cg_int(cg, WARP - 1));
     r->warp = cg_shr(cg, tid, 5);
     r->row_group = cg_udiv(cg, r->lane, cg_int(cg, r->column_groups));
     r->column_group = cg_urem(cg, r->lane, cg_int(cg, r->column_groups));
-}
+    r->seq = seq_of_index(cg, cg_udiv(cg, of_head, H), 0);
 
-/* The thread's place in the state of a head. */
-static ValueAt place_of(Recurrent *r, Val head, Val tile)
-{
-    Cg *cg = r->cg;
-    Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
-    Val first = cg_mul(cg, tile, cg_int(cg, r->v_tile));
-    return (ValueAt){
+    r->at = (ValueAt){
         .cg = cg,
-        .head = head,
-        .heads = heads(cg),
+        .head = cg_urem(cg, of_head, H),
+        .heads = H,
         .base_k = cg_mul(cg, r->row_group, cg_int(cg, r->n_k)),
-        .base_v = cg_add(cg, first, cg_mul(cg, group, cg_int(cg, r->n_v))),
+        .base_v = cg_int(cg, 0),
         .n_k = r->n_k,
         .n_v = r->n_v,
         .past_k = r->past_k,
         .past_v = r->past_v,
-        .frugal = true,
         .lookup = recurrent_lookup,
         .sum = recurrent_sum,
         .user = r,
     };
+    value_ports(&r->at);
 }
 
 /* No branch around a token: where two states meet, all of one would be moved. */
@@ -351,31 +294,14 @@ static void loop_tokens(Recurrent *r)
     cg_end_for(cg, &token);
 }
 
-/* A task of a block, and the one behind it. */
-typedef struct Round {
-    Val number;      /* i32 */
-    Val more, next;  /* i1: there is another one; i32: that, else this one. NULL without a stage */
-} Round;
-
-/* Where the thread finds its part of the state of a task. */
-typedef struct Coming { ValueAt at; Val first; } Coming;
-
-static Coming find_coming(Recurrent *r, Val number, Val exists)
+/* The sequence from its first token to its last, for the columns of r->tile. The first inputs set
+ * out before anything waits: for an index, which says where the state is, and for the state. */
+static void walk_tokens(Recurrent *r)
 {
     Cg *cg = r->cg;
-    Task task = task_of(r, number);
-    Val first = pool_first(cg, task.sequence);
-    return (Coming){place_of(r, task.head, task.tile),
-                    cg_select(cg, exists, first, cg_int64(cg, -1))};
-}
-
-/* The sequence from its first token to its last, for the columns of the place. The first inputs set
- * out before anything waits: for an index, which says where the state is, and for the state. With a
- * stage, the next state's index has arrived when this state has. */
-static void walk_tokens(Recurrent *r, const Round *round)
-{
-    Cg *cg = r->cg;
-    Coming next;
+    Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
+    Val tile = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
+    r->at.base_v = cg_add(cg, tile, cg_mul(cg, group, cg_int(cg, r->n_v)));
     value_begin(&r->at);
     r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
     Val zero = cg_int64(cg, 0);
@@ -383,55 +309,9 @@ static void walk_tokens(Recurrent *r, const Round *round)
     if (!r->crowded)
         read_ahead(r, zero);
     cg_end_if(cg, &some);
-    if (round->next)
-        next = find_coming(r, round->next, round->more);
     r->pool = pool_of_sequence(cg, &r->seq);
     recurrent_load_state(r);
-    if (round->next)
-        recurrent_send_state(r, &next.at, next.first);
     loop_tokens(r);
-}
-
-static void walk_task(Recurrent *r, const Round *round)
-{
-    Cg *cg = r->cg;
-    Loop turn;
-    Task task = task_of(r, round->number);
-    r->seq = seq_of_index(cg, task.sequence, 0);
-    r->tile = task.tile;
-    if (r->turns > 1) {
-        turn = cg_for(cg, cg_int(cg, 0), cg_int(cg, r->turns), 1, false);
-        r->tile = turn.i;
-    }
-    r->at = place_of(r, task.head, r->tile);
-    value_ports(&r->at);
-    walk_tokens(r, round);
-    if (r->turns > 1)
-        cg_end_for(cg, &turn);
-}
-
-/* Task after task, as many apart as the grid has blocks: what is under way at a time lies side by side.
- * The thread's number is new in every task: what is made of it takes no register all the time. */
-static void walk_rounds(Recurrent *r)
-{
-    Cg *cg = r->cg;
-    Val block = nv_block(cg), blocks = nv_blocks(cg), one = cg_int(cg, 1), zero = cg_int(cg, 0);
-    Val tasks = cg_mul(cg, cg_trunc32(cg, cg_frame_field(cg, FRAME_N)), heads(cg));
-    tasks = cg_mul(cg, tasks, cg_int(cg, tiles(r)));
-    Val any = cg_cmp(cg, LLVMIntULT, block, tasks);
-    Val rounds = cg_add(cg, cg_udiv(cg, cg_sub(cg, cg_sub(cg, tasks, block), one), blocks), one);
-    Coming first = find_coming(r, cg_select(cg, any, block, zero), any);
-    recurrent_send_state(r, &first.at, first.first);
-
-    Loop l = cg_for(cg, zero, cg_select(cg, any, rounds, zero), 1, false);
-    cg->tid = nv_anew(cg, nv_tid(cg));
-    find_lane(r);
-    Round round = {.number = cg_add(cg, block, cg_mul(cg, l.i, blocks))};
-    round.more = cg_cmp(cg, LLVMIntSLT, cg_add(cg, l.i, one), rounds);
-    round.next = cg_add(cg, round.number, cg_select(cg, round.more, blocks, zero));
-    walk_task(r, &round);
-    cg_end_for(cg, &l);
-    cg->tid = NULL;
 }
 
 bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
@@ -446,17 +326,20 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
     buf_printf(&symbol, "%s%s_recurrent", cg->opt->prefix ? cg->opt->prefix : "", r->k->name);
     int threads = r->warps * WARP;
 
-    nv_kernel_open(cg, symbol.text, threads, r->per_sm);
-    find_lane(r);
-    if (r->stage < 0)
-        walk_task(r, &(Round){.number = nv_block(cg)});
-    else
-        walk_rounds(r);
+    nv_kernel_open(cg, symbol.text, threads, blocks_per_sm(r));
+    find_place(r);
+    if (r->turns > 1) {
+        Loop turn = cg_for(cg, cg_int(cg, 0), cg_int(cg, r->turns), 1, false);
+        r->tile = turn.i;
+        walk_tokens(r);
+        cg_end_for(cg, &turn);
+    } else {
+        walk_tokens(r);
+    }
     nv_kernel_close(cg);
 
     CgEntry e = {.kind = ENTRY_recurrent, .symbol = symbol.text, .threads = threads,
-                 .smem_bytes = shared_bytes(r), .v_tile = r->turns * r->v_tile,
-                 .per_sm = r->stage >= 0 ? r->per_sm : 0};
+                 .smem_bytes = shared_bytes(r), .v_tile = r->turns * r->v_tile};
     VEC_PUSH(cg->arena, &out->entry, e);
     out->past = r->k->facts.past;
     return true;

@@ -24,12 +24,9 @@ typedef struct Recurrent {
     bool whole;           /* a block has all of V at once, for sums over it */
     bool remembers;       /* a head is one block's: its columns share what is remembered */
     bool crowded;         /* no registers are left to read inputs ahead */
-    int per_sm;           /* blocks that a multiprocessor has room for */
-    int stage;            /* byte of shared memory where the state of the block's next task arrives
-                             while this one is worked on; -1: states are read when they are needed */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
-    Val tile;             /* which V tile the block is at */
+    Val tile;             /* which V tile the block owns */
     Seq seq;
     Pool pool;
     ValueAt at;
@@ -43,11 +40,6 @@ typedef struct Recurrent {
  * to where states after `t` (i64) tokens go, if they go anywhere. */
 void recurrent_load_state(Recurrent *r);
 void recurrent_store_state(Recurrent *r, Val t);
-/* Bytes of a block's stage; 0 where lanes read less than 16 bytes at a time. */
-int recurrent_stage_bytes(const Recurrent *r);
-/* Sends state `number` of S0, of the head and columns of `at`, on its way to the stage, if it is one.
- * The thread's own part, in a group of its own. */
-void recurrent_send_state(Recurrent *r, ValueAt *at, Val number);
 /* n neighbouring elements (16 bytes at most), at a multiple of their size. */
 void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x);
 /* The largest power of two that divides both and whose elements fit an access. */

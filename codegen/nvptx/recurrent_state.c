@@ -4,19 +4,10 @@
  * A lane's piece of the state is read and written in accesses of up to 16 bytes along the axis that
  * is dense in memory. All loads are issued before any of them is used: what a step costs is decided
  * by how many bytes are under way.
- *
- * A block with several tasks has the next one's state under way while it works on one. Each thread
- * copies to shared memory what it will read itself, so that it waits for nobody:
- *
- *     stage[access][thread]      16 bytes each
  */
 #include "codegen/nvptx/recurrent.h"
 
-enum {
-    MAX_ACCESS = 16 /* bytes */,
-    MAX_WORDS = MAX_ACCESS / 4,
-    MAX_ACCESSES = MAX_ROWS * MAX_COLUMNS
-};
+enum { MAX_ACCESS = 16 /* bytes */, MAX_WORDS = MAX_ACCESS / 4 };
 
 int recurrent_group(int size, int run, Elem e) {
     int n = size | run;
@@ -27,8 +18,8 @@ int recurrent_group(int size, int run, Elem e) {
 
 /* accesses ------------------------------------------------------------------------------------- */
 
-/* Neighbouring warps read a state whole: fetching 256 bytes at a time keeps DRAM pages open
- * (nv_copy_async_near does the same). The words (i32, or one i16) of `bytes` bytes; how many. */
+/* Neighbouring warps read a state whole: fetching 256 bytes at a time keeps DRAM pages open. The
+ * words (i32, or one i16) of `bytes` bytes; how many. */
 static int load_words(Cg *cg, Val p, int bytes, Val *out) {
     static const char *const text[] = {"ld.global.L2::256B.b16 $0, [$1];",
                                        "ld.global.L2::256B.b32 $0, [$1];",
@@ -100,89 +91,43 @@ static Piece piece_of(const Recurrent *r) {
     return p;
 }
 
-/* The accesses of a lane: row and column of the first element of access n. */
-static int accesses(const Piece *p) {
-    return p->lines * p->run / p->group;
+/* i1 that row i and column c exist, NULL for always. The elements of an access exist or not
+ * together. */
+static Val exists_at(Recurrent *r, int i, int c) {
+    Val row = value_exists(&r->at, AXIS_K, i), column = value_exists(&r->at, AXIS_V, c);
+    return !row ? column : !column ? row : cg_and(r->cg, row, column);
 }
 
-static int row_of(const Piece *p, int n) {
-    return p->vk ? n * p->group % p->run : n * p->group / p->run;
+/* Bytes from the lane's first element to its element in row i, column c. */
+static Val element_offset(const Recurrent *r, int i, int c) {
+    return cg_int64(r->cg, i * pool_step(r->cg, AXIS_K) + c * pool_step(r->cg, AXIS_V));
 }
 
-static int column_of(const Piece *p, int n) {
-    return p->vk ? n * p->group / p->run : n * p->group % p->run;
-}
-
-/* i1 that the elements of access n exist, all or none; NULL for always. */
-static Val exists_at(ValueAt *at, const Piece *p, int n) {
-    Val row = value_exists(at, AXIS_K, row_of(p, n));
-    Val column = value_exists(at, AXIS_V, column_of(p, n));
-    return !row ? column : !column ? row : cg_and(at->cg, row, column);
-}
-
-/* Bytes from the lane's first element to its access n. */
-static int64_t access_offset(const Cg *cg, const Piece *p, int n) {
-    return row_of(p, n) * pool_step(cg, AXIS_K) + column_of(p, n) * pool_step(cg, AXIS_V);
-}
-
-/* The thread's place for its first access in the stage, and bytes from there to the one for access n. */
-static Val stage_of(const Recurrent *r) {
-    return cg_gep8(r->cg, nv_shared(r->cg, r->stage), cg_shl(r->cg, nv_tid(r->cg), 4));
-}
-
-static int stage_offset(const Recurrent *r, int n) {
-    return n * r->warps * WARP * MAX_ACCESS;
-}
-
-static void load_staged(const Recurrent *r, int n, Val *out) {
-    Cg *cg = r->cg;
-    Val p = cg_gep8(cg, stage_of(r), cg_int(cg, stage_offset(r, n)));
-    Val x = cg_load(cg, LLVMVectorType(cg->i32, MAX_WORDS), p, MAX_ACCESS);
-    for (int j = 0; j < MAX_WORDS; j++)
-        out[j] = cg_extract(cg, x, j);
-}
-
-/* Where an access is: so many bytes from `from`. */
-typedef struct Address { Val from; int64_t offset; } Address;
-
-/* Where the accesses of a lane are in state `number` of S0; the state's first elements for those that
- * do not exist. */
-static void piece_addresses(const Piece *p, ValueAt *at, Val number, Address *out) {
-    Cg *cg = at->cg;
-    Val state = pool_state(cg, FRAME_S0, number, at->head);
-    Val lane = cg_gep8(cg, state, pool_element(cg, at->base_k, at->base_v));
-    for (int n = 0; n < accesses(p); n++) {
-        Val exists = exists_at(at, p, n);
-        out[n] = (Address){lane, access_offset(cg, p, n)};
-        if (exists) {
-            Val there = cg_gep8(cg, lane, cg_int64(cg, out[n].offset));
-            out[n] = (Address){cg_select(cg, exists, there, state), 0};
-        }
-    }
-}
-
-/* Elements that do not exist hold 0. */
+/* Places that do not exist read the state's first elements and hold 0. */
 static void load_piece(Recurrent *r) {
     Cg *cg = r->cg;
     Piece p = piece_of(r);
-    Val zero = cg_float(cg, 0), word[MAX_ACCESSES][MAX_WORDS], x[MAX_COLUMNS];
-    Address a[MAX_ACCESSES];
-    if (r->stage < 0)
-        piece_addresses(&p, &r->at, r->pool.first, a);
-    for (int n = 0; n < accesses(&p); n++)
-        if (r->stage < 0)
-            load_words(cg, cg_gep8(cg, a[n].from, cg_int64(cg, a[n].offset)),
-                       p.group * elem_size(p.e), word[n]);
-        else
-            load_staged(r, n, word[n]);
-    for (int n = 0; n < accesses(&p); n++) {
-        int i = row_of(&p, n), c = column_of(&p, n);
-        Val exists = exists_at(&r->at, &p, n);
-        unpack(cg, p.e, word[n], p.group, x);
-        for (int m = 0; m < p.group; m++)
-            cg_set(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m],
-                   exists ? cg_select(cg, exists, x[m], zero) : x[m]);
-    }
+    Val zero = cg_float(cg, 0), word[MAX_ROWS * MAX_COLUMNS][MAX_WORDS], x[MAX_COLUMNS];
+    Val state = pool_state(cg, FRAME_S0, r->pool.first, r->at.head);
+    Val lane = cg_gep8(cg, state, pool_element(cg, r->at.base_k, r->at.base_v));
+    int n = 0;
+    for (int line = 0; line < p.lines; line++)
+        for (int j = 0; j < p.run; j += p.group) {
+            int i = p.vk ? j : line, c = p.vk ? line : j;
+            Val exists = exists_at(r, i, c), from = cg_gep8(cg, lane, element_offset(r, i, c));
+            from = exists ? cg_select(cg, exists, from, state) : from;
+            load_words(cg, from, p.group * elem_size(p.e), word[n++]);
+        }
+    n = 0;
+    for (int line = 0; line < p.lines; line++)
+        for (int j = 0; j < p.run; j += p.group) {
+            int i = p.vk ? j : line, c = p.vk ? line : j;
+            Val exists = exists_at(r, i, c);
+            unpack(cg, p.e, word[n++], p.group, x);
+            for (int m = 0; m < p.group; m++)
+                cg_set(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m],
+                       exists ? cg_select(cg, exists, x[m], zero) : x[m]);
+        }
 }
 
 static void store_piece(Recurrent *r, Val number) {
@@ -190,19 +135,19 @@ static void store_piece(Recurrent *r, Val number) {
     Piece p = piece_of(r);
     Val x[MAX_COLUMNS], state = pool_state(cg, FRAME_S, number, r->at.head);
     Val lane = cg_gep8(cg, state, pool_element(cg, r->at.base_k, r->at.base_v));
-    for (int n = 0; n < accesses(&p); n++) {
-        int i = row_of(&p, n), c = column_of(&p, n);
-        for (int m = 0; m < p.group; m++)
-            x[m] = cg_get(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m]);
-        Val exists = exists_at(&r->at, &p, n);
-        If g = {0};
-        if (exists)
-            g = cg_if(cg, exists);
-        Val to = cg_gep8(cg, lane, cg_int64(cg, access_offset(cg, &p, n)));
-        recurrent_store(cg, p.e, to, p.group, x);
-        if (exists)
-            cg_end_if(cg, &g);
-    }
+    for (int line = 0; line < p.lines; line++)
+        for (int j = 0; j < p.run; j += p.group) {
+            int i = p.vk ? j : line, c = p.vk ? line : j;
+            for (int m = 0; m < p.group; m++)
+                x[m] = cg_get(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m]);
+            Val exists = exists_at(r, i, c);
+            If g = {0};
+            if (exists)
+                g = cg_if(cg, exists);
+            recurrent_store(cg, p.e, cg_gep8(cg, lane, element_offset(r, i, c)), p.group, x);
+            if (exists)
+                cg_end_if(cg, &g);
+        }
 }
 
 /* what is remembered --------------------------------------------------------------------------- */
@@ -286,43 +231,19 @@ static Val is_given(Cg *cg, int field) {
     return cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
 }
 
-/* A state number, and a memory that has it. */
-static Val is_there(Cg *cg, Val number, int field) {
-    return cg_and(cg, cg_cmp(cg, LLVMIntSGE, number, cg_int64(cg, 0)), is_given(cg, field));
-}
-
-int recurrent_stage_bytes(const Recurrent *r) {
-    Piece p = piece_of(r);
-    bool whole = p.group * elem_size(p.e) == MAX_ACCESS;
-    return whole ? accesses(&p) * r->warps * WARP * MAX_ACCESS : 0;
-}
-
-void recurrent_send_state(Recurrent *r, ValueAt *at, Val number) {
-    Cg *cg = r->cg;
-    Piece p = piece_of(r);
-    Address a[MAX_ACCESSES];
-    If given = cg_if(cg, is_there(cg, number, FRAME_S0));
-    piece_addresses(&p, at, number, a);
-    for (int n = 0; n < accesses(&p); n++)
-        nv_copy_async_near(cg, stage_of(r), stage_offset(r, n), a[n].from, a[n].offset);
-    cg_end_if(cg, &given);
-    nv_copy_commit(cg);
-}
-
 void recurrent_load_state(Recurrent *r) {
     Cg *cg = r->cg;
     for (int i = 0; i < r->n_k; i++)
         for (int c = 0; c < r->n_v; c++)
             r->state[i][c] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    if (r->stage >= 0)
-        nv_copy_wait(cg, 0);
-    If given = cg_if(cg, is_there(cg, r->pool.first, FRAME_S0));
+    Val numbered = cg_cmp(cg, LLVMIntSGE, r->pool.first, cg_int64(cg, 0));
+    If given = cg_if(cg, cg_and(cg, numbered, is_given(cg, FRAME_S0)));
     load_piece(r);
     cg_end_if(cg, &given);
     recurrent_open_carried(r);
     if (r->k->facts.past == 0)
         return;
-    If past = cg_if(cg, is_there(cg, r->pool.first, FRAME_PAST0));
+    If past = cg_if(cg, cg_and(cg, numbered, is_given(cg, FRAME_PAST0)));
     each_carried(r, false, load_carried, r->pool.first);
     cg_end_if(cg, &past);
     if (r->warps > 1)
@@ -341,13 +262,13 @@ void recurrent_store_state(Recurrent *r, Val t) {
     Val now = cg_cmp(cg, LLVMIntEQ, t, r->pool.commit);
     cg_set(cg, number, cg_select(cg, now, r->pool.last, cg_int64(cg, -1)));
     cg_end_if(cg, &each);
-    Val n = cg_get(cg, number);
-    If wanted = cg_if(cg, is_there(cg, n, FRAME_S));
+    Val n = cg_get(cg, number), named = cg_cmp(cg, LLVMIntSGE, n, zero);
+    If wanted = cg_if(cg, cg_and(cg, named, is_given(cg, FRAME_S)));
     store_piece(r, n);
     cg_end_if(cg, &wanted);
     if (r->k->facts.past == 0)
         return;
-    If past = cg_if(cg, is_there(cg, n, FRAME_PAST));
+    If past = cg_if(cg, cg_and(cg, named, is_given(cg, FRAME_PAST)));
     each_carried(r, true, store_carried, n);
     cg_end_if(cg, &past);
 }

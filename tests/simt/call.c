@@ -85,8 +85,6 @@ static const Known assembly[] = {
     {.begin = "{\n.reg .pred go;\nsetp.ne.b32 go, $3, 0;\n"
               "@go cp.async.cg.shared.global [$0], [$1], 16, $2;",
      .run = run_cp_async_if},
-    {.begin = "cp.async.cg.shared.global.L2::256B [$0+$2], [$1+$3], 16;",
-     .run = run_cp_async_offsets},
     {.begin = "", .run = run_tied}, /* an empty text: only the order matters */
 };
 

@@ -207,10 +207,6 @@ void run_cp_async(Thread *t, const Code *c) {
     copy_16(t, c, t->reg[c->arg[0]], t->reg[c->arg[1]], 16);
 }
 
-void run_cp_async_offsets(Thread *t, const Code *c) {
-    copy_16(t, c, t->reg[c->arg[0]] + t->reg[c->arg[2]], t->reg[c->arg[1]] + t->reg[c->arg[3]], 16);
-}
-
 void run_cp_async_some(Thread *t, const Code *c) {
     copy_16(t, c, t->reg[c->arg[0]], t->reg[c->arg[1]], t->reg[c->arg[2]]);
 }

@@ -29,7 +29,6 @@ enum {
     GAP = 64 /* bytes */,
     ENTRIES = 3 + 3 * SCAN_ROUNDS_MAX
 };
-enum { ANY = 1 << 20, FEW = 3 }; /* blocks of a grid that may have any number: one a task, or fewer */
 
 typedef enum {
     MODE_plain,    /* states of sequences, with gaps between them */
@@ -70,7 +69,6 @@ typedef struct World {
     HostCode *host;
     Arena arena;
     Mode mode;
-    int most; /* blocks, where the grid may have any number */
     Memory gpu, cpu;
     int64_t slots, stretches, ahead; /* bytes before what is made ahead */
 } World;
@@ -307,13 +305,12 @@ static void run_gpu(World *w) {
     for (int i = 0; i < w->module.entry.count; i++) {
         const CgEntry *e = &w->module.entry.at[i];
         int tiles = e->v_tile ? (w->b->V + e->v_tile - 1) / e->v_tile : 1;
-        int64_t blocks = e->kind == ENTRY_factor ? w->slots * H
-                         : e->kind == ENTRY_scan ? w->stretches * H
-                                                 : N * H * tiles;
         const char *why = NULL;
-        if (e->per_sm > 0 && blocks > w->most)
-            blocks = w->most;
-        if (!simt_launch(w->simt[i], frame, frame_fields(w->token), blocks, e->threads,
+        if (!simt_launch(w->simt[i], frame, frame_fields(w->token),
+                         e->kind == ENTRY_factor ? w->slots * H
+                         : e->kind == ENTRY_scan ? w->stretches * H
+                                                 : N * H * tiles,
+                         e->threads,
                          e->smem_bytes, &why))
             fail_msg("mode %d: %s", (int)w->mode, why);
     }
@@ -346,12 +343,11 @@ static void compare(const World *w, const char *what, const char *gpu, const cha
         fail_msg("mode %d, %s: %g of %g", (int)w->mode, what, sqrt(difference), sqrt(size));
 }
 
-static void run_mode(World *w, Mode mode, int most) {
+static void run_mode(World *w, Mode mode) {
     uint64_t seed = 3 + (uint64_t)mode;
     double unit = w->b->state == ELEM_f32 ? 1e-5 : w->b->state == ELEM_bf16 ? 4e-3 : 5e-4;
     double limit = w->b->algo == ALGO_chunk ? 5e-3 : 1e-5;
     w->mode = mode;
-    w->most = most;
     arena_init(&w->arena, NULL);
     give_inputs(w, &seed);
     give_states(w, &seed);
@@ -386,8 +382,7 @@ static void run_build(const Build *b) {
     compile(w);
     for (Mode m = MODE_plain; m < MODES; m++)
         if (b->algo == ALGO_recurrent || m == MODE_plain || m == MODE_pool || m == MODE_packed)
-            for (int few = 0; few <= (w->module.entry.at[0].per_sm > 0); few++)
-                run_mode(w, m, few ? FEW : ANY);
+            run_mode(w, m);
     for (int i = 0; i < ENTRIES; i++)
         if (w->cg[i])
             cg_close(w->cg[i]);

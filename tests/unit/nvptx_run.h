@@ -15,7 +15,6 @@
 #include "tests/unit/spec_test.h"
 
 enum { SEQUENCES_MAX = 6, ENTRIES_MAX = 3 + 3 * SCAN_ROUNDS_MAX };
-enum { FEW_BLOCKS = 3 }; /* where any number of them share out the work */
 
 /* What is compiled, and what is run. */
 typedef struct Build {
@@ -342,8 +341,6 @@ static void launch_entries(World *w, const int64_t *frame, bool ahead) {
                          : e->kind == ENTRY_scan ? w->stretches * w->l->H
                                                  : sequences * w->l->H * tiles;
         const char *why = NULL;
-        if (e->per_sm > 0 && blocks > FEW_BLOCKS)
-            blocks = FEW_BLOCKS;
         if (!simt_launch(w->simt[i], frame, frame_fields(w->token), blocks, e->threads,
                          e->smem_bytes, &why))
             fail_msg("%s: %s", described(w), why);
