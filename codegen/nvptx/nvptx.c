@@ -71,6 +71,12 @@ Val nv_block(Cg *cg)
     return cg_intrinsic(cg, "llvm.nvvm.read.ptx.sreg.ctaid.x", NULL, 0, NULL, 0);
 }
 
+Val nv_anew(Cg *cg, Val x)
+{
+    Ty t = LLVMTypeOf(x);
+    return cg_asm(cg, t, "", t == cg->i64 ? "=l,0" : "=r,0", true, &x, 1);
+}
+
 void nv_barrier(Cg *cg)
 {
     Val id = cg_int(cg, 0);

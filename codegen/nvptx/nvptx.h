@@ -27,6 +27,9 @@ void nv_kernel_close(Cg *cg); /* ret void */
 
 Val nv_tid(Cg *cg);                       /* i32, 0..threads-1 */
 Val nv_block(Cg *cg);                     /* i32, block number in the 1-D grid */
+/* x (i32 or i64) as something new, as far as LLVM knows: what is made of it is not kept from before, in
+ * registers, but made again. No instruction. */
+Val nv_anew(Cg *cg, Val x);
 void nv_barrier(Cg *cg);                  /* whole block */
 void nv_warp_sync(Cg *cg);
 Val nv_shuffle_xor(Cg *cg, Val x, int lane_mask);   /* f32 or i32, whole warp */
@@ -112,6 +115,9 @@ typedef struct Seq {
 /* The integer of 4 or 8 bytes (`width`, i64) at p, as i64. It is read as words: the low one, and the
  * one that ends it, which is the high word of 8 bytes or the low one again. */
 Val nv_integer(Cg *cg, Val p, Val width);
+/* The same in two steps: what is read, i32 each, and what it makes. */
+void nv_integer_words(Cg *cg, Val p, Val width, Val word[2]);
+Val nv_integer_of(Cg *cg, const Val word[2], Val width);
 /* Sequence `n` (i32). */
 Seq seq_of_index(Cg *cg, Val n, int chunk);
 /* The sequence that owns workspace slot `slot` (i64), and the chunk's number in it (i64);
@@ -130,7 +136,8 @@ typedef struct Pool {
     Val commit;  /* i64 */
     Val each;    /* i64: states after each of so many tokens instead; 0: none */
 } Pool;
-Pool pool_of_sequence(Cg *cg, Seq *s);
+/* `together`: its two indices are read at once, which takes more registers and waits once. */
+Pool pool_of_sequence(Cg *cg, Seq *s, bool together);
 /* The number in S0 that the sequence (i32) starts from, whether or not it is skipped for what S's indices
  * say; -1 for none. */
 Val pool_first(Cg *cg, Val sequence);
@@ -153,7 +160,11 @@ void pool_put(Cg *cg, Val x, Val p);
  * is remembered until value_begin, so code built after must be dominated by code built before. */
 typedef struct ValueAt ValueAt;
 typedef struct Scan Scan; /* scan.h */
-typedef struct ValuePort { Val base, stride; } ValuePort;
+typedef struct ValuePort {
+    Val base, stride; /* i64 bytes from token to token; NULL: there are none */
+    Val heads;        /* i64; the stride is heads rows of: */
+    int64_t bytes;
+} ValuePort;
 struct ValueAt {
     Cg *cg;
     Val token;            /* i64 token row; clamped by the caller to one that exists */
@@ -169,6 +180,8 @@ struct ValueAt {
     Val base_k, base_v;   /* i32 first element held along K, V */
     int n_k, n_v;         /* elements held; base is a multiple of n */
     bool past_k, past_v;  /* base may lie past the axis' end although n divides its size */
+    bool frugal;          /* strides of ports are made again wherever they are wanted, since they would take
+                             registers as long as there are tokens */
     /* How this kernel obtains a value it keeps elsewhere: a reduction finished earlier, a state
      * read, a staged tile. Return true after filling out[]; false = evaluate from operands.
      * Not asked for values of earlier tokens (under prev). */

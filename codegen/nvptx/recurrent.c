@@ -9,7 +9,9 @@
  * S'x sums over a lane's rows, then over the row groups by shuffles; warps share nothing.
  * At K = 128 a lane holds 16 x 4 values in 16 loads of 16 bytes, all in flight at once, and a load
  * of a warp covers 64 contiguous bytes of 8 rows: a token costs little more than moving the state.
- * While a token is worked on, the inputs of the next are on their way.
+ * While a token is worked on, the inputs of the next are on their way. Every task has a block of its own: as
+ * many blocks as fit the GPU, each with the next task's state on its way to shared memory, were slower (256 x
+ * 32 heads of gdn2 on an H100: 0.426 ms against 0.379 with f32 states, 0.217 against 0.202 with bf16).
  *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
@@ -275,6 +277,7 @@ static void find_place(Recurrent *r)
         .n_v = r->n_v,
         .past_k = r->past_k,
         .past_v = r->past_v,
+        .frugal = true,
         .lookup = recurrent_lookup,
         .sum = recurrent_sum,
         .user = r,
@@ -309,7 +312,7 @@ static void walk_tokens(Recurrent *r)
     if (!r->crowded)
         read_ahead(r, zero);
     cg_end_if(cg, &some);
-    r->pool = pool_of_sequence(cg, &r->seq);
+    r->pool = pool_of_sequence(cg, &r->seq, !r->crowded);
     recurrent_load_state(r);
     loop_tokens(r);
 }

@@ -88,7 +88,7 @@ static ValuePort head_rows(ValueAt *at, Val base, Val heads, int64_t bytes)
     Cg *cg = at->cg;
     Val head = cg_udiv(cg, cg_mul(cg, at->head, cg_trunc32(cg, heads)), at->heads);
     Val offset = cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, bytes));
-    return (ValuePort){cg_gep8(cg, base, offset), cg_mul(cg, heads, cg_int64(cg, bytes))};
+    return (ValuePort){cg_gep8(cg, base, offset), cg_mul(cg, heads, cg_int64(cg, bytes)), heads, bytes};
 }
 
 /* Params have no tokens. */
@@ -139,6 +139,8 @@ static Val row_address(ValueAt *at, int v, int64_t row_bytes)
     int port = port_number(at, v);
     ValuePort a = at->port && at->port[port].base ? at->port[port] : rows_of(at, v);
     Val p = a.base;
+    if (a.stride && at->frugal)
+        a.stride = cg_mul(cg, nv_anew(cg, a.heads), cg_int64(cg, a.bytes));
     if (a.stride)
         p = cg_gep8(cg, p, cg_mul(cg, at->token, a.stride));
     if (i->op == OP_in && i->row > 0)
