@@ -68,8 +68,8 @@ typedef struct System {
     bool has_scale;   /* the record's scale may differ from 1 */
     double scores;    /* bound of a score's magnitude after scaling */
     bool erase;       /* family[0] is the erase family */
-    bool grows;       /* with `trail`: updates depend on the state and no range bounds their keys: A's rows
-                         and columns have factors of their own */
+    bool grows;       /* with `trains`: updates depend on the state and no range bounds their keys: A's columns,
+                         with `trail` its rows too, have factors of their own */
     bool split;       /* erase, scalar or no decay, f32 inputs: T from rows and keys of twice the bits */
     int key_multiple; /* erase rows are this token scalar times the keys, or -1 */
     Family family[MAX_FAMILIES];
@@ -81,6 +81,7 @@ typedef struct System {
     int64_t ws_columns, ws_a_rows; /* grows */
     int64_t ws_reversed, ws_a, ws_s, ws_ds, ws_x, ws_dx, ws_unit_s, ws_unit_ds, ws_unit_x, ws_unit_dx;
     bool trail;       /* records are those of gradient kernels: theirs, and forward ones' that save all */
+    bool trains;      /* states are those of gradient kernels bit for bit: theirs, and forward ones' that save */
     int slots, chunk; /* updates a token, tokens a chunk */
     int rows, warps;  /* lattice rows padded to 16, 32 or 64; rows / 16 */
     int K, kp;        /* key channels; padded to a multiple of 32 */
@@ -107,8 +108,8 @@ bool nv_system(Arena *arena, const Kernel *tile, System *s, const char **why);
 bool nv_system_sizes(Arena *arena, const Kernel *tile, System *s, const char **why);
 void nv_system_scales(const Kernel *tile, System *s);
 void nv_system_place(System *s);
-/* The system of a forward kernel that saves all, from nv_system's. */
-void nv_system_keep(const Kernel *tile, System *s);
+/* The system of a forward kernel that saves states, or all, from nv_system's. */
+void nv_system_keep(const Kernel *tile, System *s, bool all);
 /* Where the records begin, in global memory. */
 Val nv_records(Cg *cg);
 /* record.c: CgModule.records */

@@ -437,14 +437,15 @@ static void store_family_scale(Factor *f, int i, int h)
 }
 
 /* The power of two below a row's largest element, the same in the four lanes of the row. In a
- * gradient a row's cotangent goes through f16 times that scale, and a row of zeros has one too. */
+ * gradient a row's cotangent goes through f16 times that scale, and a row of zeros has one too; what saves
+ * for it must round alike. */
 static Val row_scale(Factor *f, Var most)
 {
     Cg *cg = f->cg;
     Val x = cg_get(cg, most);
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 1));
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 2));
-    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, f->s->trail ? 0x1p-14 : 0x1p-60)));
+    return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, f->s->trains ? 0x1p-14 : 0x1p-60)));
 }
 
 void factor_scale_rows(Factor *f)

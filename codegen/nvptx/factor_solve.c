@@ -354,7 +354,7 @@ static void scale_inverse(Factor *f)
             most = nv_larger(cg, most, nv_magnitude(cg, a[c + j]));
         }
     }
-    Val row_inverse = s->grows ? choose_row(f, row, most) : NULL;
+    Val row_inverse = s->grows && s->trail ? choose_row(f, row, most) : NULL;
     if (s->grows)
         choose_columns(f);
     choose_scale(f, s->grows ? cg_float(cg, 1) : block_largest(f, most));
@@ -371,7 +371,7 @@ static void scale_inverse(Factor *f)
         }
         for (int part = 0; part < 2; part++)
             store_words(cg, pair_element(f, f->sh_a[part], row, column), pair[part], 4);
-        for (int j = 0; j < 4 && s->grows; j++)
+        for (int j = 0; j < 4 && row_inverse; j++)
             pair[0][j] = nv_pack(cg, s->operand, cg_fmul(cg, a[c + 2 * j], row_inverse),
                                  cg_fmul(cg, a[c + 2 * j + 1], row_inverse));
         if (s->trail)

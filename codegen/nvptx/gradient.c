@@ -324,7 +324,7 @@ bool nv_system_of(Arena *arena, const Kernel *k, const CgOptions *opt, System *s
     }
     if (!nv_system(arena, k, s, why))
         return false;
-    if (opt->save_all)
-        nv_system_keep(k, s);
+    if (opt->save_all || opt->save_every > 0)
+        nv_system_keep(k, s, opt->save_all);
     return true;
 }

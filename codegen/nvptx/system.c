@@ -294,7 +294,7 @@ static int64_t round128(int64_t x) { return (x + 127) / 128 * 128; }
 void nv_system_place(System *s)
 {
     int64_t at = 0;
-    s->grows = s->trail && s->erase && s->p_scaled;
+    s->grows = s->trains && s->erase && s->p_scaled;
     for (int f = 0; f < s->erase; f++)
         s->family[f].ws_w = take(&at, (int64_t)s->rows * s->kp * 2);
     if (!s->trail) {
@@ -318,7 +318,7 @@ bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why)
 {
     *s = (System){.slots = k->facts.slots, .chunk = k->axis.at[AXIS_C].size,
                   .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size,
-                  .trail = kernel_is_gradient(k)};
+                  .trail = kernel_is_gradient(k), .trains = kernel_is_gradient(k)};
     CHECK(k->level == LEVEL_tile);
     int rows = s->slots * s->chunk;
     if (s->K > 256 || s->V > 256 || rows > 64) {
@@ -348,9 +348,10 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
            !fail(why, "running sums of running sums, more than four deep, have no GPU chunk kernel");
 }
 
-void nv_system_keep(const Kernel *k, System *s)
+void nv_system_keep(const Kernel *k, System *s, bool all)
 {
-    s->trail = true;
+    s->trail = all;
+    s->trains = true;
     nv_system_scales(k, s);
     nv_system_place(s);
     s->scan = scan_plan(k, s, NULL);

@@ -120,7 +120,7 @@ static void same_in_pieces(const GradCase *c) {
 
 static const GradCase usual = {.K = 32, .V = 64, .rows = 16, .target = "sm_90a", .elem = ELEM_bf16,
                                .H = 2, .N = 2, .T = 75, .start = true, .final = true, .blocks = 3};
-static const char *const few[] = {"gdn2", "gated_deltanet_raw", "linear_attention"};
+static const char *const few[] = {"gdn2", "gated_deltanet_raw", "linear_attention", "rwkv7", "iplr"};
 enum { FEW = sizeof few / sizeof few[0] };
 
 static void pieces_change_no_bit(void **state) {
