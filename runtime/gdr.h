@@ -352,7 +352,7 @@ GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
  * summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
  *
  * A pass by chunks on a GPU goes over them in segments. A backward pass takes as many at once as fit 30 %
- * of the bytes of all inputs, outputs and gradients, a forward pass that saves states as many as fit 32 %
+ * of the bytes of all inputs, outputs and gradients, a forward pass that saves states as many as fit 31 %
  * together with these, but no less than what keeps the GPU busy; other forward passes take all. With a
  * workspace of the caller's it is as many as fit: more make it faster until all do. The results are the
  * same bits. */

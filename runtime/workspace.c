@@ -43,9 +43,9 @@
 /* A record is a block's work: with fewer a multiprocessor waits for memory half of the time. */
 enum { GPU_ALIGN = 256, RECORDS_A_PROCESSOR = 4 };
 /* Of the bytes of all inputs, outputs and gradients, in percent: a training step's peak is below 1.35 times
- * these bytes, and the backward pass takes less than the forward pass, so that a pool gives out the same memory
- * again. */
-enum { BUDGET = 30, FORWARD_BUDGET = 32 };
+ * these bytes. The backward pass takes a little less than the forward pass asks for, whether that needs it or
+ * not: so a pool, or a caller's allocator, gives out the same memory again, and never both. */
+enum { BUDGET = 30, FORWARD_BUDGET = 31 };
 
 /* laying out ----------------------------------------------------------------------------------- */
 
@@ -340,7 +340,11 @@ static bool plan_forward(const Record *r, BoundLaunch *b, const gdr_launch *l, B
         tensors += tensor_bytes(b->tensor[i]);
     double budget = 2 * tensors * FORWARD_BUDGET / 100 - (double)b->saved_bytes;
     int64_t least = divide_up((int64_t)RECORDS_A_PROCESSOR * b->processors, b->HF);
-    return cut_forward(r, b, budget > 0 ? (size_t)budget : 0, least > 0 ? least : 1);
+    size_t bytes = budget > 0 ? (size_t)budget / GPU_ALIGN * GPU_ALIGN : 0;
+    if (!cut_forward(r, b, bytes, least > 0 ? least : 1))
+        return false;
+    b->workspace = b->workspace < bytes ? bytes : b->workspace;
+    return true;
 }
 
 /* what is saved -------------------------------------------------------------------------------- */

@@ -168,6 +168,31 @@ static void training_stays_within_the_budget(void **state) {
     gdr_context_destroy(ctx);
 }
 
+/* What the forward pass gives back is enough for the backward pass: a pool needs no more than that. */
+static void the_backward_pass_fits_in_its_place(void **state) {
+    (void)state;
+    gdr_context *ctx = open_stub("");
+    gdr_kernel *forward = forward_kernel(ctx), *backward = made_up(ctx, GDR_PASS_BACKWARD);
+    Call list[] = {dense(1, 65536, 32, 16), dense(8, 16384, 16, 16), dense(3, 20000, 32, 32),
+                   dense(64, 1024, 16, 16), packed(9, 65536, 32, 32)};
+    for (int records = 1; records <= 16; records *= 2)
+        for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+            Call c = list[i];
+            size_t bytes;
+            forward->rec.module.ws_bytes_per_slot_head = RECORD * records;
+            backward->rec.module.ws_bytes_per_slot_head = RECORD * records * 2;
+            Forward f = forward_of(forward, &list[i], true);
+            call_init(&c);
+            c.saved = (gdr_saved){(void *)(uintptr_t)SAVED, SIZE_MAX, 0, 0};
+            c.launch.saved = &c.saved;
+            assert_int_equal(gdr_workspace_size(backward, &c.launch, &bytes), GDR_OK);
+            assert_true(bytes > 0 && bytes <= planned(&f));
+        }
+    gdr_kernel_destroy(forward);
+    gdr_kernel_destroy(backward);
+    gdr_context_destroy(ctx);
+}
+
 /* Any workspace from the least on is used as it is; less is refused. */
 static void the_callers_workspace_decides(void **state) {
     (void)state;
@@ -229,6 +254,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(nothing_is_cut_without_need, fresh),
         cmocka_unit_test_setup(training_stays_within_the_budget, fresh),
+        cmocka_unit_test_setup(the_backward_pass_fits_in_its_place, fresh),
         cmocka_unit_test_setup(the_callers_workspace_decides, fresh),
         cmocka_unit_test_setup(sequences_stay_side_by_side, fresh),
     };
