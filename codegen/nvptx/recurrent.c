@@ -277,7 +277,7 @@ static void find_place(Recurrent *r)
         .n_v = r->n_v,
         .past_k = r->past_k,
         .past_v = r->past_v,
-        .frugal = true,
+        .frugal = r->crowded,
         .lookup = recurrent_lookup,
         .sum = recurrent_sum,
         .user = r,
