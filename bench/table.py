@@ -31,11 +31,15 @@ def is_gradient(r):
     return r["algorithm"] in ("backward", "training")
 
 
+def trains(run):
+    """Whether it is a run of both passes."""
+    return any(r["algorithm"] == "training" for r in run["results"])
+
+
 def case_key(run, r):
     """The case as other implementations know it."""
-    trains = any(other["algorithm"] == "training" for other in run["results"])
     step = "_step" if r["T"] == 1 or r.get("step") else f"_{r['algorithm']}" if is_gradient(r) else \
-        "_saving" if trains else ""
+        "_saving" if trains(run) else ""
     keys = f" ({r['key_heads']} key heads)" if r["key_heads"] != r["H"] else ""
     return f"{run['variant']}{step} {r['B']}x{r['T']}x{r['H']}{keys}"
 
@@ -95,7 +99,8 @@ def table(runs, peers):
             text += "\nTraining: a forward pass that saves states (or all that the backward pass " \
                     "works on), the backward pass, and both; memory of a step (what the GPU has " \
                     "less of) over its inputs, outputs and gradients.\n"
-        load = [f"{run['variant']} {run['compile_ms']:.0f} / {run['cached_ms']:.1f} ms"
+        load = [f"{run['variant']}{' and its gradient' if trains(run) else ''} "
+                f"{run['compile_ms']:.0f} / {run['cached_ms']:.1f} ms"
                 for run in runs if machine_of(run) == machine and "compile_ms" in run]
         if load:
             text += "\nSpec text to loaded kernel, first time / from the cache: " + \

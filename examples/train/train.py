@@ -164,6 +164,17 @@ def write(path, result):
     os.replace(path + ".part", path)
 
 
+def asked(words):
+    """The command line but for what changes no result."""
+    kept, words = [], iter(words)
+    for word in words:
+        if word in ("--out", "--commit"):
+            next(words, None)
+        elif not word.startswith(("--out=", "--commit=")):
+            kept.append(word)
+    return kept
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("task", choices=TASKS)
@@ -201,7 +212,7 @@ def main():
         "task": args.task, "measure": task.measure, "unit": task.unit,
         "machine": machine(args), "gdr": context.lib.gdr_version().decode(),
         "torch": torch.__version__, "commit": args.commit or commit() or "unknown",
-        "command": shlex.join(["examples/train/train.py", *sys.argv[1:]]),
+        "command": shlex.join(["examples/train/train.py", *asked(sys.argv[1:])]),
         "options": {k: v for k, v in vars(args).items() if k not in ("out", "commit", "mixers")},
         "runs": [],
     }
