@@ -121,7 +121,7 @@ static void place_block(Chain *c)
     Val factor_heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_HF));
     c->factor_head = cg_udiv(cg, cg_mul(cg, c->head, factor_heads), c->heads);
     c->seq = block_sequence(c, cg_udiv(cg, block, c->heads));
-    c->pool = pool_of_sequence(cg, &c->seq, false);
+    c->pool = pool_of_sequence(cg, &c->seq);
     c->v_first = cg_mul(cg, tile, cg_int(cg, c->v_tile));
     for (int h = 0; h < 2; h++) {
         Val in_warp = cg_add(cg, c->g, cg_int(cg, 8 * h));

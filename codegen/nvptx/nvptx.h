@@ -115,9 +115,6 @@ typedef struct Seq {
 /* The integer of 4 or 8 bytes (`width`, i64) at p, as i64. It is read as words: the low one, and the
  * one that ends it, which is the high word of 8 bytes or the low one again. */
 Val nv_integer(Cg *cg, Val p, Val width);
-/* The same in two steps: what is read, i32 each, and what it makes. */
-void nv_integer_words(Cg *cg, Val p, Val width, Val word[2]);
-Val nv_integer_of(Cg *cg, const Val word[2], Val width);
 /* Sequence `n` (i32). */
 Seq seq_of_index(Cg *cg, Val n, int chunk);
 /* The sequence that owns workspace slot `slot` (i64), and the chunk's number in it (i64);
@@ -136,8 +133,7 @@ typedef struct Pool {
     Val commit;  /* i64 */
     Val each;    /* i64: states after each of so many tokens instead; 0: none */
 } Pool;
-/* `together`: its two indices are read at once, which takes more registers and waits once. */
-Pool pool_of_sequence(Cg *cg, Seq *s, bool together);
+Pool pool_of_sequence(Cg *cg, Seq *s);
 /* The number in S0 that the sequence (i32) starts from, whether or not it is skipped for what S's indices
  * say; -1 for none. */
 Val pool_first(Cg *cg, Val sequence);

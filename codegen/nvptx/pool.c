@@ -9,13 +9,10 @@ static Val field_given(Cg *cg, int field) {
     return cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, field), cg_int64(cg, 0));
 }
 
-static Val entry_at(Cg *cg, int field, Val i) {
-    return cg_gep8(cg, nv_global(cg, field), cg_mul(cg, i, cg_frame_field(cg, FRAME_INDEX_WIDTH)));
-}
-
 /* Entry `i` (i64) of the integers at frame field `field`. */
 static Val entry_of(Cg *cg, int field, Val i) {
-    return nv_integer(cg, entry_at(cg, field, i), cg_frame_field(cg, FRAME_INDEX_WIDTH));
+    Val width = cg_frame_field(cg, FRAME_INDEX_WIDTH);
+    return nv_integer(cg, cg_gep8(cg, nv_global(cg, field), cg_mul(cg, i, width)), width);
 }
 
 /* x, or -1 where it is not below `size`. */
@@ -23,65 +20,31 @@ static Val within(Cg *cg, Val x, Val size) {
     return cg_select(cg, cg_cmp(cg, LLVMIntULT, x, size), x, cg_int64(cg, -1));
 }
 
-/* A state's number on its way. Nothing is made of the words of an index before `arrived`: a block that
- * wants two of them waits once. */
-typedef struct Number {
-    Val indexed, word[2]; /* i1; i32 each */
-    int pool;             /* the field that says how many there are */
-    Val plain;            /* i64, where nothing is indexed */
-    Val exists;           /* i1: else it is -1 */
-} Number;
-
-static void ask(Cg *cg, int field, Val i, const Var word[2]) {
-    Val x[2];
-    nv_integer_words(cg, entry_at(cg, field, i), cg_frame_field(cg, FRAME_INDEX_WIDTH), x);
-    for (int w = 0; w < 2; w++)
-        cg_set(cg, word[w], x[w]);
-}
-
-static Val arrived(Cg *cg, const Number *x) {
-    Val index = nv_integer_of(cg, x->word, cg_frame_field(cg, FRAME_INDEX_WIDTH));
-    Val number = within(cg, index, cg_frame_field(cg, x->pool));
-    number = cg_select(cg, x->indexed, number, x->plain);
-    return cg_select(cg, x->exists, number, cg_int64(cg, -1));
-}
-
-/* Of the state that sequence n (i64) starts from. */
-static Number ask_first(Cg *cg, Val n) {
+Val pool_first(Cg *cg, Val sequence) {
+    Val n = cg_zext64(cg, sequence);
     Val zero = cg_int64(cg, 0), columns = cg_frame_field(cg, FRAME_S0_COLUMNS);
-    Number x = {.indexed = field_given(cg, FRAME_S0_SLOTS), .pool = FRAME_S0_POOL, .plain = n};
-    Var column = cg_var(cg, cg->i64, zero);
-    const Var word[] = {cg_var(cg, cg->i32, cg_int(cg, 0)), cg_var(cg, cg->i32, cg_int(cg, 0))};
-    If indexed = cg_if(cg, x.indexed);
+    Var number = cg_var(cg, cg->i64, n), column = cg_var(cg, cg->i64, zero);
+    If indexed = cg_if(cg, field_given(cg, FRAME_S0_SLOTS));
     If counted = cg_if(cg, field_given(cg, FRAME_S0_ACCEPTED));
     Val accepted = entry_of(cg, FRAME_S0_ACCEPTED, n);
     cg_set(cg, column, within(cg, cg_sub(cg, accepted, cg_int64(cg, 1)), columns));
     cg_end_if(cg, &counted);
     Val c = cg_get(cg, column), none = cg_cmp(cg, LLVMIntSLT, c, zero);
-    ask(cg, FRAME_S0_SLOTS, cg_add(cg, cg_mul(cg, n, columns), cg_select(cg, none, zero, c)), word);
+    Val i = cg_add(cg, cg_mul(cg, n, columns), cg_select(cg, none, zero, c));
+    Val x = within(cg, entry_of(cg, FRAME_S0_SLOTS, i), cg_frame_field(cg, FRAME_S0_POOL));
+    cg_set(cg, number, cg_select(cg, none, cg_int64(cg, -1), x));
     cg_end_if(cg, &indexed);
-    x.exists = cg_cmp(cg, LLVMIntSGE, cg_get(cg, column), zero);
-    for (int w = 0; w < 2; w++)
-        x.word[w] = cg_get(cg, word[w]);
-    return x;
+    return cg_get(cg, number);
 }
 
-/* Of the state that sequence n leaves behind, where it is one. */
-static Number ask_last(Cg *cg, Val n, Val one) {
-    Number x = {.pool = FRAME_S_POOL, .plain = n, .exists = one};
-    const Var word[] = {cg_var(cg, cg->i32, cg_int(cg, 0)), cg_var(cg, cg->i32, cg_int(cg, 0))};
-    x.indexed = cg_and(cg, one, field_given(cg, FRAME_S_SLOTS));
-    If indexed = cg_if(cg, x.indexed);
-    ask(cg, FRAME_S_SLOTS, n, word);
+/* Number i of the states in S, or what S's indices say there. */
+static Val named(Cg *cg, Val i, Val exists) {
+    Var number = cg_var(cg, cg->i64, cg_select(cg, exists, i, cg_int64(cg, -1)));
+    If indexed = cg_if(cg, cg_and(cg, exists, field_given(cg, FRAME_S_SLOTS)));
+    Val pool = cg_frame_field(cg, FRAME_S_POOL);
+    cg_set(cg, number, within(cg, entry_of(cg, FRAME_S_SLOTS, i), pool));
     cg_end_if(cg, &indexed);
-    for (int w = 0; w < 2; w++)
-        x.word[w] = cg_get(cg, word[w]);
-    return x;
-}
-
-Val pool_first(Cg *cg, Val sequence) {
-    Number x = ask_first(cg, cg_zext64(cg, sequence));
-    return arrived(cg, &x);
+    return cg_get(cg, number);
 }
 
 /* After how many tokens the state is the one to keep. */
@@ -96,18 +59,13 @@ static Val committed(Cg *cg, const Seq *s, Val n) {
     return cg_get(cg, commit);
 }
 
-Pool pool_of_sequence(Cg *cg, Seq *s, bool together) {
+Pool pool_of_sequence(Cg *cg, Seq *s) {
     Val zero = cg_int64(cg, 0), none = cg_int64(cg, -1), n = cg_zext64(cg, s->index);
     Pool p = {.each = cg_frame_field(cg, FRAME_S_EACH)};
-    Val one = cg_cmp(cg, LLVMIntEQ, p.each, zero);
-    Number first = ask_first(cg, n), last;
-    if (together)
-        last = ask_last(cg, n, one);
-    p.first = arrived(cg, &first);
-    if (!together)
-        last = ask_last(cg, n, one);
-    p.last = arrived(cg, &last);
-    Val lost = cg_and(cg, cg_cmp(cg, LLVMIntSLT, p.last, zero), one);
+    p.first = pool_first(cg, s->index);
+    p.last = named(cg, n, cg_cmp(cg, LLVMIntEQ, p.each, zero));
+    Val lost =
+        cg_and(cg, cg_cmp(cg, LLVMIntSLT, p.last, zero), cg_cmp(cg, LLVMIntEQ, p.each, zero));
     Val skip = cg_or(cg, cg_cmp(cg, LLVMIntSLT, p.first, zero), lost);
     p.commit = committed(cg, s, n);
     p.first = cg_select(cg, skip, none, p.first);
@@ -118,13 +76,7 @@ Pool pool_of_sequence(Cg *cg, Seq *s, bool together) {
 
 Val pool_after(Cg *cg, const Pool *p, const Seq *s, Val t) {
     Val i = cg_add(cg, cg_mul(cg, cg_zext64(cg, s->index), p->each), t);
-    Val exists = cg_cmp(cg, LLVMIntULT, t, p->each);
-    Var number = cg_var(cg, cg->i64, cg_select(cg, exists, i, cg_int64(cg, -1)));
-    If indexed = cg_if(cg, cg_and(cg, exists, field_given(cg, FRAME_S_SLOTS)));
-    Val pool = cg_frame_field(cg, FRAME_S_POOL);
-    cg_set(cg, number, within(cg, entry_of(cg, FRAME_S_SLOTS, i), pool));
-    cg_end_if(cg, &indexed);
-    return cg_get(cg, number);
+    return named(cg, i, cg_cmp(cg, LLVMIntULT, t, p->each));
 }
 
 Val pool_state(Cg *cg, int field, Val number, Val head) {

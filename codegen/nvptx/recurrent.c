@@ -312,7 +312,7 @@ static void walk_tokens(Recurrent *r)
     if (!r->crowded)
         read_ahead(r, zero);
     cg_end_if(cg, &some);
-    r->pool = pool_of_sequence(cg, &r->seq, !r->crowded);
+    r->pool = pool_of_sequence(cg, &r->seq);
     recurrent_load_state(r);
     loop_tokens(r);
 }

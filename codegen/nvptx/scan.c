@@ -210,7 +210,7 @@ static void place_stretch(Walk *w, Val block)
         return;
     }
     w->seq = seq_of_index(cg, block, SCAN_TOKENS);
-    w->last = pool_of_sequence(cg, &w->seq, false).last;
+    w->last = pool_of_sequence(cg, &w->seq).last;
     Val any = cg_cmp(cg, LLVMIntSGT, w->seq.length, zero);
     Val before = cg_sub(cg, w->seq.length, cg_int64(cg, 1));
     number = cg_select(cg, any, cg_udiv(cg, before, tokens), zero);

@@ -20,25 +20,14 @@ static Val max64(Cg *cg, Val a, Val b)
     return cg_select(cg, cg_cmp(cg, LLVMIntSGT, a, b), a, b);
 }
 
-void nv_integer_words(Cg *cg, Val p, Val width, Val word[2])
-{
-    Val last = cg_gep8(cg, p, cg_sub(cg, width, cg_int64(cg, 4)));
-    word[0] = cg_load_invariant(cg, cg->i32, p, 4);
-    word[1] = cg_load_invariant(cg, cg->i32, last, 4);
-}
-
-Val nv_integer_of(Cg *cg, const Val word[2], Val width)
-{
-    Val wide = cg_or(cg, cg_zext64(cg, word[0]), cg_shl(cg, cg_zext64(cg, word[1]), 32));
-    Val is_wide = cg_cmp(cg, LLVMIntEQ, width, cg_int64(cg, 8));
-    return cg_select(cg, is_wide, wide, LLVMBuildSExt(cg->b, word[0], cg->i64, ""));
-}
-
 Val nv_integer(Cg *cg, Val p, Val width)
 {
-    Val word[2];
-    nv_integer_words(cg, p, width, word);
-    return nv_integer_of(cg, word, width);
+    Val last = cg_gep8(cg, p, cg_sub(cg, width, cg_int64(cg, 4)));
+    Val low = cg_load_invariant(cg, cg->i32, p, 4);
+    Val high = cg_load_invariant(cg, cg->i32, last, 4);
+    Val wide = cg_or(cg, cg_zext64(cg, low), cg_shl(cg, cg_zext64(cg, high), 32));
+    Val is_wide = cg_cmp(cg, LLVMIntEQ, width, cg_int64(cg, 8));
+    return cg_select(cg, is_wide, wide, LLVMBuildSExt(cg->b, low, cg->i64, ""));
 }
 
 /* cu[n], n i32. */
