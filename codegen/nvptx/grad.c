@@ -253,6 +253,8 @@ static Val has_chunk(const Grad *g) {
     return cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
 }
 
+/* The loop over tasks. Between the first phase and the last one not even the task's number is in a register:
+ * the loop goes on from what was kept of it. */
 static void build(Grad *g, const GradPhase *phase, int phases) {
     Cg *cg = g->cg;
     Val slots = cg_frame_field(cg, frame_gradient(g->k, GRAD_SLOTS));
