@@ -135,10 +135,12 @@ static bool has_late(const Record *r) {
     return false;
 }
 
-/* Pieces of at most `most` slots. */
+/* Pieces of at most `most` slots; without any slot there is one, of none. */
 static void cut(const Record *r, BoundLaunch *b, int64_t most) {
     Segments *s = &b->seg;
     int64_t every = b->saved && !b->all ? b->save_every : 1, each = b->packed ? 0 : chunks_a_sequence(r, b);
+    if (!b->slots)
+        return;
     s->group = b->slots;
     s->use_saved = false;
     if (most >= b->slots) {
