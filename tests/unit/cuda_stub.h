@@ -144,9 +144,12 @@ static int s_cuCtxSynchronize(void) {
     return outcome("cuCtxSynchronize");
 }
 static int s_cuMemAlloc(uint64_t *p, size_t n) {
+    int error = outcome("cuMemAlloc");
+    if (error)
+        return error;
     stub.allocs++;
     *p = (uint64_t)(uintptr_t)aligned_alloc(256, (n + 255) / 256 * 256);
-    return outcome("cuMemAlloc");
+    return 0;
 }
 static int s_cuMemFree(uint64_t p) {
     stub.allocs--;
