@@ -30,7 +30,7 @@ Val chain_tokens_left(Chain *c, Val start)
 
 Val chain_keep(Chain *c, Val x)
 {
-    return cg_asm(c->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
+    return nv_anew(c->cg, x);
 }
 
 /* Where a staged value lies: its element (token `start`, V column 0) of this head, and the bytes from

@@ -129,7 +129,7 @@ static int blocks_per_sm(const Cg *cg, int threads, int sh_bytes) {
 static void place_thread(Grad *g) {
     Cg *cg = g->cg;
     Val tid = nv_tid(cg);
-    tid = cg->tid = cg_asm(cg, cg->i32, "", "=r,0", true, &tid, 1);
+    tid = cg->tid = nv_anew(cg, tid);
     g->lane = cg_and(cg, tid, cg_int(cg, 31));
     g->warp = nv_shuffle_from(cg, cg_shr(cg, tid, 5), cg_int(cg, 0));
     g->lane_g = cg_shr(cg, g->lane, 2);
@@ -161,7 +161,7 @@ void grad_place_group(Grad *g) {
 static Val step_behind(const Grad *g, Val task) {
     Cg *cg = g->cg;
     Val group = group_of(g), one = cg_int(cg, 1);
-    group = cg_asm(cg, cg->i32, "", "=r,0", true, &group, 1);
+    group = nv_anew(cg, group);
     Val last = cg_cmp(cg, LLVMIntEQ, cg_urem(cg, cg_add(cg, task, one), group), cg_int(cg, 0));
     Val others = cg_mul(cg, grad_blocks(cg), group);
     Val behind = cg_sub(cg, cg_add(cg, others, one), group);

@@ -418,7 +418,7 @@ static void of_level(Pull *p, Val mask, const Val a[4], Val out[4]) {
 /* x, as far as LLVM knows another one in every slab: what is made of it stays in the loop, where
  * it takes no register before it is used. */
 static Val another(Pull *p, Val x) {
-    return cg_asm(p->cg, LLVMTypeOf(x), "", "=r,0", true, &x, 1);
+    return nv_anew(p->cg, x);
 }
 
 /* B fragments of rows or keys at a level. */
