@@ -395,4 +395,16 @@ static inline bool grad_spec_wanted(const char *spec) {
     return !only || strcmp(only, spec) == 0;
 }
 
+/* Bytes of gradient o, where it ends up. */
+static inline size_t grad_out_bytes(const GradRun *r, int o) {
+    const Port *p = &r->code->out.at[o];
+    int64_t rows = p->is_param ? 1 : r->tokens;
+    return (size_t)(shape_elements(r->code, p->shape) * elem_size(p->elem) * rows * r->heads[o]);
+}
+
+/* Where it is. */
+static inline const void *grad_out(const GradRun *r, int o) {
+    return grad_summed(r, o) ? r->sum[o] : r->part[o];
+}
+
 #endif

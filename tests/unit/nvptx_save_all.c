@@ -195,27 +195,16 @@ static void gradient_run(GradRun *r, bool from_inputs) {
     grad_launch(r, ENTRY_sums, frame, 3);
 }
 
-/* Bytes of gradient o, where it ends up. */
-static size_t gradient_bytes(const GradRun *r, int o) {
-    const Port *p = &r->code->out.at[o];
-    int64_t rows = p->is_param ? 1 : r->tokens;
-    return (size_t)(shape_elements(r->code, p->shape) * elem_size(p->elem) * rows * r->heads[o]);
-}
-
-static const void *gradient_of(const GradRun *r, int o) {
-    return grad_summed(r, o) ? r->sum[o] : r->part[o];
-}
-
 /* All of the gradient, as one text of bytes. */
 static void *gradients(GradRun *r, size_t *bytes) {
     size_t states = r->c->start ? (size_t)(4 * r->c->N * r->c->H * r->c->K * r->c->V) : 0;
     *bytes = states;
     for (int o = 0; o < r->code->out.count; o++)
-        *bytes += gradient_bytes(r, o);
+        *bytes += grad_out_bytes(r, o);
     char *all = arena_alloc(&r->arena, *bytes + 1), *at = all + states;
     memcpy(all, r->ds0, states);
-    for (int o = 0; o < r->code->out.count; at += gradient_bytes(r, o++))
-        memcpy(at, gradient_of(r, o), gradient_bytes(r, o));
+    for (int o = 0; o < r->code->out.count; at += grad_out_bytes(r, o++))
+        memcpy(at, grad_out(r, o), grad_out_bytes(r, o));
     return all;
 }
 

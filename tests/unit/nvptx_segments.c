@@ -85,21 +85,10 @@ static void open_run(GradRun *r, const GradCase *c) {
     grad_tensors(r);
 }
 
-/* Bytes of gradient o, where it ends up. */
-static size_t gradient_bytes(const GradRun *r, int o) {
-    const Port *p = &r->code->out.at[o];
-    int64_t rows = p->is_param ? 1 : r->tokens;
-    return (size_t)(shape_elements(r->code, p->shape) * elem_size(p->elem) * rows * r->heads[o]);
-}
-
-static const void *gradient_of(const GradRun *r, int o) {
-    return grad_summed(r, o) ? r->sum[o] : r->part[o];
-}
-
 static void gradients_are_the_same(const GradRun *a, GradRun *b) {
     const GradCase *c = a->c;
     for (int o = 0; o < a->code->out.count; o++)
-        if (memcmp(gradient_of(a, o), gradient_of(b, o), gradient_bytes(a, o)) != 0)
+        if (memcmp(grad_out(a, o), grad_out(b, o), grad_out_bytes(a, o)) != 0)
             fail_msg("%s: %s is another", grad_described(b), a->code->out.at[o].name);
     assert_memory_equal(a->ds0, b->ds0, (size_t)(4 * c->N * c->H * c->K * c->V));
 }
@@ -165,8 +154,8 @@ static void spare_rows_stay(void **state) {
     run_backwards(&r, run_forwards(&r));
     for (int o = 0; o < r.code->out.count; o++) {
         const Port *p = &r.code->out.at[o];
-        const unsigned char *at = gradient_of(&r, o);
-        size_t bytes = gradient_bytes(&r, o), row = bytes / (size_t)r.tokens;
+        const unsigned char *at = grad_out(&r, o);
+        size_t bytes = grad_out_bytes(&r, o), row = bytes / (size_t)r.tokens;
         for (size_t i = 0; i < bytes && !p->is_param; i++) {
             bool spare = i < (size_t)first * row || i >= (size_t)last * row;
             if (spare && at[i] != 0xff)
@@ -347,9 +336,9 @@ static double worst_difference(const GradRun *a, const GradRun *b) {
     for (int o = 0; o < a->code->out.count; o++) {
         GradError e = {0};
         Elem elem = a->code->out.at[o].elem;
-        for (size_t j = 0; j < gradient_bytes(a, o) / (size_t)elem_size(elem); j++)
-            grad_error_add(&e, grad_get(gradient_of(a, o), (int64_t)j, elem),
-                           grad_get(gradient_of(b, o), (int64_t)j, elem));
+        for (size_t j = 0; j < grad_out_bytes(a, o) / (size_t)elem_size(elem); j++)
+            grad_error_add(&e, grad_get(grad_out(a, o), (int64_t)j, elem),
+                           grad_get(grad_out(b, o), (int64_t)j, elem));
         worst = fmax(worst, grad_error(&e));
     }
     return worst;
