@@ -11,25 +11,21 @@
 
 static const Range everything = {-INFINITY, INFINITY};
 
-static Range hull4(double a, double b, double c, double d)
-{
+static Range hull4(double a, double b, double c, double d) {
     Range r = {fmin(fmin(a, b), fmin(c, d)), fmax(fmax(a, b), fmax(c, d))};
     return isnan(a) || isnan(b) || isnan(c) || isnan(d) ? everything : r;
 }
 
 /* inf * 0 counts as 0: the infinite side is open, its values are finite. */
-static double times(double a, double b)
-{
+static double times(double a, double b) {
     return a == 0 || b == 0 ? 0 : a * b;
 }
 
-static Range product(Range a, Range b)
-{
+static Range product(Range a, Range b) {
     return hull4(times(a.lo, b.lo), times(a.lo, b.hi), times(a.hi, b.lo), times(a.hi, b.hi));
 }
 
-static Range increasing(Range a, double (*f)(double))
-{
+static Range increasing(Range a, double (*f)(double)) {
     return (Range){f(a.lo), f(a.hi)};
 }
 
@@ -37,15 +33,13 @@ static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 static double softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
 static double relu(double x) { return fmax(x, 0); }
 
-static Range absolute(Range a)
-{
+static Range absolute(Range a) {
     double m = fmax(fabs(a.lo), fabs(a.hi));
     return (Range){a.lo > 0 ? a.lo : a.hi < 0 ? -a.hi : 0, m};
 }
 
 /* v is sum(x*x) + c with a constant c >= 0. */
-static bool is_square_norm(const Kernel *k, int v, int x)
-{
+static bool is_square_norm(const Kernel *k, int v, int x) {
     const Inst *i = inst_at(k, v);
     if (i->op == OP_add) {
         for (int j = 0; j < 2; j++) {
@@ -65,8 +59,7 @@ static bool is_square_norm(const Kernel *k, int v, int x)
     return square->op == OP_mul && square->arg[0] == x && square->arg[1] == x;
 }
 
-static bool is_normalised(const Kernel *k, const Inst *i)
-{
+static bool is_normalised(const Kernel *k, const Inst *i) {
     for (int j = 0; j < 2; j++) {
         const Inst *n = inst_at(k, i->arg[1 - j]);
         Op op = i->op == OP_mul ? OP_rsqrt : OP_sqrt;
@@ -76,15 +69,13 @@ static bool is_normalised(const Kernel *k, const Inst *i)
     return false;
 }
 
-static Range quotient(Range a, Range b)
-{
+static Range quotient(Range a, Range b) {
     if (b.lo <= 0 && b.hi >= 0)
         return everything;
     return product(a, (Range){1 / b.hi, 1 / b.lo});
 }
 
-static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
-{
+static Range range_of(const Kernel *k, const Inst *i, Range a, Range b) {
     switch (i->op) {
     case OP_const: return (Range){i->num, i->num};
     case OP_in: return (Range){k->in.at[i->index].lo, k->in.at[i->index].hi};
@@ -155,8 +146,7 @@ static Range range_of(const Kernel *k, const Inst *i, Range a, Range b)
 }
 
 /* Operands' ranges are in known[]. */
-static Range range_from(const Kernel *k, const Inst *i, const Range *known)
-{
+static Range range_from(const Kernel *k, const Inst *i, const Range *known) {
     Range a = everything, b = everything;
     if (i->op == OP_weave) {
         a = (Range){i->num, i->num};
@@ -175,8 +165,7 @@ static Range range_from(const Kernel *k, const Inst *i, const Range *known)
 }
 
 /* In order, not from v down: values that are used more than once are looked at once. */
-Range value_range(const Kernel *k, int v)
-{
+Range value_range(const Kernel *k, int v) {
     Range *known = NEW_ARRAY(k->arena, Range, v + 1);
     for (int u = 0; u <= v; u++)
         known[u] = range_from(k, inst_at(k, u), known);

@@ -22,8 +22,7 @@ static int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit 
 static int divide_up(int x, int y) { return (x + y - 1) / y; }
 
 /* Bytes of a stage for the present v_tile; assigns the offsets. */
-static int64_t plan_stage(Chain *c)
-{
+static int64_t plan_stage(Chain *c) {
     int64_t at = c->copied;
     for (int i = 0; i < c->nstaged; i++) {
         if (!c->staged[i].copied)
@@ -39,8 +38,7 @@ static int64_t plan_stage(Chain *c)
 }
 
 /* Shared memory: two stages, on Hopper a barrier for each, what is recalled. */
-static bool fits(Chain *c, int v_tile)
-{
+static bool fits(Chain *c, int v_tile) {
     c->v_tile = v_tile;
     int64_t stage = plan_stage(c), all = 2 * stage + (c->wgmma ? 2 * BARRIER_BYTES : 0);
     int threads = 32 * (v_tile / 16);
@@ -56,8 +54,7 @@ static bool fits(Chain *c, int v_tile)
 }
 
 /* The widest V tile up to `widest` that fits: fewer blocks read each record. */
-static bool choose_tile(Chain *c, int widest)
-{
+static bool choose_tile(Chain *c, int widest) {
     int unit = c->wgmma ? 64 : 16;
     for (int tiles = divide_up(c->s->V, widest);; tiles++) {
         int v_tile = (int)round_up(divide_up(c->s->V, tiles), unit);
@@ -69,8 +66,7 @@ static bool choose_tile(Chain *c, int widest)
 }
 
 /* Warpgroups where the GPU has them and the wish (0: none) allows whole ones. */
-static bool choose_schedule(Chain *c, int wish, const char **why)
-{
+static bool choose_schedule(Chain *c, int wish, const char **why) {
     enum { PRODUCT_REGISTERS = 96 }; /* beside the state, X and what outs are made of */
     if (c->s->families * chain_fragment(c) > PRODUCT_REGISTERS) {
         *why = "the outs read the state in more ways than the GPU chain kernel has registers for: use "
@@ -94,8 +90,7 @@ static bool choose_schedule(Chain *c, int wish, const char **why)
 
 /* The block's sequence is so many (i32) behind the one that owns the first slot that is walked, and may be
  * past the last one. */
-static Seq block_sequence(Chain *c, Val n)
-{
+static Seq block_sequence(Chain *c, Val n) {
     Cg *cg = c->cg;
     Val N = cg_trunc32(cg, cg_frame_field(cg, FRAME_N)), chunk;
     n = chain_place_interval(c, n);
@@ -104,8 +99,7 @@ static Seq block_sequence(Chain *c, Val n)
     return seq_of_index(cg, cg_select(cg, c->exists, n, cg_sub(cg, N, cg_int(cg, 1))), c->s->chunk);
 }
 
-static void place_block(Chain *c)
-{
+static void place_block(Chain *c) {
     Cg *cg = c->cg;
     int tiles = divide_up(c->s->V, c->v_tile);
     c->tid = nv_tid(cg);
@@ -139,8 +133,7 @@ static void place_block(Chain *c)
 }
 
 void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
-                        void (*visit)(Chain *, Val p, int n, int j))
-{
+                        void (*visit)(Chain *, Val p, int n, int j)) {
     Cg *cg = c->cg;
     const System *s = c->s;
     for (int n = 0; n < s->kp / 8; n++)
@@ -160,13 +153,11 @@ void chain_each_element(Chain *c, Val state, Val (*place)(Cg *, Val k, Val v),
         }
 }
 
-static void load_element(Chain *c, Val p, int n, int j)
-{
+static void load_element(Chain *c, Val p, int n, int j) {
     cg_set(c->cg, c->state[n][j], pool_get(c->cg, p));
 }
 
-static void store_element(Chain *c, Val p, int n, int j)
-{
+static void store_element(Chain *c, Val p, int n, int j) {
     Cg *cg = c->cg;
     Val x = cg_get(cg, c->state[n][j]);
     if (c->wgmma)
@@ -174,16 +165,14 @@ static void store_element(Chain *c, Val p, int n, int j)
     pool_put(cg, x, p);
 }
 
-static Val field(Chain *c, int which)
-{
+static Val field(Chain *c, int which) {
     int at = c->gradient ? frame_gradient(c->k, which) : frame_segment(c->k, which);
     return cg_frame_field(c->cg, at);
 }
 
 /* If `here`, the state that the sequence starts from or leaves, at frame field `own`; a gradient's are not in
  * pools. */
-static void visit_own(Chain *c, Val here, int own, bool load)
-{
+static void visit_own(Chain *c, Val here, int own, bool load) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0), number = cg_zext64(cg, c->seq.index);
     here = cg_and(cg, here, cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, own), zero));
@@ -199,8 +188,7 @@ static void visit_own(Chain *c, Val here, int own, bool load)
 
 /* That state (own -1: none), or where the sequence crosses the border of what is walked the one passed on at
  * address `at` (i64; 0: none). */
-static void visit_border(Chain *c, Val crosses, Val at, int own, bool load)
-{
+static void visit_border(Chain *c, Val crosses, Val at, int own, bool load) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     If there = cg_if(cg, cg_and(cg, crosses, cg_cmp(cg, LLVMIntNE, at, zero)));
@@ -214,8 +202,7 @@ static void visit_border(Chain *c, Val crosses, Val at, int own, bool load)
         visit_own(c, LLVMBuildNot(cg->b, crosses, ""), own, load);
 }
 
-static void load_state(Chain *c)
-{
+static void load_state(Chain *c) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     for (int n = 0; n < c->s->kp / 8; n++)
@@ -230,8 +217,7 @@ static void load_state(Chain *c)
     }
 }
 
-static void store_state(Chain *c)
-{
+static void store_state(Chain *c) {
     Cg *cg = c->cg;
     if (!c->back) {
         Val behind = cg_cmp(cg, LLVMIntSLT, cg_add(cg, c->first, c->count), c->chunks);
@@ -244,14 +230,12 @@ static void store_state(Chain *c)
 
 /* the loop ------------------------------------------------------------------------------------- */
 
-static Val barrier(Chain *c, Val which)
-{
+static Val barrier(Chain *c, Val which) {
     return cg_gep8(c->cg, nv_shared(c->cg, 2 * (int64_t)c->stage_bytes), cg_shl(c->cg, which, 3));
 }
 
 /* The record by all threads, 16 bytes at a time. */
-static void copy_by_threads(Chain *c, Val src, Val stage)
-{
+static void copy_by_threads(Chain *c, Val src, Val stage) {
     Cg *cg = c->cg;
     int units = (int)(c->copied / 16);
     Val mine = cg_shl(cg, c->tid, 4);
@@ -268,28 +252,24 @@ static void copy_by_threads(Chain *c, Val src, Val stage)
     }
 }
 
-static Val stage_offset(Chain *c, Val which)
-{
+static Val stage_offset(Chain *c, Val which) {
     return cg_mul(c->cg, which, cg_int(c->cg, c->stage_bytes));
 }
 
 /* The sequence's chunk that is walked as number i (i64). */
-static Val chunk_number(Chain *c, Val i)
-{
+static Val chunk_number(Chain *c, Val i) {
     Cg *cg = c->cg;
     Val at = c->back ? cg_sub(cg, cg_sub(cg, c->count, cg_int64(cg, 1)), i) : i;
     return cg_add(cg, c->first, at);
 }
 
-static Val chunk_start(Chain *c, Val i)
-{
+static Val chunk_start(Chain *c, Val i) {
     return cg_mul(c->cg, chunk_number(c, i), cg_int64(c->cg, c->s->chunk));
 }
 
 /* The same of a chunk that may not be walked: there are no tokens then. A forward kernel spares the
  * registers: where its sequence goes on behind the segment it reads tokens that nobody uses. */
-static Val next_start(Chain *c, Val i)
-{
+static Val next_start(Chain *c, Val i) {
     Cg *cg = c->cg;
     if (!c->gradient)
         return chunk_start(c, i);
@@ -297,8 +277,7 @@ static Val next_start(Chain *c, Val i)
     return cg_select(cg, walked, chunk_start(c, i), c->seq.length);
 }
 
-static Val record_of(Chain *c, Val i)
-{
+static Val record_of(Chain *c, Val i) {
     Cg *cg = c->cg;
     Val number = cg_add(cg, c->own_record, chunk_number(c, i));
     Val record = cg_add(cg, cg_mul(cg, number, cg_frame_field(cg, FRAME_HF)),
@@ -308,8 +287,7 @@ static Val record_of(Chain *c, Val i)
 
 /* Start copying the record of the chunk that is walked as number i (i64) into stage `which` (i32, 0 or
  * 1). On Hopper there may be no such chunk, and nothing branches. */
-static void copy_record(Chain *c, Val i, Val which)
-{
+static void copy_record(Chain *c, Val i, Val which) {
     Cg *cg = c->cg;
     Val stage = stage_offset(c, which), src = record_of(c, i);
     if (!c->wgmma) {
@@ -323,14 +301,12 @@ static void copy_record(Chain *c, Val i, Val which)
 }
 
 /* The inputs of the same chunk. */
-static void copy_inputs(Chain *c, Val i, Val which)
-{
+static void copy_inputs(Chain *c, Val i, Val which) {
     chain_copy_inputs(c, next_start(c, i), stage_offset(c, which));
     nv_copy_commit(c->cg);
 }
 
-static void write_outs(Chain *c)
-{
+static void write_outs(Chain *c) {
     const Kernel *k = c->k;
     for (int v = 0; v < k->inst.count && !c->gradient; v++)
         if (inst_at(k, v)->op == OP_out)
@@ -338,8 +314,7 @@ static void write_outs(Chain *c)
 }
 
 /* Everything that `here`'s copies bring, for all threads. */
-static void wait_for_copies(Chain *c, Val number, Val here)
-{
+static void wait_for_copies(Chain *c, Val number, Val here) {
     Cg *cg = c->cg;
     if (c->wgmma) {
         Val parity = cg_and(cg, cg_shr(cg, cg_trunc32(cg, number), 1), cg_int(cg, 1));
@@ -349,13 +324,11 @@ static void wait_for_copies(Chain *c, Val number, Val here)
     nv_barrier(cg);
 }
 
-static void read_state(Chain *c)
-{
+static void read_state(Chain *c) {
     (c->back ? reverse_read : chain_read_state)(c);
 }
 
-static void save_state(Chain *c)
-{
+static void save_state(Chain *c) {
     const System *s = c->s;
     if (!s->trail)
         return;
@@ -365,13 +338,11 @@ static void save_state(Chain *c)
                      c->state_scale);
 }
 
-static void mix(Chain *c)
-{
+static void mix(Chain *c) {
     (c->back ? reverse_mix : chain_mix)(c);
 }
 
-static void save_rows(Chain *c)
-{
+static void save_rows(Chain *c) {
     const System *s = c->s;
     if (c->back)
         chain_save_rows(c, chain_get(c, c->gradient->dX), s->ws_dx, s->ws_unit_dx);
@@ -379,14 +350,12 @@ static void save_rows(Chain *c)
         chain_save_rows(c, chain_get(c, s->X), s->ws_x, s->ws_unit_x);
 }
 
-static void advance(Chain *c)
-{
+static void advance(Chain *c) {
     (c->back ? reverse_advance : chain_advance)(c);
 }
 
 /* The next chunk's copies first, so that they have the longest time. */
-static void chunk_by_warps(Chain *c, Val next, Val other)
-{
+static void chunk_by_warps(Chain *c, Val next, Val other) {
     Cg *cg = c->cg;
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, c->count));
     copy_record(c, next, other);
@@ -403,8 +372,7 @@ static void chunk_by_warps(Chain *c, Val next, Val other)
 
 /* The next chunk's copies while the first products run; a gradient, which waits for memory more than for
  * products, asks for the record before them. */
-static void chunk_by_warpgroups(Chain *c, Val next, Val other)
-{
+static void chunk_by_warpgroups(Chain *c, Val next, Val other) {
     if (c->gradient)
         copy_record(c, next, other);
     chain_rows_ahead(c, next_start(c, next));
@@ -420,8 +388,7 @@ static void chunk_by_warpgroups(Chain *c, Val next, Val other)
     advance(c);
 }
 
-static void walk_chunks(Chain *c)
-{
+static void walk_chunks(Chain *c) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, c->count, zero));
@@ -444,8 +411,7 @@ static void walk_chunks(Chain *c)
     nv_copy_wait(cg, 0);
 }
 
-static void init_barriers(Chain *c)
-{
+static void init_barriers(Chain *c) {
     Cg *cg = c->cg;
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)));
     for (int i = 0; i < 2; i++)
@@ -454,15 +420,13 @@ static void init_barriers(Chain *c)
     nv_barrier(cg);
 }
 
-static Val between(Cg *cg, Val x, Val low, Val high)
-{
+static Val between(Cg *cg, Val x, Val low, Val high) {
     x = cg_select(cg, cg_cmp(cg, LLVMIntSLT, x, low), low, x);
     return cg_select(cg, cg_cmp(cg, LLVMIntSGT, x, high), high, x);
 }
 
 /* A window has the same chunks of every sequence, and no others of it have records. */
-static void place_window(Chain *c)
-{
+static void place_window(Chain *c) {
     Cg *cg = c->cg;
     Val chunks = field(c, SEGMENT_CHUNKS), first = field(c, SEGMENT_CHUNK);
     c->window = cg_cmp(cg, LLVMIntNE, chunks, cg_int64(cg, 0));
@@ -474,8 +438,7 @@ static void place_window(Chain *c)
 }
 
 /* Which chunks are walked. */
-static void place_walk(Chain *c)
-{
+static void place_walk(Chain *c) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     c->own_record = cg_sub(cg, c->seq.slot, field(c, SEGMENT_SLOT));
@@ -490,8 +453,7 @@ static void place_walk(Chain *c)
 
 /* A sequence none of whose chunks is walked here is left alone; one that has no chunks still hands its
  * state or costate on. */
-static void build_block(Chain *c)
-{
+static void build_block(Chain *c) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     place_block(c);
@@ -509,8 +471,7 @@ static void build_block(Chain *c)
     cg_end_if(cg, &here);
 }
 
-bool chain_build(Chain *c, CgModule *out, const char **why)
-{
+bool chain_build(Chain *c, CgModule *out, const char **why) {
     Cg *cg = c->cg;
     if (!chain_plan_values(c, why) || !choose_schedule(c, cg->opt->v_tile, why))
         return false;
@@ -526,8 +487,7 @@ bool chain_build(Chain *c, CgModule *out, const char **why)
     return true;
 }
 
-bool nv_build_chain(Cg *cg, CgModule *out, const char **why)
-{
+bool nv_build_chain(Cg *cg, CgModule *out, const char **why) {
     Chain *c = NEW(cg->arena, Chain);
     Gradient *g = NEW(cg->arena, Gradient);
     if (kernel_is_gradient(cg->k)) {

@@ -8,27 +8,23 @@
  */
 #include "codegen/nvptx/chain.h"
 
-static int64_t state_bytes(const Cg *cg)
-{
+static int64_t state_bytes(const Cg *cg) {
     return (int64_t)cg->k->axis.at[AXIS_K].size * cg->k->axis.at[AXIS_V].size * 4;
 }
 
 /* Bytes from a head's state to its element k, v. */
-static Val element(Cg *cg, Val k, Val v)
-{
+static Val element(Cg *cg, Val k, Val v) {
     int V = cg->k->axis.at[AXIS_V].size;
     return cg_zext64(cg, cg_shl(cg, cg_add(cg, cg_mul(cg, k, cg_int(cg, V)), v), 2));
 }
 
-static Val state_of_head(Chain *c, Val all)
-{
+static Val state_of_head(Chain *c, Val all) {
     Cg *cg = c->cg;
     return cg_gep8(cg, all, cg_mul(cg, cg_zext64(cg, c->head), cg_int64(cg, state_bytes(cg))));
 }
 
 /* The unit of this lane's V column h. */
-static Val unit_of_column(Chain *c, Val all, int h)
-{
+static Val unit_of_column(Chain *c, Val all, int h) {
     Cg *cg = c->cg;
     Val row = cg_mul(cg, cg_zext64(cg, c->head), cg_int64(cg, c->s->V));
     Val at = cg_shl(cg, cg_add(cg, row, cg_zext64(cg, c->v[h])), 2);
@@ -36,33 +32,28 @@ static Val unit_of_column(Chain *c, Val all, int h)
     return cg_gep8(cg, all, cg_add(cg, states, at));
 }
 
-static void load_element(Chain *c, Val p, int n, int j)
-{
+static void load_element(Chain *c, Val p, int n, int j) {
     cg_set(c->cg, c->state[n][j], cg_load(c->cg, c->cg->f32, p, 4));
 }
 
-static void times_unit(Chain *c, int h, Val unit)
-{
+static void times_unit(Chain *c, int h, Val unit) {
     Cg *cg = c->cg;
     for (int n = 0; n < c->s->kp / 8; n++)
         for (int j = 2 * h; j < 2 * h + 2; j++)
             cg_set(cg, c->state[n][j], cg_fmul(cg, cg_get(cg, c->state[n][j]), unit));
 }
 
-static void store_element(Chain *c, Val p, int n, int j)
-{
+static void store_element(Chain *c, Val p, int n, int j) {
     cg_store(c->cg, cg_get(c->cg, c->state[n][j]), p, 4);
 }
 
-static If if_column(Chain *c, int h, Val also)
-{
+static If if_column(Chain *c, int h, Val also) {
     Cg *cg = c->cg;
     Val live = c->v_live[h] ? c->v_live[h] : cg_cmp(cg, LLVMIntSGE, c->v[h], cg_int(cg, 0));
     return cg_if(cg, also ? cg_and(cg, live, also) : live);
 }
 
-void chain_take_over(Chain *c, Val all)
-{
+void chain_take_over(Chain *c, Val all) {
     Cg *cg = c->cg;
     chain_each_element(c, state_of_head(c, all), element, load_element);
     for (int h = 0; h < 2; h++) {
@@ -76,8 +67,7 @@ void chain_take_over(Chain *c, Val all)
     }
 }
 
-void chain_pass_on(Chain *c, Val all)
-{
+void chain_pass_on(Chain *c, Val all) {
     Cg *cg = c->cg;
     chain_each_element(c, state_of_head(c, all), element, store_element);
     Val first = cg_cmp(cg, LLVMIntEQ, c->t, cg_int(cg, 0)); /* of the lanes that hold the column */
@@ -88,15 +78,13 @@ void chain_pass_on(Chain *c, Val all)
     }
 }
 
-Val chain_border_bytes(Chain *c)
-{
+Val chain_border_bytes(Chain *c) {
     Cg *cg = c->cg;
     return cg_mul(cg, cg_zext64(cg, c->heads), cg_int64(cg, state_bytes(cg) + 4 * (int64_t)c->s->V));
 }
 
 /* Address (i64) of the saved state in front of slot `which * every`. */
-static Val saved_state(Chain *c, Val which)
-{
+static Val saved_state(Chain *c, Val which) {
     Cg *cg = c->cg;
     Val number = cg_sub(cg, which, cg_int64(cg, 1));
     Val at = cg_mul(cg, number, chain_border_bytes(c));
@@ -105,8 +93,7 @@ static Val saved_state(Chain *c, Val which)
 
 /* The segment's slots from one multiple of GRAD_SAVE_EVERY to the next; with 0 all of them. A launch has less
  * than 2^31 blocks, so slots are 32-bit numbers. */
-Val chain_place_interval(Chain *c, Val n)
-{
+Val chain_place_interval(Chain *c, Val n) {
     Cg *cg = c->cg;
     Val slots = cg_frame_field(cg, frame_segment(c->k, SEGMENT_SLOTS));
     c->begin = cg_frame_field(cg, frame_segment(c->k, SEGMENT_SLOT));
@@ -129,8 +116,7 @@ Val chain_place_interval(Chain *c, Val n)
     return cg_udiv(cg, n, intervals);
 }
 
-Val chain_state_in(Chain *c)
-{
+Val chain_state_in(Chain *c) {
     Cg *cg = c->cg;
     Val passed = cg_frame_field(cg, frame_segment(c->k, SEGMENT_STATE_IN));
     if (!c->gradient)
@@ -138,8 +124,7 @@ Val chain_state_in(Chain *c)
     return cg_select(cg, c->inner, saved_state(c, cg_zext64(cg, c->interval)), passed);
 }
 
-void chain_save_start(Chain *c, Val number)
-{
+void chain_save_start(Chain *c, Val number) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0), every = cg_int64(cg, cg->opt->save_every);
     Val saved = cg_frame_field(cg, FRAME_SAVED), slot = cg_add(cg, c->seq.slot, number);

@@ -10,24 +10,20 @@
  */
 #include "codegen/nvptx/chain.h"
 
-Val chain_stage_pointer(Chain *c, int64_t offset)
-{
+Val chain_stage_pointer(Chain *c, int64_t offset) {
     return cg_gep8(c->cg, nv_shared(c->cg, offset), c->stage);
 }
 
-static Val load_stage_f32(Chain *c, int64_t offset)
-{
+static Val load_stage_f32(Chain *c, int64_t offset) {
     return cg_load(c->cg, c->cg->f32, chain_stage_pointer(c, offset), 4);
 }
 
-Val chain_record_scale(Chain *c)
-{
+Val chain_record_scale(Chain *c) {
     return load_stage_f32(c, c->s->ws_scale);
 }
 
 /* x times one f32 a lattice row, at `offset` of the record. */
-static void scale_by_rows(Chain *c, int64_t offset, Val *x)
-{
+static void scale_by_rows(Chain *c, int64_t offset, Val *x) {
     Cg *cg = c->cg;
     for (int n = 0; n < c->s->rows / 8; n++) {
         Val p = cg_gep8(cg, chain_stage_pointer(c, offset + 32 * n), cg_shl(cg, c->t, 3));
@@ -37,22 +33,19 @@ static void scale_by_rows(Chain *c, int64_t offset, Val *x)
     }
 }
 
-void chain_scale_rows(Chain *c, int family, Val *x)
-{
+void chain_scale_rows(Chain *c, int family, Val *x) {
     if (c->s->family[family].scaled)
         scale_by_rows(c, c->s->family[family].ws_rows, x);
 }
 
-void chain_scale_keys(Chain *c, Val *x)
-{
+void chain_scale_keys(Chain *c, Val *x) {
     if (c->s->p_scaled && !c->s->erase)
         scale_by_rows(c, c->s->ws_keys, x);
     if (c->s->grows)
         scale_by_rows(c, c->s->ws_columns, x);
 }
 
-const Val *chain_x(Chain *c)
-{
+const Val *chain_x(Chain *c) {
     Val *x = NEW_ARRAY(c->cg->arena, Val, chain_fragment(c));
     memcpy(x, chain_get(c, c->s->X), (size_t)chain_fragment(c) * sizeof *x);
     chain_scale_keys(c, x);
@@ -60,16 +53,14 @@ const Val *chain_x(Chain *c)
 }
 
 /* Address this lane gives to ldmatrix for 16-byte unit `unit` of row `row` in a workspace matrix. */
-static Val unit_address(Chain *c, Matrix m, Val row, Val unit)
-{
+static Val unit_address(Chain *c, Matrix m, Val row, Val unit) {
     Cg *cg = c->cg;
     Val place = nv_place(cg, c->s->rows, m.columns, row, unit);
     return cg_gep8(cg, chain_stage_pointer(c, m.offset), cg_shl(cg, place, 4));
 }
 
 /* B fragments of columns n, n+1 (8 rows of the matrix each) at k-step `step`: b[0..1], b[2..3]. */
-static void fragment_rows(Chain *c, Matrix m, int n, int step, Val b[4])
-{
+static void fragment_rows(Chain *c, Matrix m, int n, int step, Val b[4]) {
     Cg *cg = c->cg;
     Val row = cg_add(cg, cg_and(cg, c->lane, cg_int(cg, 7)),
                      cg_shl(cg, cg_shr(cg, c->lane, 4), 3));
@@ -80,16 +71,14 @@ static void fragment_rows(Chain *c, Matrix m, int n, int step, Val b[4])
 }
 
 /* The same where the matrix has k along its rows: columns 8n.. and 8n+8.. of rows 16 step ... */
-static void fragment_columns(Chain *c, Matrix m, int n, int step, Val b[4])
-{
+static void fragment_columns(Chain *c, Matrix m, int n, int step, Val b[4]) {
     Cg *cg = c->cg;
     Val row = cg_add(cg, cg_and(cg, c->lane, cg_int(cg, 15)), cg_int(cg, 16 * step));
     Val unit = cg_add(cg, cg_shr(cg, c->lane, 4), cg_int(cg, n));
     nv_ldmatrix4(cg, unit_address(c, m, row, unit), true, b);
 }
 
-void chain_multiply(Chain *c, Matrix m, int n, int step, const Val *operand, Val acc[8])
-{
+void chain_multiply(Chain *c, Matrix m, int n, int step, const Val *operand, Val acc[8]) {
     Val b[4];
     (m.along_rows ? fragment_columns : fragment_rows)(c, m, n, step, b);
     nv_mma(c->cg, c->s->operand, acc, &operand[4 * step], b);
@@ -100,8 +89,7 @@ void chain_multiply(Chain *c, Matrix m, int n, int step, const Val *operand, Val
 #define LEAST_COLUMN 0x1p-100 /* smaller columns are scaled as this one */
 
 /* The scale of one V column from this lane's `count` elements x[0], x[stride], ... */
-static Val column_scale(Chain *c, const Val *x, int count)
-{
+static Val column_scale(Chain *c, const Val *x, int count) {
     Cg *cg = c->cg;
     Val most = nv_magnitude(cg, x[0]);
     for (int i = 1; i < count; i++)
@@ -113,8 +101,7 @@ static Val column_scale(Chain *c, const Val *x, int count)
 }
 
 /* Elements of V column half h: x[4n + 2h + c]. */
-static int gather_half(const Val *x, int count, int h, Val *out)
-{
+static int gather_half(const Val *x, int count, int h, Val *out) {
     int n = 0;
     for (int i = 0; i < count; i += 4)
         for (int j = 0; j < 2; j++)
@@ -122,8 +109,7 @@ static int gather_half(const Val *x, int count, int h, Val *out)
     return n;
 }
 
-void chain_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2])
-{
+void chain_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2]) {
     Cg *cg = c->cg;
     Val inverse[2], half[128];
     for (int h = 0; h < 2; h++) {
@@ -138,14 +124,12 @@ void chain_operand(Chain *c, const Val *x, int count, Val *operand, Val scale[2]
     }
 }
 
-void chain_scale_fragment(Chain *c, Val *x, int count, const Val scale[2])
-{
+void chain_scale_fragment(Chain *c, Val *x, int count, const Val scale[2]) {
     for (int i = 0; i < count; i++)
         x[i] = cg_fmul(c->cg, x[i], scale[i / 2 % 2]);
 }
 
-void chain_read_state(Chain *c)
-{
+void chain_read_state(Chain *c) {
     if (c->wgmma) {
         chain_wgmma_read_state(c);
         return;
@@ -171,8 +155,7 @@ void chain_read_state(Chain *c)
 }
 
 /* X's operand registers and the factor that products with P and M still lack. */
-static void prepare_x(Chain *c)
-{
+static void prepare_x(Chain *c) {
     Cg *cg = c->cg;
     chain_operand(c, chain_x(c), chain_fragment(c), c->x_operand, c->x_scale);
     Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
@@ -180,8 +163,7 @@ static void prepare_x(Chain *c)
         c->x_scale[h] = cg_fmul(cg, c->x_scale[h], scale);
 }
 
-void chain_mix(Chain *c)
-{
+void chain_mix(Chain *c) {
     if (c->wgmma) {
         chain_wgmma_mix(c);
         return;
@@ -203,8 +185,7 @@ void chain_mix(Chain *c)
 }
 
 /* Decay of this lane's state columns 8n + 2t, +1. */
-void chain_decay(Chain *c, int n, Val d[2])
-{
+void chain_decay(Chain *c, int n, Val d[2]) {
     Cg *cg = c->cg;
     const System *s = c->s;
     d[0] = d[1] = NULL;
@@ -220,8 +201,7 @@ void chain_decay(Chain *c, int n, Val d[2])
     d[1] = cg_extract(cg, two, 1);
 }
 
-void chain_advance_state(Chain *c, int n, const Val acc[8])
-{
+void chain_advance_state(Chain *c, int n, const Val acc[8]) {
     Cg *cg = c->cg;
     for (int i = 0; i < 8; i += 4) {
         Val d[2];
@@ -235,8 +215,7 @@ void chain_advance_state(Chain *c, int n, const Val acc[8])
     }
 }
 
-void chain_advance(Chain *c)
-{
+void chain_advance(Chain *c) {
     if (c->wgmma) {
         chain_wgmma_advance(c);
         return;

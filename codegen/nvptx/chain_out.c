@@ -13,8 +13,7 @@ typedef struct OutRows {
     int bytes;     /* of an element */
 } OutRows;
 
-static OutRows out_rows(Chain *c, int port)
-{
+static OutRows out_rows(Chain *c, int port) {
     Cg *cg = c->cg;
     int bytes = elem_size(c->k->out.at[port].elem), row_bytes = c->s->V * bytes;
     Val stride = chain_keep(c, cg_mul(cg, c->heads, cg_int(cg, row_bytes)));
@@ -25,20 +24,17 @@ static OutRows out_rows(Chain *c, int port)
 }
 
 /* Pointer to element (token, v) of an out, both i32. */
-static Val out_address(Cg *cg, const OutRows *out, Val token, Val v)
-{
+static Val out_address(Cg *cg, const OutRows *out, Val token, Val v) {
     Val column = cg_gep8(cg, out->base, cg_zext64(cg, cg_mul(cg, v, cg_int(cg, out->bytes))));
     return cg_gep8(cg, column, cg_mul(cg, cg_zext64(cg, token), cg_zext64(cg, out->stride)));
 }
 
-static Val both(Cg *cg, Val a, Val b)
-{
+static Val both(Cg *cg, Val a, Val b) {
     return a && b ? cg_and(cg, a, b) : a ? a : b;
 }
 
 /* Lattice row -> token, and whether an out's row is to be stored. */
-static Val row_token(Chain *c, const OutRows *out, Val row, Val *live)
-{
+static Val row_token(Chain *c, const OutRows *out, Val row, Val *live) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val token = row;
@@ -52,8 +48,7 @@ static Val row_token(Chain *c, const OutRows *out, Val row, Val *live)
     return token;
 }
 
-static void store_if(Cg *cg, Val cond, Val x, Val p, int align)
-{
+static void store_if(Cg *cg, Val cond, Val x, Val p, int align) {
     If live = cg_if(cg, cond);
     cg_store(cg, x, p, align);
     cg_end_if(cg, &live);
@@ -61,8 +56,7 @@ static void store_if(Cg *cg, Val cond, Val x, Val p, int align)
 
 /* Two-byte outs: each 8x8 tile turns in registers, so that a lane stores two neighbouring columns
  * of one token and four lanes 16 consecutive bytes. */
-static void store_pairs(Chain *c, int port, const Val *x)
-{
+static void store_pairs(Chain *c, int port, const Val *x) {
     Cg *cg = c->cg;
     Elem e = c->k->out.at[port].elem;
     OutRows out = out_rows(c, port);
@@ -87,8 +81,7 @@ static void store_pairs(Chain *c, int port, const Val *x)
     }
 }
 
-static void store_singles(Chain *c, int port, const Val *x)
-{
+static void store_singles(Chain *c, int port, const Val *x) {
     Cg *cg = c->cg;
     OutRows out = out_rows(c, port);
     for (int i = 0; i < chain_fragment(c); i++) {
@@ -100,8 +93,7 @@ static void store_singles(Chain *c, int port, const Val *x)
 }
 
 /* Outs stand on their token's last lattice row. */
-void chain_store_out(Chain *c, int port, int v)
-{
+void chain_store_out(Chain *c, int port, int v) {
     const Val *x = chain_get(c, v);
     if (elem_size(c->k->out.at[port].elem) == 2)
         store_pairs(c, port, x);

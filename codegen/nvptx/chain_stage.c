@@ -4,32 +4,27 @@
  */
 #include "codegen/nvptx/chain.h"
 
-static int tile_units(const Chain *c, const Staged *in)
-{
+static int tile_units(const Chain *c, const Staged *in) {
     return c->v_tile * elem_size(in->elem) / 16;
 }
 
-int64_t chain_staged_bytes(const Chain *c, const Staged *in)
-{
+int64_t chain_staged_bytes(const Chain *c, const Staged *in) {
     return (int64_t)(in->earlier + c->s->chunk) * c->v_tile * elem_size(in->elem);
 }
 
 /* Staged tiles are placed as workspace matrices are, 8 "elements" to a 16-byte unit. Token 0 is the
  * tile's first. */
-static Val staged_place(Chain *c, const Staged *in, Val token, Val unit)
-{
+static Val staged_place(Chain *c, const Staged *in, Val token, Val unit) {
     return nv_place(c->cg, in->earlier + c->s->chunk, 8 * tile_units(c, in), token, unit);
 }
 
-Val chain_tokens_left(Chain *c, Val start)
-{
+Val chain_tokens_left(Chain *c, Val start) {
     Cg *cg = c->cg;
     Val left = cg_sub(cg, c->seq.length, start), most = cg_int64(cg, c->s->chunk);
     return cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, most), left, most));
 }
 
-Val chain_keep(Chain *c, Val x)
-{
+Val chain_keep(Chain *c, Val x) {
     return nv_anew(c->cg, x);
 }
 
@@ -37,14 +32,12 @@ Val chain_keep(Chain *c, Val x)
  * token to token. 32-bit tokens times a 32-bit stride on a 64-bit base are one instruction. */
 typedef struct Rows { Val base, stride; } Rows;
 
-static Val made_rows(Chain *c, int v)
-{
+static Val made_rows(Chain *c, int v) {
     const Scan *scan = c->s->scan;
     return scan_rows(c->cg, &scan->value[scan->of[v]]);
 }
 
-static Rows staged_rows(Chain *c, const Staged *in, Val start)
-{
+static Rows staged_rows(Chain *c, const Staged *in, Val start) {
     Cg *cg = c->cg;
     const Inst *i = inst_at(c->k, in->value);
     bool input = i->op == OP_in;
@@ -63,8 +56,7 @@ static Rows staged_rows(Chain *c, const Staged *in, Val start)
 }
 
 /* `token` (i32) counts from the rows' start; those before it are negative. */
-static Val staged_row(Cg *cg, Rows rows, Val token)
-{
+static Val staged_row(Cg *cg, Rows rows, Val token) {
     Val far = cg_mul(cg, LLVMBuildSExt(cg->b, token, cg->i64, ""),
                      LLVMBuildSExt(cg->b, rows.stride, cg->i64, ""));
     return cg_gep8(cg, rows.base, far);
@@ -74,8 +66,7 @@ static Val staged_row(Cg *cg, Rows rows, Val token)
  * past the sequence's end, and up to `earlier` ones before it. */
 typedef struct Window { Val first, end; } Window;
 
-static Window window(Chain *c, int earlier, Val start)
-{
+static Window window(Chain *c, int earlier, Val start) {
     Cg *cg = c->cg;
     Window w = {NULL, chain_tokens_left(c, start)};
     if (earlier == 0)
@@ -87,16 +78,14 @@ static Window window(Chain *c, int earlier, Val start)
     return w;
 }
 
-static Val in_window(Cg *cg, Window w, Val token)
-{
+static Val in_window(Cg *cg, Window w, Val token) {
     Val live = cg_cmp(cg, LLVMIntSLT, token, w.end);
     return w.first ? cg_and(cg, live, cg_cmp(cg, LLVMIntSGE, token, w.first)) : live;
 }
 
 /* 16 bytes: unit `index` (i32) of the tile, tokens one after another; zeros where there is no such
  * token (`left` are left) or column. Without branches, so that products under way are not disturbed. */
-static void copy_unit(Chain *c, const Staged *in, Rows rows, Window tokens, Val stage, Val index)
-{
+static void copy_unit(Chain *c, const Staged *in, Rows rows, Window tokens, Val stage, Val index) {
     Cg *cg = c->cg;
     int units = tile_units(c, in), all = (in->earlier + c->s->chunk) * units, bytes = elem_size(in->elem);
     Val place = cg_udiv(cg, index, cg_int(cg, units));
@@ -122,8 +111,7 @@ static void copy_unit(Chain *c, const Staged *in, Rows rows, Window tokens, Val 
 }
 
 /* A chunk that begins past the sequence's end becomes zeros, and nothing is read from there. */
-static void copy_staged(Chain *c, const Staged *in, Val start, Val stage)
-{
+static void copy_staged(Chain *c, const Staged *in, Val start, Val stage) {
     Cg *cg = c->cg;
     Val begun = cg_cmp(cg, LLVMIntSLT, start, c->seq.length);
     Rows rows = staged_rows(c, in, cg_select(cg, begun, start, cg_int64(cg, 0)));
@@ -133,16 +121,14 @@ static void copy_staged(Chain *c, const Staged *in, Val start, Val stage)
         copy_unit(c, in, rows, tokens, stage, cg_add(cg, c->tid, cg_int(cg, first)));
 }
 
-void chain_copy_inputs(Chain *c, Val start, Val stage)
-{
+void chain_copy_inputs(Chain *c, Val start, Val stage) {
     for (int i = 0; i < c->nstaged; i++)
         if (c->staged[i].copied)
             copy_staged(c, &c->staged[i], start, stage);
 }
 
 /* Token of a lattice row; rows of no token take the chunk's last. */
-Val chain_token_of_row(Chain *c, Val row)
-{
+Val chain_token_of_row(Chain *c, Val row) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val token = s->slots > 1 ? cg_udiv(cg, row, cg_int(cg, s->slots)) : row;
@@ -153,8 +139,7 @@ Val chain_token_of_row(Chain *c, Val row)
 }
 
 /* Of the token that lattice row `row` wants. */
-static Val staged_unit(Chain *c, const Staged *in, Val row, Val unit)
-{
+static Val staged_unit(Chain *c, const Staged *in, Val row, Val unit) {
     Cg *cg = c->cg;
     Val token = cg_add(cg, chain_token_of_row(c, row), cg_int(cg, in->earlier - c->earlier));
     Val place = staged_place(c, in, token, unit);
@@ -162,8 +147,7 @@ static Val staged_unit(Chain *c, const Staged *in, Val row, Val unit)
 }
 
 /* Two-byte elements: 16 rows x 16 columns by one transposing ldmatrix. */
-static void load_pairs(Chain *c, const Staged *in, Val *x)
-{
+static void load_pairs(Chain *c, const Staged *in, Val *x) {
     Cg *cg = c->cg;
     Val matrix = cg_shr(cg, c->lane, 3);
     Val unit = cg_add(cg, cg_shl(cg, c->warp, 1), cg_and(cg, matrix, cg_int(cg, 1)));
@@ -177,8 +161,7 @@ static void load_pairs(Chain *c, const Staged *in, Val *x)
     }
 }
 
-static void load_floats(Chain *c, const Staged *in, Val *x)
-{
+static void load_floats(Chain *c, const Staged *in, Val *x) {
     Cg *cg = c->cg;
     for (int i = 0; i < chain_fragment(c); i++) {
         Val row = cg_add(cg, cg_shl(cg, c->t, 1), cg_int(cg, 8 * (i / 4) + i % 2));
@@ -190,8 +173,7 @@ static void load_floats(Chain *c, const Staged *in, Val *x)
 }
 
 /* Rows that no 16-byte copy can take: element by element from global memory. */
-static void load_global(Chain *c, const Staged *in, Val *x)
-{
+static void load_global(Chain *c, const Staged *in, Val *x) {
     Cg *cg = c->cg;
     int bytes = elem_size(in->elem);
     Window tokens = window(c, c->earlier, c->start);
@@ -211,8 +193,7 @@ static void load_global(Chain *c, const Staged *in, Val *x)
     }
 }
 
-void chain_load_staged(Chain *c, int v, Val *x)
-{
+void chain_load_staged(Chain *c, int v, Val *x) {
     for (int i = 0; i < c->nstaged; i++) {
         const Staged *in = &c->staged[i];
         if (in->value != v)

@@ -14,21 +14,18 @@ static bool is_fragment(Shape s) { return per_token(s) && shape_has(s, AXIS_V); 
 
 /* planning ------------------------------------------------------------------------------------- */
 
-static bool is_leaf(const Chain *c, int v)
-{
+static bool is_leaf(const Chain *c, int v) {
     for (int f = 0; f < c->s->families; f++)
         if (v == c->s->family[f].read || v == c->s->family[f].mixed)
             return true;
     return false;
 }
 
-static bool in_memory(const Chain *c, int v)
-{
+static bool in_memory(const Chain *c, int v) {
     return inst_at(c->k, v)->op == OP_in || scan_stored(c->s->scan, v);
 }
 
-static bool plan_staged(Chain *c, int v, int earlier, const char **why)
-{
+static bool plan_staged(Chain *c, int v, int earlier, const char **why) {
     for (int i = 0; i < c->nstaged; i++)
         if (c->staged[i].value == v) {
             if (c->staged[i].earlier < earlier)
@@ -46,16 +43,14 @@ static bool plan_staged(Chain *c, int v, int earlier, const char **why)
     return true;
 }
 
-static int find_row_value(const Chain *c, int v, int earlier)
-{
+static int find_row_value(const Chain *c, int v, int earlier) {
     int i = 0;
     while (i < c->nrow_values && (c->row_value[i].value != v || c->row_value[i].earlier != earlier))
         i++;
     return i;
 }
 
-static bool plan_row_value(Chain *c, int v, int earlier, const char **why)
-{
+static bool plan_row_value(Chain *c, int v, int earlier, const char **why) {
     if (find_row_value(c, v, earlier) < c->nrow_values)
         return true;
     bool *needed = NEW_ARRAY(c->cg->arena, bool, c->k->inst.count);
@@ -74,8 +69,7 @@ static bool plan_row_value(Chain *c, int v, int earlier, const char **why)
     return true;
 }
 
-static bool plan_value(Chain *c, int v, int earlier, const char **why)
-{
+static bool plan_value(Chain *c, int v, int earlier, const char **why) {
     const Inst *i = inst_at(c->k, v);
     bool *planned = &c->planned[earlier * c->k->inst.count + v];
     if (*planned || is_leaf(c, v) || !per_token(i->shape))
@@ -107,8 +101,7 @@ static bool plan_value(Chain *c, int v, int earlier, const char **why)
     return true;
 }
 
-static bool plan_values(Chain *c, const char **why)
-{
+static bool plan_values(Chain *c, const char **why) {
     for (int f = c->s->erase; f < c->s->families && c->back; f++)
         if (!plan_value(c, c->gradient->family[f].left, 0, why))
             return false;
@@ -122,8 +115,7 @@ static bool plan_values(Chain *c, const char **why)
     return true;
 }
 
-bool chain_plan_values(Chain *c, const char **why)
-{
+bool chain_plan_values(Chain *c, const char **why) {
     int count = c->k->inst.count;
     c->planned = NEW_ARRAY(c->cg->arena, bool, (MAX_EARLIER + 1) * count);
     c->recalled = NEW_ARRAY(c->cg->arena, int, count);
@@ -143,8 +135,7 @@ bool chain_plan_values(Chain *c, const char **why)
 /* values of one token -------------------------------------------------------------------------- */
 
 /* A sum of params, finished by one thread: a loop over the axis, 8 elements at a time. */
-static bool sum_by_loop(ValueAt *at, int v, Val *out)
-{
+static bool sum_by_loop(ValueAt *at, int v, Val *out) {
     const Inst *i = inst_at(at->cg->k, v);
     if (i->op != OP_sum)
         return false;
@@ -168,8 +159,7 @@ static bool sum_by_loop(ValueAt *at, int v, Val *out)
 }
 
 /* Sums of params are the same in every thread and chunk: once, before there are products under way. */
-void chain_sum_params(Chain *c)
-{
+void chain_sum_params(Chain *c) {
     const Kernel *k = c->k;
     bool *needed = NEW_ARRAY(c->cg->arena, bool, k->inst.count);
     value_mark(k, c->s->X, needed);
@@ -185,8 +175,7 @@ void chain_sum_params(Chain *c)
 }
 
 /* This thread's place for what prev v gives at its column h. */
-static Val recall_place(Chain *c, int v, int h)
-{
+static Val recall_place(Chain *c, int v, int h) {
     Cg *cg = c->cg;
     int64_t offset = c->recall_offset + (int64_t)(2 * c->recalled[v] + h) * c->threads * 4;
     return cg_gep8(cg, nv_shared(cg, offset), cg_shl(cg, c->tid, 2));
@@ -194,8 +183,7 @@ static Val recall_place(Chain *c, int v, int h)
 
 /* Before there are products under way, so that no branch stands among them; and not into registers, which
  * would be held from chunk to chunk for the sake of the first. */
-void chain_recall(Chain *c)
-{
+void chain_recall(Chain *c) {
     Cg *cg = c->cg;
     c->past = value_past(cg, c->seq.index, c->head, c->heads);
     for (int v = 0; v < c->k->inst.count; v++)
@@ -207,8 +195,7 @@ void chain_recall(Chain *c)
         }
 }
 
-static bool sum_of_params(ValueAt *at, int v, Val *out)
-{
+static bool sum_of_params(ValueAt *at, int v, Val *out) {
     Chain *c = at->user;
     if (inst_at(c->k, v)->op != OP_sum || per_token(inst_at(c->k, v)->shape))
         return false;
@@ -217,8 +204,7 @@ static bool sum_of_params(ValueAt *at, int v, Val *out)
 }
 
 /* The row values of lattice row `row` (i32) in the chunk that begins at `start`. */
-static void evaluate_row(Chain *c, Val start, Val row, Val *x)
-{
+static void evaluate_row(Chain *c, Val start, Val row, Val *x) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val token = s->slots > 1 ? cg_udiv(cg, row, cg_int(cg, s->slots)) : row;
@@ -241,8 +227,7 @@ static void evaluate_row(Chain *c, Val start, Val row, Val *x)
     }
 }
 
-static void store_row(Chain *c, Val stage, Val row, const Val *x)
-{
+static void store_row(Chain *c, Val stage, Val row, const Val *x) {
     Cg *cg = c->cg;
     for (int i = 0; i < c->nrow_values; i++) {
         Val index = cg_add(cg, row, cg_int(cg, i * c->s->rows));
@@ -251,8 +236,7 @@ static void store_row(Chain *c, Val stage, Val row, const Val *x)
     }
 }
 
-void chain_rows(Chain *c, Val start, Val stage)
-{
+void chain_rows(Chain *c, Val start, Val stage) {
     Cg *cg = c->cg;
     if (c->nrow_values == 0)
         return;
@@ -263,8 +247,7 @@ void chain_rows(Chain *c, Val start, Val stage)
     cg_end_for(cg, &row);
 }
 
-void chain_rows_ahead(Chain *c, Val start)
-{
+void chain_rows_ahead(Chain *c, Val start) {
     Cg *cg = c->cg;
     if (c->nrow_values == 0)
         return;
@@ -281,8 +264,7 @@ void chain_rows_ahead(Chain *c, Val start)
     cg_end_if(cg, &row);
 }
 
-void chain_rows_store(Chain *c, Val stage)
-{
+void chain_rows_store(Chain *c, Val stage) {
     Cg *cg = c->cg;
     if (c->nrow_values == 0)
         return;
@@ -296,8 +278,7 @@ void chain_rows_store(Chain *c, Val stage)
 
 /* fragments ------------------------------------------------------------------------------------ */
 
-static void load_row_value(Chain *c, int v, Val *x)
-{
+static void load_row_value(Chain *c, int v, Val *x) {
     Cg *cg = c->cg;
     int i = find_row_value(c, v, c->earlier);
     CHECK(i < c->nrow_values);
@@ -311,15 +292,13 @@ static void load_row_value(Chain *c, int v, Val *x)
 }
 
 /* Values of V or of nothing: known for the block's whole life. */
-static void load_constant(Chain *c, int v, Val *x)
-{
+static void load_constant(Chain *c, int v, Val *x) {
     Val at[2] = {value_get(&c->at_v[0], v)[0], value_get(&c->at_v[1], v)[0]};
     for (int i = 0; i < chain_fragment(c); i++)
         x[i] = at[i / 2 % 2];
 }
 
-static void weave(Chain *c, const Inst *w, Val *x)
-{
+static void weave(Chain *c, const Inst *w, Val *x) {
     Cg *cg = c->cg;
     const System *s = c->s;
     Val left = chain_tokens_left(c, c->start);
@@ -345,29 +324,25 @@ static void weave(Chain *c, const Inst *w, Val *x)
     }
 }
 
-static Val **remembered(Chain *c, int v)
-{
+static Val **remembered(Chain *c, int v) {
     return &c->memo[c->earlier * c->k->inst.count + v];
 }
 
-void chain_begin_values(Chain *c)
-{
+void chain_begin_values(Chain *c) {
     size_t count = (size_t)(MAX_EARLIER + 1) * (size_t)c->k->inst.count;
     if (!c->memo)
         c->memo = NEW_ARRAY(c->cg->arena, Val *, (int)count);
     memset(c->memo, 0, count * sizeof *c->memo);
 }
 
-void chain_set(Chain *c, int v, const Val *x)
-{
+void chain_set(Chain *c, int v, const Val *x) {
     Val *copy = NEW_ARRAY(c->cg->arena, Val, MAX_FRAGMENT);
     memcpy(copy, x, (size_t)chain_fragment(c) * sizeof *x);
     *remembered(c, v) = copy;
 }
 
 /* Of the tokens before; where there is none, what is remembered of them. */
-static void load_before(Chain *c, int v, Val *x)
-{
+static void load_before(Chain *c, int v, Val *x) {
     Cg *cg = c->cg;
     const Inst *i = inst_at(c->k, v);
     int earlier = c->earlier++;
@@ -384,8 +359,7 @@ static void load_before(Chain *c, int v, Val *x)
     }
 }
 
-const Val *chain_get(Chain *c, int v)
-{
+const Val *chain_get(Chain *c, int v) {
     if (*remembered(c, v))
         return *remembered(c, v);
     const Inst *i = inst_at(c->k, v);
@@ -412,8 +386,7 @@ const Val *chain_get(Chain *c, int v)
     return *remembered(c, v);
 }
 
-static void prefetch(Chain *c, int v, const bool *waits, bool *done)
-{
+static void prefetch(Chain *c, int v, const bool *waits, bool *done) {
     if (done[v] || is_leaf(c, v))
         return;
     done[v] = true;
@@ -429,8 +402,7 @@ static void prefetch(Chain *c, int v, const bool *waits, bool *done)
         prefetch(c, inst_at(c->k, v)->arg[j], waits, done);
 }
 
-void chain_prefetch(Chain *c, int v)
-{
+void chain_prefetch(Chain *c, int v) {
     const Kernel *k = c->k;
     bool *waits = NEW_ARRAY(c->cg->arena, bool, k->inst.count);
     bool *done = NEW_ARRAY(c->cg->arena, bool, k->inst.count);

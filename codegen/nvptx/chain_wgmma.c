@@ -11,8 +11,7 @@
 
 /* planning ------------------------------------------------------------------------------------- */
 
-static int uses_of(const Kernel *k, int v)
-{
+static int uses_of(const Kernel *k, int v) {
     int uses = 0;
     for (int u = 0; u < k->inst.count; u++)
         for (int j = 0; j < inst_at(k, u)->nargs; j++)
@@ -20,8 +19,7 @@ static int uses_of(const Kernel *k, int v)
     return uses;
 }
 
-static int find_total(const Kernel *k, const Family *f)
-{
+static int find_total(const Kernel *k, const Family *f) {
     if (uses_of(k, f->read) != 1 || uses_of(k, f->mixed) != 1)
         return -1;
     for (int v = 0; v < k->inst.count; v++) {
@@ -33,8 +31,7 @@ static int find_total(const Kernel *k, const Family *f)
     return -1;
 }
 
-void chain_wgmma_plan(Chain *c)
-{
+void chain_wgmma_plan(Chain *c) {
     for (int f = c->s->erase; f < c->s->families; f++)
         c->total[f] = find_total(c->k, &c->s->family[f]);
     for (int h = 0; h < 2; h++)
@@ -42,8 +39,7 @@ void chain_wgmma_plan(Chain *c)
 }
 
 /* Registers while the reads are under way: the state, its operand, the reads. */
-static int registers(const Chain *c)
-{
+static int registers(const Chain *c) {
     return c->s->kp / 2 + c->s->kp / 4 + c->s->families * chain_fragment(c);
 }
 
@@ -51,16 +47,14 @@ static int registers(const Chain *c)
 bool chain_wgmma_fits(const Chain *c) { return registers(c) <= 224; }
 
 /* Working on X's inputs before the reads are done takes what is loaded and what becomes of it. */
-static bool room_ahead(const Chain *c)
-{
+static bool room_ahead(const Chain *c) {
     int words = chain_fragment(c);
     for (int i = 0; i < c->nstaged; i++)
         words += chain_fragment(c) * elem_size(c->staged[i].elem) / 4;
     return registers(c) + words <= 224;
 }
 
-void chain_wgmma(Chain *c, Matrix m, const Val *operand, Val *acc, bool accumulate)
-{
+void chain_wgmma(Chain *c, Matrix m, const Val *operand, Val *acc, bool accumulate) {
     Wgmma w = nv_wgmma_matrix(c->cg, chain_stage_pointer(c, m.offset), c->s->rows, m.columns,
                               m.along_rows);
     nv_wgmma(c->cg, c->s->operand, acc, operand, &w, accumulate);
@@ -68,8 +62,7 @@ void chain_wgmma(Chain *c, Matrix m, const Val *operand, Val *acc, bool accumula
 
 /* the steps of a chunk ------------------------------------------------------------------------- */
 
-void chain_wgmma_decay(Chain *c)
-{
+void chain_wgmma_decay(Chain *c) {
     Cg *cg = c->cg;
     for (int n = 0; n < c->s->kp / 8; n++) {
         Val d[2];
@@ -81,15 +74,13 @@ void chain_wgmma_decay(Chain *c)
 
 /* Nothing is under way, but the assembler forgets that where branches meet, and would wait for all
  * products before anything touches the state. */
-void chain_wgmma_settle(Chain *c)
-{
+void chain_wgmma_settle(Chain *c) {
     chain_get_state(c, c->next);
     nv_wgmma_wait(c->cg, 0, c->next, chain_state_elements(c));
     chain_set_state(c, c->next);
 }
 
-void chain_wgmma_read_state(Chain *c)
-{
+void chain_wgmma_read_state(Chain *c) {
     const System *s = c->s;
     chain_state_operand(c);
     chain_wgmma_settle(c);
@@ -99,8 +90,7 @@ void chain_wgmma_read_state(Chain *c)
 }
 
 /* A product that is done, as a value. */
-static void set_product(Chain *c, int f, int v)
-{
+static void set_product(Chain *c, int f, int v) {
     Val x[MAX_FRAGMENT], unit[2];
     chain_units(c, unit);
     memcpy(x, c->product[f], sizeof x);
@@ -110,8 +100,7 @@ static void set_product(Chain *c, int f, int v)
 }
 
 /* What turns X into its operand: M and P lack their record's scale. */
-static void x_factor(Chain *c, Val factor[2])
-{
+static void x_factor(Chain *c, Val factor[2]) {
     Cg *cg = c->cg;
     for (int h = 0; h < 2; h++) {
         factor[h] = nv_power_inverse(cg, cg_get(cg, c->unit[h]));
@@ -121,8 +110,7 @@ static void x_factor(Chain *c, Val factor[2])
 }
 
 /* X's operand; the outs' reads are done, and still in the unit of before. */
-static void x_operand(Chain *c)
-{
+static void x_operand(Chain *c) {
     Cg *cg = c->cg;
     const System *s = c->s;
     int count = chain_fragment(c);
@@ -160,8 +148,7 @@ static void x_operand(Chain *c)
             c->product[f][i] = cg_get(cg, product[f][i]);
 }
 
-void chain_wgmma_mix(Chain *c)
-{
+void chain_wgmma_mix(Chain *c) {
     Cg *cg = c->cg;
     const System *s = c->s;
     if (room_ahead(c))
@@ -181,8 +168,7 @@ void chain_wgmma_mix(Chain *c)
     }
 }
 
-void chain_wgmma_advance(Chain *c)
-{
+void chain_wgmma_advance(Chain *c) {
     nv_wgmma_wait(c->cg, 0, c->next, chain_state_elements(c));
     chain_set_state(c, c->next);
 }

@@ -17,8 +17,7 @@
 /* values of rows ------------------------------------------------------------------------------- */
 
 /* 8 channels (or one element) of a token value for half h, `fill` where the row has no token. */
-static void token_value(Factor *f, int v, int h, double fill, int n, Val *out)
-{
+static void token_value(Factor *f, int v, int h, double fill, int n, Val *out) {
     Cg *cg = f->cg;
     ValueAt *at = &f->at[h];
     const Val *x = value_get(at, v);
@@ -34,8 +33,7 @@ static void token_value(Factor *f, int v, int h, double fill, int n, Val *out)
     }
 }
 
-static void lattice_value(Factor *f, int v, int position, int h, double fill, int n, Val *out)
-{
+static void lattice_value(Factor *f, int v, int position, int h, double fill, int n, Val *out) {
     Cg *cg = f->cg;
     const Inst *i = inst_at(f->k, v);
     bool weave = i->op == OP_weave;
@@ -56,13 +54,11 @@ static void lattice_value(Factor *f, int v, int position, int h, double fill, in
     }
 }
 
-void factor_row(Factor *f, int v, int position, int h, double fill, Val out[8])
-{
+void factor_row(Factor *f, int v, int position, int h, double fill, Val out[8]) {
     lattice_value(f, v, position, h, fill, 8, out);
 }
 
-Val factor_row_scalar(Factor *f, int v, int h, double fill)
-{
+Val factor_row_scalar(Factor *f, int v, int h, double fill) {
     Val x;
     lattice_value(f, v, -1, h, fill, 1, &x);
     return x;
@@ -70,22 +66,19 @@ Val factor_row_scalar(Factor *f, int v, int h, double fill)
 
 /* set-up --------------------------------------------------------------------------------------- */
 
-Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit)
-{
+Val factor_ws_unit(Factor *f, int64_t base, int columns, Val row, Val unit) {
     Cg *cg = f->cg;
     Val place = nv_place(cg, f->s->rows, columns, row, unit);
     return cg_gep8(cg, f->record, cg_add(cg, cg_shl(cg, place, 4), cg_int(cg, base)));
 }
 
-Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column)
-{
+Val factor_ws_pair(Factor *f, int64_t base, int columns, Val row, Val column) {
     Cg *cg = f->cg;
     Val unit = factor_ws_unit(f, base, columns, row, cg_shr(cg, column, 3));
     return cg_gep8(cg, unit, cg_shl(cg, cg_and(cg, column, cg_int(cg, 7)), 1));
 }
 
-int factor_matrix_base(const Factor *f, int family)
-{
+int factor_matrix_base(const Factor *f, int family) {
     const System *s = f->s;
     if (family == 0)
         return f->sh_t;
@@ -94,8 +87,7 @@ int factor_matrix_base(const Factor *f, int family)
 
 static int larger_of(int a, int b) { return a > b ? a : b; }
 
-static void plan_shared(Factor *f)
-{
+static void plan_shared(Factor *f) {
     const System *s = f->s;
     int at = 0, threads = 32 * s->warps;
     int stash = s->families * 2 * (s->kp / SLAB) * threads * 16;
@@ -124,8 +116,7 @@ static void plan_shared(Factor *f)
 }
 
 /* Blocks an SM is to hold. Vector decay wants its registers; scalar decay makes do with 128. */
-static int blocks_per_sm(const Factor *f)
-{
+static int blocks_per_sm(const Factor *f) {
     int threads = 32 * f->s->warps, registers = f->s->a_key ? 168 : 128;
     int by_registers = 65536 / (threads * registers);
     int by_memory = f->cg->target->smem_limit / (f->sh_bytes + 1024);
@@ -135,8 +126,7 @@ static int blocks_per_sm(const Factor *f)
 
 /* Out rows are kept on their token's last lattice row: a rotation within the token (rows of no token
  * stay where they are). */
-Val factor_stored_row(Factor *f, int family, Val row)
-{
+Val factor_stored_row(Factor *f, int family, Val row) {
     Cg *cg = f->cg;
     const System *s = f->s;
     if (s->slots == 1 || (s->erase && family == 0))
@@ -149,8 +139,7 @@ Val factor_stored_row(Factor *f, int family, Val row)
     return cg_select(cg, in_chunk, stored, row);
 }
 
-void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
-{
+void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val past = value_past(cg, seq.index, head, heads);
@@ -186,8 +175,7 @@ void factor_place_rows(Factor *f, Seq seq, Val start, Val head, Val heads)
     }
 }
 
-static void build_body(Factor *f)
-{
+static void build_body(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     factor_copy_ahead(f, cg_int(cg, 0));
@@ -205,8 +193,7 @@ static void build_body(Factor *f)
     factor_products(f);
 }
 
-bool nv_build_factor(Cg *cg, CgModule *out, const char **why)
-{
+bool nv_build_factor(Cg *cg, CgModule *out, const char **why) {
     System s;
     if (!nv_system_of(cg->arena, cg->k, cg->opt, &s, why))
         return false;

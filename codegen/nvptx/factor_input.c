@@ -8,22 +8,19 @@
  */
 #include "codegen/nvptx/factor.h"
 
-static void set_slab(Factor *f, int h, Val slab)
-{
+static void set_slab(Factor *f, int h, Val slab) {
     Cg *cg = f->cg;
     f->at[h].base_k = cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, f->t, 3));
     value_begin(&f->at[h]);
 }
 
 /* What v needs at its own token, down to what is read from memory. */
-static void mark(Factor *f, int v, bool *needed)
-{
+static void mark(Factor *f, int v, bool *needed) {
     scan_mark(f->k, f->s->scan, SCAN_ALL, v, needed);
 }
 
 /* Which values the keys, rows and decays need. */
-static bool *needed_values(Factor *f)
-{
+static bool *needed_values(Factor *f) {
     const System *s = f->s;
     bool *needed = NEW_ARRAY(f->cg->arena, bool, f->k->inst.count);
     mark(f, s->p, needed);
@@ -34,14 +31,12 @@ static bool *needed_values(Factor *f)
     return needed;
 }
 
-static bool in_memory(const Factor *f, int v)
-{
+static bool in_memory(const Factor *f, int v) {
     return inst_at(f->k, v)->op == OP_in || scan_stored(f->s->scan, v);
 }
 
 /* Read from memory, channels of K. */
-static bool is_key_input(const Factor *f, int v)
-{
+static bool is_key_input(const Factor *f, int v) {
     const Kernel *k = f->k;
     const Inst *i = inst_at(k, v);
     bool param = i->op == OP_in && k->in.at[i->index].is_param;
@@ -49,13 +44,11 @@ static bool is_key_input(const Factor *f, int v)
 }
 
 /* A sum that is ours to finish. */
-static bool is_row_sum(const Factor *f, int v)
-{
+static bool is_row_sum(const Factor *f, int v) {
     return inst_at(f->k, v)->op == OP_sum && !in_memory(f, v);
 }
 
-bool factor_lookup(ValueAt *at, int v, Val *out)
-{
+bool factor_lookup(ValueAt *at, int v, Val *out) {
     Factor *f = at->user;
     int h = at == &f->at[1];
     if (f->loaded[h][v]) {
@@ -68,8 +61,7 @@ bool factor_lookup(ValueAt *at, int v, Val *out)
     return true;
 }
 
-Val factor_no_sum(ValueAt *at, int v, int axis, Val partial)
-{
+Val factor_no_sum(ValueAt *at, int v, int axis, Val partial) {
     (void)at;
     (void)axis;
     (void)partial;
@@ -81,8 +73,7 @@ Val factor_no_sum(ValueAt *at, int v, int axis, Val partial)
 static int sum_depth(const Factor *f, int v);
 
 /* Inputs that the first row sums read. */
-static bool *summed_inputs(Factor *f, const bool *needed)
-{
+static bool *summed_inputs(Factor *f, const bool *needed) {
     const Kernel *k = f->k;
     bool *used = NEW_ARRAY(f->cg->arena, bool, k->inst.count);
     for (int v = 0; v < k->inst.count; v++)
@@ -92,15 +83,13 @@ static bool *summed_inputs(Factor *f, const bool *needed)
 }
 
 /* Read from memory, one element a token. */
-static bool is_scalar_input(const Factor *f, int v)
-{
+static bool is_scalar_input(const Factor *f, int v) {
     const Inst *i = inst_at(f->k, v);
     bool param = i->op == OP_in && f->k->in.at[i->index].is_param;
     return in_memory(f, v) && !param && !shape_has(i->shape, AXIS_K) && !shape_has(i->shape, AXIS_V);
 }
 
-void factor_hold_scalars(Factor *f)
-{
+void factor_hold_scalars(Factor *f) {
     bool *needed = needed_values(f);
     for (int v = 0; v < f->k->inst.count; v++)
         for (int h = 0; h < 2 && needed[v] && is_scalar_input(f, v); h++) {
@@ -111,8 +100,7 @@ void factor_hold_scalars(Factor *f)
 
 /* Inputs that come in 16-byte accesses only, whatever the lane. One access a slab and row can be
  * parked, as long as there are places. */
-void factor_plan_stage(Factor *f)
-{
+void factor_plan_stage(Factor *f) {
     ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1, .scan = f->s->scan, .round = SCAN_ALL};
     bool *needed = needed_values(f), *summed = summed_inputs(f, needed);
     int places = 1 + f->s->families;
@@ -128,23 +116,20 @@ void factor_plan_stage(Factor *f)
 }
 
 /* Where parked input number `i` has half h's 8 channels of a slab. */
-static Val parking_place(Factor *f, int i, int h, Val slab)
-{
+static Val parking_place(Factor *f, int i, int h, Val slab) {
     Cg *cg = f->cg;
     if (i > 0)
         return factor_stash_unit(f, f->sh_left, i - 1, h, slab);
     return factor_key_unit(f, f->sh_p, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
 }
 
-static void park(Factor *f, int v, int h, Val slab, const Val *words)
-{
+static void park(Factor *f, int v, int h, Val slab, const Val *words) {
     for (int i = 0; i < f->nparked; i++)
         if (f->parked[i] == v)
             cg_store(f->cg, words[0], parking_place(f, i, h, slab), 16);
 }
 
-static void take_parked(Factor *f, Val slab)
-{
+static void take_parked(Factor *f, Val slab) {
     for (int i = 0; i < f->nparked; i++)
         for (int h = 0; h < 2; h++) {
             Val place = parking_place(f, i, h, slab);
@@ -153,8 +138,7 @@ static void take_parked(Factor *f, Val slab)
         }
 }
 
-static int stage_accesses(const Factor *f)
-{
+static int stage_accesses(const Factor *f) {
     ValueAt at = {.cg = f->cg, .n_k = 8, .n_v = 1, .scan = f->s->scan, .round = SCAN_ALL};
     int n = 0;
     for (int i = 0; i < f->nstaged; i++)
@@ -162,14 +146,12 @@ static int stage_accesses(const Factor *f)
     return n;
 }
 
-int factor_stage_bytes(const Factor *f)
-{
+int factor_stage_bytes(const Factor *f) {
     return stage_accesses(f) * 32 * f->s->warps * 16;
 }
 
 /* This lane's copy of access number `n`. */
-static Val stage_slot(Factor *f, int n)
-{
+static Val stage_slot(Factor *f, int n) {
     Cg *cg = f->cg;
     int64_t base = f->sh_stage + (int64_t)n * 32 * f->s->warps * 16;
     return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, nv_tid(cg), 4));
@@ -177,8 +159,7 @@ static Val stage_slot(Factor *f, int n)
 
 enum { MAX_ACCESSES = 8 };
 
-static void start_copies(Factor *f, Val slab)
-{
+static void start_copies(Factor *f, Val slab) {
     Cg *cg = f->cg;
     int n = 0;
     for (int i = 0; i < f->nstaged; i++)
@@ -191,15 +172,13 @@ static void start_copies(Factor *f, Val slab)
         }
 }
 
-void factor_copy_ahead(Factor *f, Val slab)
-{
+void factor_copy_ahead(Factor *f, Val slab) {
     start_copies(f, slab);
     nv_copy_commit(f->cg);
 }
 
 /* `always`: a group of copies is committed whether or not there is a next slab. */
-static void take_slab(Factor *f, Val slab, bool always)
-{
+static void take_slab(Factor *f, Val slab, bool always) {
     Cg *cg = f->cg;
     int n = 0;
     for (int i = 0; i < f->nstaged; i++)
@@ -224,22 +203,19 @@ static void take_slab(Factor *f, Val slab, bool always)
         set_slab(f, h, slab);
 }
 
-void factor_enter_slab(Factor *f, Val slab)
-{
+void factor_enter_slab(Factor *f, Val slab) {
     nv_copy_wait(f->cg, 0);
     take_slab(f, slab, false);
 }
 
-void factor_take_slab(Factor *f, Val slab)
-{
+void factor_take_slab(Factor *f, Val slab) {
     take_slab(f, slab, true);
 }
 
 /* row sums ------------------------------------------------------------------------------------- */
 
 /* 1 + the deepest of our sums in the operand. */
-static int sum_depth(const Factor *f, int v)
-{
+static int sum_depth(const Factor *f, int v) {
     const Kernel *k = f->k;
     int *depth = NEW_ARRAY(k->arena, int, v + 1);
     for (int u = 0; u <= v; u++) {
@@ -256,8 +232,7 @@ static int sum_depth(const Factor *f, int v)
 enum { MAX_AHEAD = 4 };
 
 /* Slabs loaded before the first is used: a divisor of their number. */
-static int slabs_ahead(int slabs)
-{
+static int slabs_ahead(int slabs) {
     int n = slabs < MAX_AHEAD ? slabs : MAX_AHEAD;
     while (slabs % n != 0)
         n--;
@@ -274,8 +249,7 @@ struct Reduction {
     void (*add)(Factor *f, Reduction *r, int h);
 };
 
-static void add_parts(Factor *f, Reduction *r, int h)
-{
+static void add_parts(Factor *f, Reduction *r, int h) {
     Cg *cg = f->cg;
     for (int v = 0; v < f->k->inst.count; v++) {
         if (!r->wanted[v])
@@ -288,8 +262,7 @@ static void add_parts(Factor *f, Reduction *r, int h)
     }
 }
 
-static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead)
-{
+static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead) {
     Cg *cg = f->cg;
     int count = f->k->inst.count;
     Val **words[MAX_AHEAD][2];
@@ -321,8 +294,7 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead)
             f->loaded[h][v] = r->input[v] ? NULL : f->loaded[h][v];
 }
 
-static void reduce_all_slabs(Factor *f, Reduction *r)
-{
+static void reduce_all_slabs(Factor *f, Reduction *r) {
     Cg *cg = f->cg;
     int slabs = f->s->kp / SLAB, ahead = slabs_ahead(slabs);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), ahead, false);
@@ -331,14 +303,12 @@ static void reduce_all_slabs(Factor *f, Reduction *r)
 }
 
 /* Inputs among the used values that are worth loading ahead. */
-static void mark_inputs(Factor *f, const bool *used, bool *input)
-{
+static void mark_inputs(Factor *f, const bool *used, bool *input) {
     for (int v = 0; v < f->k->inst.count; v++)
         input[v] = used[v] && is_key_input(f, v) && value_accesses(&f->at[0], v) <= 2;
 }
 
-static void reduce_depth(Factor *f, const bool *needed, int depth)
-{
+static void reduce_depth(Factor *f, const bool *needed, int depth) {
     Cg *cg = f->cg;
     const Kernel *k = f->k;
     int count = k->inst.count;
@@ -370,8 +340,7 @@ static void reduce_depth(Factor *f, const bool *needed, int depth)
 }
 
 /* Sums over V are made ahead, but for a gradient's factors. */
-bool factor_sums_fit(Factor *f, const char **why)
-{
+bool factor_sums_fit(Factor *f, const char **why) {
     bool *needed = needed_values(f);
     for (int v = 0; v < f->k->inst.count; v++)
         if (needed[v] && is_row_sum(f, v) && inst_at(f->k, v)->axis != AXIS_K) {
@@ -381,8 +350,7 @@ bool factor_sums_fit(Factor *f, const char **why)
     return true;
 }
 
-void factor_reduce(Factor *f)
-{
+void factor_reduce(Factor *f) {
     const Kernel *k = f->k;
     bool *needed = needed_values(f);
     int deepest = 0;
@@ -399,8 +367,7 @@ void factor_reduce(Factor *f)
 
 /* row scales ----------------------------------------------------------------------------------- */
 
-static void see_row(Factor *f, Var most, int v, int position, int h)
-{
+static void see_row(Factor *f, Var most, int v, int position, int h) {
     Cg *cg = f->cg;
     Val x[8], m = cg_get(cg, most);
     factor_row(f, v, position, h, 0, x);
@@ -409,8 +376,7 @@ static void see_row(Factor *f, Var most, int v, int position, int h)
     cg_set(cg, most, m);
 }
 
-static void see_rows(Factor *f, Reduction *r, int h)
-{
+static void see_rows(Factor *f, Reduction *r, int h) {
     const System *s = f->s;
     for (int i = 0; i < s->families; i++)
         if (s->family[i].unbounded)
@@ -420,16 +386,14 @@ static void see_rows(Factor *f, Reduction *r, int h)
 }
 
 /* Stored once a row. */
-static void store_row_scale(Factor *f, Val scale, Val p)
-{
+static void store_row_scale(Factor *f, Val scale, Val p) {
     Cg *cg = f->cg;
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, f->t, cg_int(cg, 0)));
     cg_store(cg, scale, p, 4);
     cg_end_if(cg, &one);
 }
 
-static void store_family_scale(Factor *f, int i, int h)
-{
+static void store_family_scale(Factor *f, int i, int h) {
     Cg *cg = f->cg;
     Val byte = cg_add(cg, cg_shl(cg, f->stored_row[i][h], 2),
                       cg_int(cg, (int)f->s->family[i].ws_rows));
@@ -439,8 +403,7 @@ static void store_family_scale(Factor *f, int i, int h)
 /* The power of two below a row's largest element, the same in the four lanes of the row. In a
  * gradient a row's cotangent goes through f16 times that scale, and a row of zeros has one too; what saves
  * for it must round alike. */
-static Val row_scale(Factor *f, Var most)
-{
+static Val row_scale(Factor *f, Var most) {
     Cg *cg = f->cg;
     Val x = cg_get(cg, most);
     x = nv_larger(cg, x, nv_shuffle_xor(cg, x, 1));
@@ -448,8 +411,7 @@ static Val row_scale(Factor *f, Var most)
     return nv_power_below(cg, nv_larger(cg, x, cg_float(cg, f->s->trains ? 0x1p-14 : 0x1p-60)));
 }
 
-void factor_scale_rows(Factor *f)
-{
+void factor_scale_rows(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     bool any = s->p_scaled, *used = NEW_ARRAY(cg->arena, bool, f->k->inst.count);
@@ -491,8 +453,7 @@ void factor_scale_rows(Factor *f)
 
 static bool corrects(const Factor *f) { return f->s->erase && f->s->family[0].corrected; }
 
-void factor_begin_correction(Factor *f)
-{
+void factor_begin_correction(Factor *f) {
     Cg *cg = f->cg;
     for (int h = 0; corrects(f) && h < 2; h++) {
         f->exact[h] = cg_var(cg, cg->f32, cg_float(cg, 0));
@@ -500,15 +461,13 @@ void factor_begin_correction(Factor *f)
     }
 }
 
-static Val add_dot(Cg *cg, Val sum, const Val *a, const Val *b, int n)
-{
+static Val add_dot(Cg *cg, Val sum, const Val *a, const Val *b, int n) {
     for (int e = 0; e < n; e++)
         sum = cg_fma(cg, a[e], b[e], sum);
     return sum;
 }
 
-void factor_see_correction(Factor *f, int h, const Val x[8], const Val p[8])
-{
+void factor_see_correction(Factor *f, int h, const Val x[8], const Val p[8]) {
     Cg *cg = f->cg;
     if (!corrects(f))
         return;
@@ -525,8 +484,7 @@ void factor_see_correction(Factor *f, int h, const Val x[8], const Val p[8])
 }
 
 /* The factor exact / rounded where the two are close, as they are unless x . p cancels. */
-void factor_end_correction(Factor *f)
-{
+void factor_end_correction(Factor *f) {
     Cg *cg = f->cg;
     for (int h = 0; corrects(f) && h < 2; h++) {
         Val dot[2] = {cg_get(cg, f->exact[h]), cg_get(cg, f->rounded[h])}, one = cg_float(cg, 1);
@@ -543,21 +501,18 @@ void factor_end_correction(Factor *f)
     }
 }
 
-static void shrink8(Cg *cg, Val x[8], Val shrink)
-{
+static void shrink8(Cg *cg, Val x[8], Val shrink) {
     for (int e = 0; shrink && e < 8; e++)
         x[e] = cg_fmul(cg, x[e], shrink);
 }
 
-void factor_family_row(Factor *f, int i, int h, Val out[8])
-{
+void factor_family_row(Factor *f, int i, int h, Val out[8]) {
     const Family *fam = &f->s->family[i];
     factor_row(f, fam->x, fam->position, h, 0, out);
     shrink8(f->cg, out, f->row_shrink[i][h]);
 }
 
-void factor_keys(Factor *f, int h, Val out[8])
-{
+void factor_keys(Factor *f, int h, Val out[8]) {
     factor_row(f, f->s->p, -1, h, 0, out);
     shrink8(f->cg, out, f->key_shrink[h]);
 }

@@ -16,21 +16,18 @@ static int own_base(const Factor *f) { return f->sh_row + f->s->rows * ROW_TABLE
 static int after_base(const Factor *f) { return own_base(f) + f->s->rows * 4; }
 static int total_base(const Factor *f) { return after_base(f) + f->s->rows * 4; }
 
-static Val load_f32(Factor *f, int base, Val index)
-{
+static Val load_f32(Factor *f, int base, Val index) {
     return cg_load(f->cg, f->cg->f32, factor_shared_f32(f, base, index), 4);
 }
 
-static Val table_at(Factor *f, Val row, Val column)
-{
+static Val table_at(Factor *f, Val row, Val column) {
     Cg *cg = f->cg;
     Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, ROW_TABLE)), column);
     return factor_shared_f32(f, f->sh_row, index);
 }
 
 /* Lane 0 walks from the block's start, lane 1+u from after update u. */
-void factor_decay_table(Factor *f)
-{
+void factor_decay_table(Factor *f) {
     Cg *cg = f->cg;
     for (int h = 0; h < 2; h++)
         cg_store(cg, factor_row_scalar(f, f->s->a, h, 1),
@@ -54,8 +51,7 @@ void factor_decay_table(Factor *f)
 }
 
 /* What is left of x after rounding to `high`, rounded. */
-static void pack_low(Factor *f, const Val x[8], const Val high[4], Val low[4])
-{
+static void pack_low(Factor *f, const Val x[8], const Val high[4], Val low[4]) {
     Cg *cg = f->cg;
     for (int j = 0; j < 4; j++) {
         Val back[2];
@@ -66,8 +62,7 @@ static void pack_low(Factor *f, const Val x[8], const Val high[4], Val low[4])
 }
 
 /* Keys and left rows as they are go to shared memory. */
-void factor_scalar_rows_pass(Factor *f)
-{
+void factor_scalar_rows_pass(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     value_begin(&f->at[0]);
@@ -105,8 +100,7 @@ void factor_scalar_rows_pass(Factor *f)
 }
 
 /* Decay from the chunk's start up to where row half h of family i reads. */
-Val factor_carried_decay(Factor *f, const Family *fam, int h)
-{
+Val factor_carried_decay(Factor *f, const Family *fam, int h) {
     Cg *cg = f->cg;
     Val x = cg_load(cg, cg->f32, table_at(f, f->row[h], cg_int(cg, 0)), 4);
     for (int b = 0; b + 1 < f->s->warps; b++) {
@@ -117,8 +111,7 @@ Val factor_carried_decay(Factor *f, const Family *fam, int h)
     return fam->inclusive ? cg_fmul(cg, x, load_f32(f, own_base(f), f->row[h])) : x;
 }
 
-static void store_scaled(Factor *f, Val p, Val pair[4], Val scale)
-{
+static void store_scaled(Factor *f, Val p, Val pair[4], Val scale) {
     Cg *cg = f->cg;
     Val both = scale ? nv_pack(cg, f->s->operand, scale, scale) : NULL;
     for (int j = 0; both && j < 4; j++)
@@ -126,8 +119,7 @@ static void store_scaled(Factor *f, Val p, Val pair[4], Val scale)
     factor_store_unit(cg, p, pair);
 }
 
-static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
-{
+static void blocks_slab(Factor *f, Val slab, Val (*scale)[2]) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val left[MAX_FAMILIES][2][4], low[2][4], low_key[2][4];
@@ -155,14 +147,12 @@ static void blocks_slab(Factor *f, Val slab, Val (*scale)[2])
         }
 }
 
-static Val own_factor(Factor *f, const Family *fam, int h, Val lam)
-{
+static Val own_factor(Factor *f, const Family *fam, int h, Val lam) {
     return fam->inclusive ? cg_fmul(f->cg, lam, load_f32(f, own_base(f), f->row[h])) : lam;
 }
 
 /* Score of row half h with `column` of the warp's own block: x times Lam, 0 where not seen. */
-Val factor_own_score(Factor *f, const Family *fam, int h, Val column, Val x)
-{
+Val factor_own_score(Factor *f, const Family *fam, int h, Val column, Val x) {
     Cg *cg = f->cg;
     Val row = cg_add(cg, cg_shl(cg, f->g, 1), cg_int(cg, h)), undecayed = x;
     if (f->s->a >= 0) {
@@ -176,14 +166,12 @@ Val factor_own_score(Factor *f, const Family *fam, int h, Val column, Val x)
 }
 
 /* Column of accumulator [n][2h + c] in its block. */
-static Val block_column(Factor *f, int n, int c)
-{
+static Val block_column(Factor *f, int n, int c) {
     return cg_add(f->cg, cg_shl(f->cg, f->t, 2), cg_int(f->cg, 2 * c + n));
 }
 
 /* Scores with the block `distance` before the warp's own, in place. */
-void factor_decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4])
-{
+void factor_decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4]) {
     Cg *cg = f->cg;
     Val block = cg_sub(cg, f->warp, cg_int(cg, distance)), row[2], between = cg_float(cg, 1);
     for (int m = 1; m < distance; m++)
@@ -205,8 +193,7 @@ void factor_decay_block(Factor *f, const Family *fam, int distance, Var (*acc)[4
 }
 
 /* Products of rows and keys -> scores. */
-static void finish_blocks(Factor *f, int i)
-{
+static void finish_blocks(Factor *f, int i) {
     Cg *cg = f->cg;
     const System *s = f->s;
     const Family *fam = &s->family[i];
@@ -223,8 +210,7 @@ static void finish_blocks(Factor *f, int i)
     }
 }
 
-void factor_scalar_blocks(Factor *f)
-{
+void factor_scalar_blocks(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val scale[MAX_FAMILIES][2];
@@ -243,13 +229,11 @@ void factor_scalar_blocks(Factor *f)
         finish_blocks(f, i);
 }
 
-Val factor_own_decay(Factor *f, Val row)
-{
+Val factor_own_decay(Factor *f, Val row) {
     return load_f32(f, own_base(f), row);
 }
 
-Val factor_tail_decay(Factor *f, Val row)
-{
+Val factor_tail_decay(Factor *f, Val row) {
     Cg *cg = f->cg;
     Val x = load_f32(f, after_base(f), row);
     for (int b = 1; b < f->s->warps; b++) {
@@ -260,8 +244,7 @@ Val factor_tail_decay(Factor *f, Val row)
     return x;
 }
 
-Val factor_chunk_decay(Factor *f)
-{
+Val factor_chunk_decay(Factor *f) {
     Cg *cg = f->cg;
     Val x = load_f32(f, total_base(f), cg_int(cg, 0));
     for (int b = 1; b < f->s->warps; b++)
@@ -269,8 +252,7 @@ Val factor_chunk_decay(Factor *f)
     return x;
 }
 
-void factor_scalar_tail(Factor *f)
-{
+void factor_scalar_tail(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     if (s->a < 0)

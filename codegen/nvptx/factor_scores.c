@@ -19,40 +19,34 @@
 /* The 8 channels a lane holds of a row, as operand pairs. */
 typedef struct Run { Val pair[4]; } Run;
 
-Val factor_shared_f32(Factor *f, int base, Val index)
-{
+Val factor_shared_f32(Factor *f, int base, Val index) {
     return cg_gep8(f->cg, nv_shared(f->cg, base), cg_shl(f->cg, index, 2));
 }
 
-void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8])
-{
+void factor_pack(Cg *cg, Elem e, Val out[4], const Val x[8]) {
     for (int j = 0; j < 4; j++)
         out[j] = nv_pack(cg, e, x[2 * j], x[2 * j + 1]);
 }
 
-static void mul8(Cg *cg, Val out[8], const Val a[8], const Val b[8])
-{
+static void mul8(Cg *cg, Val out[8], const Val a[8], const Val b[8]) {
     for (int e = 0; e < 8; e++)
         out[e] = cg_fmul(cg, a[e], b[e]);
 }
 
-static Run make_run(Factor *f, const Val x[8])
-{
+static Run make_run(Factor *f, const Val x[8]) {
     Run r;
     factor_pack(f->cg, f->s->operand, r.pair, x);
     return r;
 }
 
 /* out = row times factor. */
-static void scale(Factor *f, const Run *row, const Run *factor, Val out[4])
-{
+static void scale(Factor *f, const Run *row, const Run *factor, Val out[4]) {
     for (int j = 0; j < 4; j++)
         out[j] = nv_mul_pair(f->cg, f->s->operand, row->pair[j], factor->pair[j]);
 }
 
 /* Run where `c` holds, 0 elsewhere. */
-static Run keep_where(Factor *f, Val c, const Run *run)
-{
+static Run keep_where(Factor *f, Val c, const Run *run) {
     Run r;
     for (int j = 0; j < 4; j++)
         r.pair[j] = cg_select(f->cg, c, run->pair[j], cg_int(f->cg, 0));
@@ -64,8 +58,7 @@ static Run keep_where(Factor *f, Val c, const Run *run)
 /* Units are permuted within groups of 8 (or 4) so that neither the access pattern of a lane's two
  * rows (eight lanes: rows r and r+2, four units each) nor ldmatrix (eight rows, one unit) meets two
  * units in one bank. */
-Val factor_unit(Cg *cg, int base, int units, Val row, Val unit)
-{
+Val factor_unit(Cg *cg, int base, int units, Val row, Val unit) {
     Val turn = cg_and(cg, cg_shr(cg, row, 1), cg_int(cg, 3));
     if (units % 8 == 0) {
         Val low = cg_and(cg, row, cg_int(cg, 1)), second = cg_and(cg, row, cg_int(cg, 2));
@@ -76,28 +69,24 @@ Val factor_unit(Cg *cg, int base, int units, Val row, Val unit)
     return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 4));
 }
 
-Val factor_key_unit(Factor *f, int base, Val row, Val unit)
-{
+Val factor_key_unit(Factor *f, int base, Val row, Val unit) {
     return factor_unit(f->cg, base, f->s->kp / 8, row, unit);
 }
 
-void factor_store_unit(Cg *cg, Val p, const Val unit[4])
-{
+void factor_store_unit(Cg *cg, Val p, const Val unit[4]) {
     Val v = LLVMGetUndef(LLVMVectorType(cg->i32, 4));
     for (int j = 0; j < 4; j++)
         v = cg_insert(cg, v, unit[j], j);
     cg_store(cg, v, p, 16);
 }
 
-void factor_load_unit(Cg *cg, Val p, Val unit[4])
-{
+void factor_load_unit(Cg *cg, Val p, Val unit[4]) {
     Val v = cg_load(cg, LLVMVectorType(cg->i32, 4), p, 16);
     for (int j = 0; j < 4; j++)
         unit[j] = cg_extract(cg, v, j);
 }
 
-Val factor_stash_unit(Factor *f, int base, int family, int step, Val slab)
-{
+Val factor_stash_unit(Factor *f, int base, int family, int step, Val slab) {
     Cg *cg = f->cg;
     int threads = 32 * f->s->warps, slabs = f->s->kp / SLAB;
     Val index = cg_add(cg, cg_mul(cg, slab, cg_int(cg, threads)), nv_tid(cg));
@@ -105,8 +94,7 @@ Val factor_stash_unit(Factor *f, int base, int family, int step, Val slab)
     return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 4));
 }
 
-void factor_store_left(Factor *f, int base, int family, Val slab, Val (*left)[4])
-{
+void factor_store_left(Factor *f, int base, int family, Val slab, Val (*left)[4]) {
     for (int step = 0; step < 2; step++) {
         Val a[4] = {left[0][2 * step], left[1][2 * step], left[0][2 * step + 1],
                     left[1][2 * step + 1]};
@@ -114,8 +102,7 @@ void factor_store_left(Factor *f, int base, int family, Val slab, Val (*left)[4]
     }
 }
 
-void factor_load_left(Factor *f, int base, int family, Val slab, Val (*left)[4])
-{
+void factor_load_left(Factor *f, int base, int family, Val slab, Val (*left)[4]) {
     for (int step = 0; step < 2; step++) {
         Val a[4];
         factor_load_unit(f->cg, factor_stash_unit(f, base, family, step, slab), a);
@@ -125,8 +112,7 @@ void factor_load_left(Factor *f, int base, int family, Val slab, Val (*left)[4])
 }
 
 /* Product of a block's decays, 8 channels as operand pairs; block number `warps` holds ones. */
-static Val total_unit(Factor *f, Val block, Val unit)
-{
+static Val total_unit(Factor *f, Val block, Val unit) {
     Cg *cg = f->cg;
     Val index = cg_add(cg, cg_mul(cg, block, cg_int(cg, f->s->kp / 8)), unit);
     return cg_gep8(cg, nv_shared(cg, f->sh_total_pair), cg_shl(cg, index, 4));
@@ -135,8 +121,7 @@ static Val total_unit(Factor *f, Val block, Val unit)
 /* products ------------------------------------------------------------------------------------- */
 
 /* acc[n] += rows of this warp's block x updates of a block; n = parity of the updates. */
-void factor_multiply_family(Factor *f, Var (*acc)[4], Val (*left)[4], Val b[2][4])
-{
+void factor_multiply_family(Factor *f, Var (*acc)[4], Val (*left)[4], Val b[2][4]) {
     Cg *cg = f->cg;
     for (int n = 0; n < 2; n++) {
         Val c[4];
@@ -152,8 +137,7 @@ void factor_multiply_family(Factor *f, Var (*acc)[4], Val (*left)[4], Val b[2][4
     }
 }
 
-void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4])
-{
+void factor_multiply(Factor *f, Var (*acc)[2][4], Val (*left)[2][4], Val b[2][4]) {
     for (int i = 0; i < f->s->families; i++)
         factor_multiply_family(f, acc[i], left[i], b);
 }
@@ -176,8 +160,7 @@ typedef struct Diagonal {
     Var own[MAX_FAMILIES][2];      /* inclusive: a row with its own update */
 } Diagonal;
 
-static void diagonal_begin(Factor *f, Diagonal *d)
-{
+static void diagonal_begin(Factor *f, Diagonal *d) {
     Cg *cg = f->cg;
     Val zero = cg_float(cg, 0);
     for (int i = 0; i < f->s->families; i++) {
@@ -191,8 +174,7 @@ static void diagonal_begin(Factor *f, Diagonal *d)
     }
 }
 
-static void add_dot(Cg *cg, Var acc, const Val a[8], const Val b[8])
-{
+static void add_dot(Cg *cg, Var acc, const Val a[8], const Val b[8]) {
     Val sum = cg_get(cg, acc);
     for (int e = 0; e < 8; e++)
         sum = cg_fma(cg, a[e], b[e], sum);
@@ -200,20 +182,17 @@ static void add_dot(Cg *cg, Var acc, const Val a[8], const Val b[8])
 }
 
 /* bit b of the pair's number in its 16-row block, which is g. */
-static Val pair_bit(Factor *f, int b)
-{
+static Val pair_bit(Factor *f, int b) {
     Cg *cg = f->cg;
     return cg_cmp(cg, LLVMIntNE, cg_and(cg, f->g, cg_int(cg, 1 << b)), cg_int(cg, 0));
 }
 
-static Val same_bit(Factor *f, int a, int b)
-{
+static Val same_bit(Factor *f, int a, int b) {
     return LLVMBuildNot(f->cg->b, LLVMBuildXor(f->cg->b, pair_bit(f, a), pair_bit(f, b), ""), "");
 }
 
 /* From the pair's decay to the decays around it. `other[b]`: the neighbouring block of 2^b pairs. */
-static void walk(Factor *f, const Val pair[8], Rows *r)
-{
+static void walk(Factor *f, const Val pair[8], Rows *r) {
     Cg *cg = f->cg;
     Val one = cg_float(cg, 1), other[LEVELS][8], prefix[8], suffix[8], F[LEVELS][8];
     memcpy(r->total, pair, sizeof r->total);
@@ -238,8 +217,7 @@ static void walk(Factor *f, const Val pair[8], Rows *r)
 }
 
 /* Evaluate this slab's rows, keys and decays; the pair's own scores are added on the way. */
-static void load_rows(Factor *f, Diagonal *d, Rows *r)
-{
+static void load_rows(Factor *f, Diagonal *d, Rows *r) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val own[2][8], pair[8], p[2][8], x[8];
@@ -272,8 +250,7 @@ static void load_rows(Factor *f, Diagonal *d, Rows *r)
 
 /* A row as an operand of a level: times its factor (NULL = 1), 0 where `c` does not hold, which the
  * factor has already. */
-static void place_run(Factor *f, const Run *row, Val c, const Run *factor, Val out[4])
-{
+static void place_run(Factor *f, const Run *row, Val c, const Run *factor, Val out[4]) {
     if (factor) {
         scale(f, row, factor, out);
         return;
@@ -282,8 +259,7 @@ static void place_run(Factor *f, const Run *row, Val c, const Run *factor, Val o
     memcpy(out, kept.pair, sizeof kept.pair);
 }
 
-static void multiply_level(Factor *f, Diagonal *d, int level, Rows *r)
-{
+static void multiply_level(Factor *f, Diagonal *d, int level, Rows *r) {
     Val hi = pair_bit(f, level), lo = LLVMBuildNot(f->cg->b, hi, "");
     Val left[MAX_FAMILIES][2][4], key[2][4];
     Run up = {{NULL}}, down = {{NULL}};
@@ -300,8 +276,7 @@ static void multiply_level(Factor *f, Diagonal *d, int level, Rows *r)
 }
 
 /* After the levels: rows times their 16-row factors go to shared memory, and the block's decays. */
-static void stash_rows(Factor *f, Rows *r, Val slab)
-{
+static void stash_rows(Factor *f, Rows *r, Val slab) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), packed[4];
@@ -330,16 +305,14 @@ static void stash_rows(Factor *f, Rows *r, Val slab)
 }
 
 /* Sum over the four lanes of a row. */
-static Val quad_sum(Cg *cg, Val x)
-{
+static Val quad_sum(Cg *cg, Val x) {
     x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, 1));
     return cg_fadd(cg, x, nv_shuffle_xor(cg, x, 2));
 }
 
 /* The score of row half h with the update of parity n in pair 2t + c. */
 static Val diagonal_score(Factor *f, Diagonal *d, int i, int h, int n, int c, const Val own[2],
-                          Val below)
-{
+                          Val below) {
     Cg *cg = f->cg;
     Val column = cg_add(cg, cg_shl(cg, f->t, 1), cg_int(cg, c)), x = cg_float(cg, 0);
     Val differ = cg_xor(cg, f->g, column), above = cg_cmp(cg, LLVMIntUGT, f->g, column);
@@ -353,8 +326,7 @@ static Val diagonal_score(Factor *f, Diagonal *d, int i, int h, int n, int c, co
     return x;
 }
 
-static void diagonal_finish(Factor *f, Diagonal *d)
-{
+static void diagonal_finish(Factor *f, Diagonal *d) {
     Cg *cg = f->cg;
     for (int i = 0; i < f->s->families; i++) {
         Val own[2] = {NULL, NULL}, below = quad_sum(cg, cg_get(cg, d->below[i]));
@@ -369,8 +341,7 @@ static void diagonal_finish(Factor *f, Diagonal *d)
     }
 }
 
-void factor_rows_pass(Factor *f)
-{
+void factor_rows_pass(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Diagonal d;
@@ -397,8 +368,7 @@ void factor_rows_pass(Factor *f)
 /* blocks pass ---------------------------------------------------------------------------------- */
 
 /* B fragments of a block's updates for both k-steps of a slab, even rows and odd rows. */
-void factor_load_keys(Factor *f, int base, Val block, Val slab, Val b[2][4])
-{
+void factor_load_keys(Factor *f, int base, Val block, Val slab, Val b[2][4]) {
     Cg *cg = f->cg;
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
     for (int n = 0; n < 2; n++) {
@@ -407,8 +377,7 @@ void factor_load_keys(Factor *f, int base, Val block, Val slab, Val b[2][4])
     }
 }
 
-static void load_total_f32(Factor *f, Val block, Val unit, Val total[8])
-{
+static void load_total_f32(Factor *f, Val block, Val unit, Val total[8]) {
     Cg *cg = f->cg;
     Val index = cg_add(cg, cg_mul(cg, block, cg_int(cg, f->s->kp)), cg_shl(cg, unit, 3));
     for (int q = 0; q < 2; q++) {
@@ -420,8 +389,7 @@ static void load_total_f32(Factor *f, Val block, Val unit, Val total[8])
 }
 
 /* Multiply a lane's rows by the decays of block `block` where it exists. */
-static void pass_block(Factor *f, Val exists, Val block, Val slab, Val (*left)[2][4])
-{
+static void pass_block(Factor *f, Val exists, Val block, Val slab, Val (*left)[2][4]) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t), pair[4];
@@ -435,8 +403,7 @@ static void pass_block(Factor *f, Val exists, Val block, Val slab, Val (*left)[2
 
 /* A block that does not exist is multiplied all the same, as block 0, and nobody looks at the result:
  * branches around the products would cost more in moves of accumulators. */
-static void blocks_slab(Factor *f, Val slab)
-{
+static void blocks_slab(Factor *f, Val slab) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val left[MAX_FAMILIES][2][4], unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
@@ -455,8 +422,7 @@ static void blocks_slab(Factor *f, Val slab)
                 cg, factor_ws_unit(f, s->family[i].ws_w, s->kp, f->stored_row[i][h], unit), left[i][h]);
 }
 
-void factor_off_diagonal(Factor *f)
-{
+void factor_off_diagonal(Factor *f) {
     Cg *cg = f->cg;
     factor_begin_blocks(f, 1);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->kp / SLAB), 1, false);
@@ -464,8 +430,7 @@ void factor_off_diagonal(Factor *f)
     cg_end_for(cg, &slab);
 }
 
-void factor_begin_blocks(Factor *f, int first)
-{
+void factor_begin_blocks(Factor *f, int first) {
     Cg *cg = f->cg;
     for (int d = first; d < f->s->warps; d++)
         for (int i = 0; i < f->s->families; i++)
@@ -477,8 +442,7 @@ void factor_begin_blocks(Factor *f, int first)
 /* tail ----------------------------------------------------------------------------------------- */
 
 /* Decays after this warp's block onto its keys; D to the workspace. */
-void factor_tail(Factor *f)
-{
+void factor_tail(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);

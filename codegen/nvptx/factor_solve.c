@@ -12,23 +12,20 @@
 #include "codegen/nvptx/factor.h"
 
 /* Pointer to element (row, column) of an f32 matrix at byte offset `base`. */
-static Val element(Factor *f, int base, Val row, Val column)
-{
+static Val element(Factor *f, int base, Val row, Val column) {
     Cg *cg = f->cg;
     Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, factor_g_stride(f->s))), column);
     return factor_shared_f32(f, base, index);
 }
 
 /* The same for an operand-type matrix. */
-static Val pair_element(Factor *f, int base, Val row, Val column)
-{
+static Val pair_element(Factor *f, int base, Val row, Val column) {
     Cg *cg = f->cg;
     Val index = cg_add(cg, cg_mul(cg, row, cg_int(cg, factor_pair_stride(f->s))), column);
     return cg_gep8(cg, nv_shared(cg, base), cg_shl(cg, index, 1));
 }
 
-static void store_words(Cg *cg, Val p, const Val *word, int count)
-{
+static void store_words(Cg *cg, Val p, const Val *word, int count) {
     Val v = LLVMGetUndef(LLVMVectorType(cg->i32, (unsigned)count));
     for (int j = 0; j < count; j++)
         v = cg_insert(cg, v, word[j], j);
@@ -40,8 +37,7 @@ static void store_words(Cg *cg, Val p, const Val *word, int count)
 static Val words_of(Cg *cg, Val f32) { return LLVMBuildBitCast(cg->b, f32, cg->i32, ""); }
 
 /* Scales of the keys of four neighbouring updates. */
-static void key_scales(Factor *f, Val column, Val scale[4])
-{
+static void key_scales(Factor *f, Val column, Val scale[4]) {
     Cg *cg = f->cg;
     Val v = cg_load(cg, LLVMVectorType(cg->f32, 4), factor_shared_f32(f, f->sh_keys, column), 16);
     for (int j = 0; j < 4; j++)
@@ -50,8 +46,7 @@ static void key_scales(Factor *f, Val column, Val scale[4])
 
 /* Four neighbouring scores of row half h, from `column` on: T as it is; scores of out families for
  * M = Aq A divided by the rows' and keys' scales; where nothing is erased these are M. */
-static void put_scores(Factor *f, int family, int h, Val column, Val x[4])
-{
+static void put_scores(Factor *f, int family, int h, Val column, Val x[4]) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val word[4], key[4] = {NULL};
@@ -79,8 +74,7 @@ static void put_scores(Factor *f, int family, int h, Val column, Val x[4])
     store_words(cg, p, word, 2);
 }
 
-void factor_store_scores(Factor *f)
-{
+void factor_store_scores(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val base = cg_add(cg, cg_shl(cg, f->warp, 4), cg_shl(cg, f->t, 2));
@@ -100,16 +94,14 @@ void factor_store_scores(Factor *f)
 /* inverse -------------------------------------------------------------------------------------- */
 
 /* x = high + low, both tf32. */
-static void split_tf32(Cg *cg, Val x, Val *high, Val *low)
-{
+static void split_tf32(Cg *cg, Val x, Val *high, Val *low) {
     *high = nv_tf32(cg, x);
     Val h = LLVMBuildBitCast(cg->b, *high, cg->f32, "");
     *low = words_of(cg, cg_fsub(cg, x, h)); /* its bits past tf32's are not read */
 }
 
 /* acc[n] += X(xr, xc) Y(yr, yc), 16x16 blocks of sh_t, to about 21 bits. */
-static void multiply16(Factor *f, Val acc[2][4], Val xr, Val xc, Val yr, Val yc)
-{
+static void multiply16(Factor *f, Val acc[2][4], Val xr, Val xc, Val yr, Val yc) {
     Cg *cg = f->cg;
     for (int step = 0; step < 2; step++) {
         Val a[2][4], b[2][2];
@@ -132,16 +124,14 @@ static void multiply16(Factor *f, Val acc[2][4], Val xr, Val xc, Val yr, Val yc)
     }
 }
 
-static void zero16(Cg *cg, Val acc[2][4])
-{
+static void zero16(Cg *cg, Val acc[2][4]) {
     for (int n = 0; n < 2; n++)
         for (int i = 0; i < 4; i++)
             acc[n][i] = cg_float(cg, 0);
 }
 
 /* Store a 16x16 accumulator block; a block of A is negated on the way. */
-static void store16(Factor *f, Val row, Val column, Val acc[2][4], bool of_a)
-{
+static void store16(Factor *f, Val row, Val column, Val acc[2][4], bool of_a) {
     Cg *cg = f->cg;
     for (int n = 0; n < 2; n++)
         for (int h = 0; h < 2; h++) {
@@ -157,8 +147,7 @@ static void store16(Factor *f, Val row, Val column, Val acc[2][4], bool of_a)
 }
 
 /* A's diagonal 16x16 block by forward substitution, lane l%16 = column; blocks right of it are 0. */
-static void invert_diagonal(Factor *f)
-{
+static void invert_diagonal(Factor *f) {
     Cg *cg = f->cg;
     Val base = cg_shl(cg, f->warp, 4), column = cg_and(cg, f->lane, cg_int(cg, 15)), a[16];
     for (int r = 0; r < 16; r++) {
@@ -189,8 +178,7 @@ static void invert_diagonal(Factor *f)
 }
 
 /* Odd blocks: A[i][i-1] = -A[i][i] T[i][i-1] A[i-1][i-1], by warp i alone. */
-static void merge_pairs(Factor *f)
-{
+static void merge_pairs(Factor *f) {
     Cg *cg = f->cg;
     Val i = cg_shl(cg, f->warp, 4), j = cg_sub(cg, i, cg_int(cg, 16)), acc[2][4];
     If odd = cg_if(cg, cg_cmp(cg, LLVMIntEQ, cg_and(cg, f->warp, cg_int(cg, 1)), cg_int(cg, 1)));
@@ -208,8 +196,7 @@ static void merge_pairs(Factor *f)
 
 /* The lower left 32x32 of 64x64: warp w makes block (2 + w/2, w%2); blocks above A's diagonal are
  * zero, so the sums need no bounds. */
-static void merge_halves(Factor *f)
-{
+static void merge_halves(Factor *f) {
     Cg *cg = f->cg;
     Val i = cg_add(cg, cg_int(cg, 32), cg_shl(cg, cg_shr(cg, f->warp, 1), 4));
     Val j = cg_shl(cg, cg_and(cg, f->warp, cg_int(cg, 1)), 4), acc[2][4];
@@ -227,8 +214,7 @@ static void merge_halves(Factor *f)
 }
 
 /* The largest of every thread's x. */
-static Val block_largest(Factor *f, Val x)
-{
+static Val block_largest(Factor *f, Val x) {
     Cg *cg = f->cg;
     for (int m = 1; m < 32; m *= 2)
         x = nv_larger(cg, x, nv_shuffle_xor(cg, x, m));
@@ -240,8 +226,7 @@ static Val block_largest(Factor *f, Val x)
 }
 
 /* A power of two: A's elements may be twice that, and the sums of their products with scores fit f16. */
-static double largest_scaled(const System *s)
-{
+static double largest_scaled(const System *s) {
     double room = 65504 / (s->rows * s->scores), unit = 1;
     while (unit * 2 <= room && unit < 64)
         unit *= 2;
@@ -250,8 +235,7 @@ static double largest_scaled(const System *s)
 
 /* scale for a largest element `most` of A (times the keys' scales): 1 unless sums of its products
  * with scores might not fit, or keys are so small that f16's least numbers would cost bits. */
-static void choose_scale(Factor *f, Val most)
-{
+static void choose_scale(Factor *f, Val most) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val scale = cg_fmul(cg, nv_power_below(cg, most), cg_float(cg, 1 / largest_scaled(s)));
@@ -266,8 +250,7 @@ static void choose_scale(Factor *f, Val most)
 }
 
 /* Columns of A that a thread turns: half a row, by turns so that the halves' reads share no bank. */
-static Val scaled_column(Factor *f, int c)
-{
+static Val scaled_column(Factor *f, int c) {
     Cg *cg = f->cg;
     int run = f->s->rows >= 32 ? 16 : 8;
     Val half = cg_and(cg, nv_tid(cg), cg_int(cg, 1));
@@ -275,8 +258,7 @@ static Val scaled_column(Factor *f, int c)
 }
 
 /* Largest element of column `column` of A times the keys' scales. */
-static Val column_most(Factor *f, Val column)
-{
+static Val column_most(Factor *f, Val column) {
     Cg *cg = f->cg;
     Var most = cg_var(cg, cg->f32, cg_float(cg, 0x1p-100));
     Loop r = cg_for(cg, cg_int(cg, 0), cg_int(cg, f->s->rows), 1, false);
@@ -287,16 +269,14 @@ static Val column_most(Factor *f, Val column)
     return cg_get(cg, most);
 }
 
-static Val record_factor(Factor *f, int64_t base, Val index)
-{
+static Val record_factor(Factor *f, int64_t base, Val index) {
     Cg *cg = f->cg;
     return cg_gep8(cg, f->record, cg_add(cg, cg_shl(cg, index, 2), cg_int(cg, (int)base)));
 }
 
 /* grows: A's elements span what the state grows by in a chunk. M and P, sums over A's rows, have factors for
  * its columns, in place of `scale`: in shared memory instead of the keys' scales, and in the record. */
-static void choose_columns(Factor *f)
-{
+static void choose_columns(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val column = nv_tid(cg), own = cg_cmp(cg, LLVMIntULT, column, cg_int(cg, s->rows));
@@ -315,8 +295,7 @@ static void choose_columns(Factor *f)
 
 /* And A as the pull phase needs it, for Zt = A X, has factors for its rows. `most`: of this thread's half of
  * row `row`. Gives 1 / the factor. */
-static Val choose_row(Factor *f, Val row, Val most)
-{
+static Val choose_row(Factor *f, Val row, Val most) {
     Cg *cg = f->cg;
     most = nv_larger(cg, most, nv_shuffle_xor(cg, most, 1));
     Val power = nv_power_below(cg, nv_larger(cg, most, cg_float(cg, 0x1p-100)));
@@ -325,8 +304,7 @@ static Val choose_row(Factor *f, Val row, Val most)
 }
 
 /* What eight elements from `column` on are multiplied by. */
-static void shrinks(Factor *f, Val column, Val out[8])
-{
+static void shrinks(Factor *f, Val column, Val out[8]) {
     Cg *cg = f->cg;
     for (int j = 0; j < 8; j++)
         out[j] = f->shrink;
@@ -338,8 +316,7 @@ static void shrinks(Factor *f, Val column, Val out[8])
 }
 
 /* A times the keys' scales over `scale`, as the sum of two f16. */
-static void scale_inverse(Factor *f)
-{
+static void scale_inverse(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val row = cg_shr(cg, nv_tid(cg), 1), a[32], most = cg_float(cg, 0), key = NULL;
@@ -381,8 +358,7 @@ static void scale_inverse(Factor *f)
     nv_barrier(cg);
 }
 
-void factor_solve(Factor *f)
-{
+void factor_solve(Factor *f) {
     Cg *cg = f->cg;
     invert_diagonal(f);
     if (f->s->warps >= 2) {
@@ -403,8 +379,7 @@ static Val lane_row(Factor *f) { return cg_and(f->cg, f->lane, cg_int(f->cg, 15)
 static Val lane_half(Factor *f) { return cg_shl(f->cg, cg_shr(f->cg, f->lane, 4), 3); }
 
 /* acc[n] += Aq(row, m) A(m, j), 16x16 blocks. */
-static void mix16(Factor *f, Val acc[2][4], const Val q[4], int m, int j)
-{
+static void mix16(Factor *f, Val acc[2][4], const Val q[4], int m, int j) {
     Cg *cg = f->cg;
     Val row = cg_add(cg, cg_int(cg, 16 * m), lane_row(f)), b[4];
     Val column = cg_add(cg, cg_int(cg, 16 * j), lane_half(f));
@@ -416,8 +391,7 @@ static void mix16(Factor *f, Val acc[2][4], const Val q[4], int m, int j)
 }
 
 /* M_f of warp w's block row: block columns j <= w, the others zero. */
-static void mix(Factor *f, int family, Val (*acc)[2][4])
-{
+static void mix(Factor *f, int family, Val (*acc)[2][4]) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val row = cg_add(cg, cg_shl(cg, f->warp, 4), lane_row(f));
@@ -448,8 +422,7 @@ static void mix(Factor *f, int family, Val (*acc)[2][4])
 }
 
 /* A' operand for rows 16i.. and updates 16j..: A lies by update, so the matrices are turned. */
-static void turned_inverse(Factor *f, int part, int i, int j, Val a[4])
-{
+static void turned_inverse(Factor *f, int part, int i, int j, Val a[4]) {
     Cg *cg = f->cg;
     Val matrix = cg_shr(cg, f->lane, 3);
     Val update = cg_add(cg, cg_and(cg, f->lane, cg_int(cg, 7)),
@@ -460,8 +433,7 @@ static void turned_inverse(Factor *f, int part, int i, int j, Val a[4])
     nv_ldmatrix4(cg, p, true, a);
 }
 
-static void writes(Factor *f, Val group, Val (*acc)[4][4])
-{
+static void writes(Factor *f, Val group, Val (*acc)[4][4]) {
     Cg *cg = f->cg;
     for (int j = 0; j < f->s->warps; j++) {
         Val b[2][4], a[4];
@@ -483,15 +455,13 @@ static void writes(Factor *f, Val group, Val (*acc)[4][4])
 /* products to the workspace -------------------------------------------------------------------- */
 
 /* Where M_f row 16 warp + g + 8h is kept. */
-static Val mix_row(Factor *f, int family, int h)
-{
+static Val mix_row(Factor *f, int family, int h) {
     Cg *cg = f->cg;
     Val row = cg_add(cg, cg_add(cg, cg_shl(cg, f->warp, 4), f->g), cg_int(cg, 8 * h));
     return factor_stored_row(f, family, row);
 }
 
-static void store_mix(Factor *f, int family)
-{
+static void store_mix(Factor *f, int family) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val acc[MAX_WARPS][2][4];
@@ -509,8 +479,7 @@ static void store_mix(Factor *f, int family)
 }
 
 /* Zero blocks of M_f above the diagonal when M_f = Aq was stored block by block. */
-static void zero_above(Factor *f, int family)
-{
+static void zero_above(Factor *f, int family) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val first = cg_add(cg, cg_shl(cg, f->warp, 4), cg_int(cg, 16));
@@ -523,8 +492,7 @@ static void zero_above(Factor *f, int family)
 }
 
 /* P = A' Kt for 32 channels at a time, all rows. */
-static void store_writes(Factor *f)
-{
+static void store_writes(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Loop group = cg_for(cg, f->warp, cg_int(cg, s->kp / 32), s->warps, false);
@@ -547,8 +515,7 @@ static void store_writes(Factor *f)
 }
 
 /* P = Kt without an erase: this lane's rows as they are. */
-static void copy_writes(Factor *f)
-{
+static void copy_writes(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
@@ -561,8 +528,7 @@ static void copy_writes(Factor *f)
     cg_end_for(cg, &slab);
 }
 
-void factor_products(Factor *f)
-{
+void factor_products(Factor *f) {
     const System *s = f->s;
     for (int i = s->erase ? 1 : 0; i < s->families; i++)
         (s->erase ? store_mix : zero_above)(f, i);

@@ -41,8 +41,7 @@ enum {
 /* plan ----------------------------------------------------------------------------------------- */
 
 /* Whether v depends on the state or on earlier tokens. */
-static bool depends_on_past(const Recurrent *r, int v)
-{
+static bool depends_on_past(const Recurrent *r, int v) {
     bool *needed = NEW_ARRAY(r->cg->arena, bool, r->k->inst.count);
     value_mark(r->k, v, needed);
     for (int u = 0; u <= v; u++) {
@@ -53,8 +52,7 @@ static bool depends_on_past(const Recurrent *r, int v)
     return false;
 }
 
-static bool needs_all_columns(const Recurrent *r)
-{
+static bool needs_all_columns(const Recurrent *r) {
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
         if (i->op == OP_read && shape_has(i->shape, AXIS_K))
@@ -65,33 +63,28 @@ static bool needs_all_columns(const Recurrent *r)
     return false;
 }
 
-static int round_up(int x, int unit)
-{
+static int round_up(int x, int unit) {
     return (x + unit - 1) / unit * unit;
 }
 
-static int lane_rows(int K, int row_groups)
-{
+static int lane_rows(int K, int row_groups) {
     return round_up(round_up(K, row_groups) / row_groups, ROW_UNIT);
 }
 
-static bool is_token_input(const Recurrent *r, int v)
-{
+static bool is_token_input(const Recurrent *r, int v) {
     const Inst *i = inst_at(r->k, v);
     return i->op == OP_in && !r->k->in.at[i->index].is_param;
 }
 
 /* n elements of an input read ahead, and those in use; f32 ones can be taken from where they were
  * read, and LLVM keeps some of them longer. */
-static int input_registers(int n, Elem e)
-{
+static int input_registers(int n, Elem e) {
     return elem_size(e) == 4 ? 2 * n + n / 2 : n + (n + 1) / 2;
 }
 
 /* Registers that a lane needs: the state; what lives from token to token, which is what is carried,
  * constant vectors (LLVM moves them out of the loop), inputs read ahead; and a token's inputs. */
-static int lane_registers(const Recurrent *r)
-{
+static int lane_registers(const Recurrent *r) {
     int sum = BASE_REGISTERS + r->n_k * r->n_v + (r->past_k ? RAGGED_REGISTERS : 0);
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
@@ -107,8 +100,7 @@ static int lane_registers(const Recurrent *r)
 
 /* As few row groups as the registers allow, so that rows are read in long pieces; more when V is
  * too short to give every lane a column. False: they do not even fit with the most. */
-static bool choose_groups(Recurrent *r, int n_v)
-{
+static bool choose_groups(Recurrent *r, int n_v) {
     bool fits = false;
     r->n_v = n_v;
     for (int g = 1; g <= MAX_GROUPS && !fits; g *= 2) {
@@ -127,8 +119,7 @@ static bool choose_groups(Recurrent *r, int n_v)
 /* Columns of a lane: 16 bytes of a row; where states lie column by column as many as rows. Fewer
  * where the vectors of a token take the registers; more where a block that owns all columns has too
  * many warps for the registers there are. */
-static void choose_lanes(Recurrent *r)
-{
+static void choose_lanes(Recurrent *r) {
     int few = MAX_COLUMNS / 2;
     int n_v = r->cg->opt->state_vk || elem_size(r->cg->opt->state) == 2 ? MAX_COLUMNS : few;
     if (!choose_groups(r, n_v) && !choose_groups(r, MAX_COLUMNS + few - n_v))
@@ -137,8 +128,7 @@ static void choose_lanes(Recurrent *r)
 
 /* How many warps of all that V needs. Where something is remembered, all of a head's columns are
  * one block's, which takes them in turns when it has not the registers for all at once. */
-static int choose_warps(const Recurrent *r, int warp_columns)
-{
+static int choose_warps(const Recurrent *r, int warp_columns) {
     int all = round_up(r->V, warp_columns) / warp_columns, wanted = r->cg->opt->v_tile;
     int usual = r->remembers ? SM_REGISTERS / (MAX_REGISTERS + 1) : BLOCK_WARPS;
     int warps = wanted > 0 ? round_up(wanted, warp_columns) / warp_columns : usual;
@@ -146,8 +136,7 @@ static int choose_warps(const Recurrent *r, int warp_columns)
 }
 
 /* Blocks an SM shall have room for, which caps the registers of a lane. */
-static int blocks_per_sm(const Recurrent *r)
-{
+static int blocks_per_sm(const Recurrent *r) {
     int registers = lane_registers(r);
     if (registers > MAX_REGISTERS)
         registers = MAX_REGISTERS;
@@ -155,8 +144,7 @@ static int blocks_per_sm(const Recurrent *r)
     return blocks > 0 ? blocks : 1;
 }
 
-static bool plan(Recurrent *r, const char **why)
-{
+static bool plan(Recurrent *r, const char **why) {
     r->K = r->k->axis.at[AXIS_K].size;
     r->V = r->k->axis.at[AXIS_V].size;
     if (r->K > MAX_SIZE || r->V > MAX_SIZE) {
@@ -183,16 +171,14 @@ static bool plan(Recurrent *r, const char **why)
     return true;
 }
 
-static int shared_bytes(const Recurrent *r)
-{
+static int shared_bytes(const Recurrent *r) {
     return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
 }
 
 /* the next token's inputs ---------------------------------------------------------------------- */
 
 /* Start reading the inputs of token `t` of the sequence. */
-static void read_ahead(Recurrent *r, Val t)
-{
+static void read_ahead(Recurrent *r, Val t) {
     Cg *cg = r->cg;
     ValueAt next = r->at;
     next.token = cg_add(cg, r->seq.begin, t);
@@ -214,8 +200,7 @@ static void read_ahead(Recurrent *r, Val t)
 
 /* Inputs of token `t`, read during the token before; then those of the next set out. Without registers
  * for them every input is read where it is wanted. */
-static void take_inputs(Recurrent *r, Val t)
-{
+static void take_inputs(Recurrent *r, Val t) {
     Cg *cg = r->cg;
     if (r->crowded)
         return;
@@ -237,8 +222,7 @@ static void take_inputs(Recurrent *r, Val t)
 
 /* the kernel ----------------------------------------------------------------------------------- */
 
-static void build_token(Recurrent *r, Val t)
-{
+static void build_token(Recurrent *r, Val t) {
     Cg *cg = r->cg;
     r->at.token = cg_add(cg, r->seq.begin, t);
     value_begin(&r->at);
@@ -253,8 +237,7 @@ static void build_token(Recurrent *r, Val t)
 }
 
 /* Who this thread is: block = (sequence * H + head) * tiles + tile. */
-static void find_place(Recurrent *r)
-{
+static void find_place(Recurrent *r) {
     Cg *cg = r->cg;
     int tiles = r->turns > 1 ? 1 : round_up(r->V, r->v_tile) / r->v_tile;
     Val tid = nv_tid(cg), block = nv_block(cg);
@@ -286,8 +269,7 @@ static void find_place(Recurrent *r)
 }
 
 /* No branch around a token: where two states meet, all of one would be moved. */
-static void loop_tokens(Recurrent *r)
-{
+static void loop_tokens(Recurrent *r) {
     Cg *cg = r->cg;
     Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
     recurrent_store_state(r, zero);
@@ -299,8 +281,7 @@ static void loop_tokens(Recurrent *r)
 
 /* The sequence from its first token to its last, for the columns of r->tile. The first inputs set
  * out before anything waits: for an index, which says where the state is, and for the state. */
-static void walk_tokens(Recurrent *r)
-{
+static void walk_tokens(Recurrent *r) {
     Cg *cg = r->cg;
     Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
     Val tile = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
@@ -317,8 +298,7 @@ static void walk_tokens(Recurrent *r)
     loop_tokens(r);
 }
 
-bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why)
-{
+bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why) {
     Recurrent *r = NEW(cg->arena, Recurrent);
     r->cg = cg;
     r->k = cg->k;

@@ -8,22 +8,19 @@
 /* sums across lanes and warps ------------------------------------------------------------------ */
 
 /* Sum over the lanes whose numbers differ in the bits from `low` up to, not including, `high`. */
-static Val add_lanes(Cg *cg, Val x, int low, int high)
-{
+static Val add_lanes(Cg *cg, Val x, int low, int high) {
     for (int mask = low; mask < high; mask *= 2)
         x = cg_fadd(cg, x, nv_shuffle_xor(cg, x, mask));
     return x;
 }
 
-static Val sum_rows(Recurrent *r, Val x)
-{
+static Val sum_rows(Recurrent *r, Val x) {
     return add_lanes(r->cg, x, r->column_groups, WARP);
 }
 
 /* Sums over the block's columns of n values that each lane holds a part of; `base` (i32) is where
  * they begin in a line of shared memory that each warp fills. All lanes get the sums. */
-static void sum_columns(Recurrent *r, Val base, int n, Val *x)
-{
+static void sum_columns(Recurrent *r, Val base, int n, Val *x) {
     Cg *cg = r->cg;
     int line = r->row_groups * r->n_k * 4;
     Val at = cg_shl(cg, base, 2);
@@ -48,16 +45,14 @@ static void sum_columns(Recurrent *r, Val base, int n, Val *x)
 }
 
 /* V spread over all lanes of the warp instead of its own columns. */
-static Val sum_spread(ValueAt *at, int v, int axis, Val partial)
-{
+static Val sum_spread(ValueAt *at, int v, int axis, Val partial) {
     (void)v;
     Recurrent *r = at->user;
     return axis == AXIS_K ? sum_rows(r, partial) : add_lanes(at->cg, partial, 1, WARP);
 }
 
 /* A sum over V of what depends on this token's inputs alone: every warp works it out for itself. */
-static Val sum_alone(ValueAt *at, int v)
-{
+static Val sum_alone(ValueAt *at, int v) {
     Cg *cg = at->cg;
     Recurrent *r = at->user;
     ValueAt spread = *at;
@@ -73,8 +68,7 @@ static Val sum_alone(ValueAt *at, int v)
     return value_get(&spread, v)[0];
 }
 
-Val recurrent_sum(ValueAt *at, int v, int axis, Val partial)
-{
+Val recurrent_sum(ValueAt *at, int v, int axis, Val partial) {
     Recurrent *r = at->user;
     if (axis == AXIS_K)
         return sum_rows(r, partial);
@@ -86,14 +80,12 @@ Val recurrent_sum(ValueAt *at, int v, int axis, Val partial)
 
 /* earlier tokens ------------------------------------------------------------------------------- */
 
-static bool is_carried(const Inst *i)
-{
+static bool is_carried(const Inst *i) {
     return i->op == OP_prev || i->op == OP_cumsum;
 }
 
 /* What lasts from token to token is zero where the sequence starts. */
-void recurrent_open_carried(Recurrent *r)
-{
+void recurrent_open_carried(Recurrent *r) {
     r->carried = NEW_ARRAY(r->cg->arena, Var *, r->k->inst.count);
     for (int v = 0; v < r->k->inst.count; v++) {
         if (!is_carried(inst_at(r->k, v)))
@@ -105,8 +97,7 @@ void recurrent_open_carried(Recurrent *r)
     }
 }
 
-bool recurrent_lookup(ValueAt *at, int v, Val *out)
-{
+bool recurrent_lookup(ValueAt *at, int v, Val *out) {
     Recurrent *r = at->user;
     const Inst *i = inst_at(r->k, v);
     if (!is_carried(i))
@@ -124,8 +115,7 @@ bool recurrent_lookup(ValueAt *at, int v, Val *out)
 }
 
 /* At the end of a token. All are read before any is replaced: prev(cumsum(x)) sees the old sum. */
-static void close_carried(Recurrent *r)
-{
+static void close_carried(Recurrent *r) {
     for (int v = 0; v < r->k->inst.count; v++)
         if (r->carried[v])
             value_get(&r->at, v);
@@ -142,8 +132,7 @@ static void close_carried(Recurrent *r)
 /* operations on the state ---------------------------------------------------------------------- */
 
 /* v along an axis of the state, a scalar repeated; 0 where there is no element. */
-static void get_run(Recurrent *r, int v, int axis, Val *out)
-{
+static void get_run(Recurrent *r, int v, int axis, Val *out) {
     int n = axis == AXIS_K ? r->n_k : r->n_v;
     if (inst_at(r->k, v)->shape.rank > 0) {
         value_get_padded(&r->at, v, out);
@@ -156,8 +145,7 @@ static void get_run(Recurrent *r, int v, int axis, Val *out)
     }
 }
 
-static void build_decay(Recurrent *r, int a)
-{
+static void build_decay(Recurrent *r, int a) {
     Val x[MAX_ROWS];
     bool by_column = shape_has(inst_at(r->k, a)->shape, AXIS_V);
     get_run(r, a, by_column ? AXIS_V : AXIS_K, x);
@@ -166,8 +154,7 @@ static void build_decay(Recurrent *r, int a)
             r->s[i][c] = cg_fmul(r->cg, r->s[i][c], x[by_column ? c : i]);
 }
 
-static void build_update(Recurrent *r, int p, int z)
-{
+static void build_update(Recurrent *r, int p, int z) {
     Val key[MAX_ROWS], value[MAX_COLUMNS];
     get_run(r, p, AXIS_K, key);
     get_run(r, z, AXIS_V, value);
@@ -177,8 +164,7 @@ static void build_update(Recurrent *r, int p, int z)
 }
 
 /* S'x or Sx at this point of the token; later uses find it among the values. */
-static void build_read(Recurrent *r, int v, int a)
-{
+static void build_read(Recurrent *r, int v, int a) {
     Cg *cg = r->cg;
     bool by_row = shape_has(inst_at(r->k, a)->shape, AXIS_K); /* sums over rows, gives columns */
     int n = by_row ? r->n_v : r->n_k, terms = by_row ? r->n_k : r->n_v;
@@ -199,8 +185,7 @@ static void build_read(Recurrent *r, int v, int a)
 
 /* outputs -------------------------------------------------------------------------------------- */
 
-Val recurrent_writes(Recurrent *r, int axis)
-{
+Val recurrent_writes(Recurrent *r, int axis) {
     Cg *cg = r->cg;
     Val zero = cg_int(cg, 0);
     if (axis == AXIS_V)
@@ -210,8 +195,7 @@ Val recurrent_writes(Recurrent *r, int axis)
     return cg_cmp(cg, LLVMIntEQ, other, zero);
 }
 
-static void build_out(Recurrent *r, const Inst *i)
-{
+static void build_out(Recurrent *r, const Inst *i) {
     Cg *cg = r->cg;
     const Port *port = &r->k->out.at[i->index];
     int axis = port->shape.rank ? port->shape.axis[0] : -1;
@@ -241,8 +225,7 @@ static void build_out(Recurrent *r, const Inst *i)
 
 /* the token ------------------------------------------------------------------------------------ */
 
-void recurrent_token(Recurrent *r)
-{
+void recurrent_token(Recurrent *r) {
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
         if (i->op == OP_decay)

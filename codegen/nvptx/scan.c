@@ -27,33 +27,28 @@ enum { PART_sums, PART_carry, PART_rows, PARTS, PART_past = PARTS };
 
 /* places --------------------------------------------------------------------------------------- */
 
-static Val align(Cg *cg, Val x)
-{
+static Val align(Cg *cg, Val x) {
     return cg_and(cg, cg_add(cg, x, cg_int64(cg, REGION_ALIGN - 1)), cg_int64(cg, -REGION_ALIGN));
 }
 
-static Val region(Cg *cg)
-{
+static Val region(Cg *cg) {
     return nv_global(cg, frame_segment(cg->k, SEGMENT_AHEAD));
 }
 
 /* Tokens of all sequences times heads. */
-static Val token_heads(Cg *cg)
-{
+static Val token_heads(Cg *cg) {
     Val T = cg_frame_field(cg, FRAME_T);
     Val packed = cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_CU), cg_int64(cg, 0));
     Val tokens = cg_select(cg, packed, T, cg_mul(cg, T, cg_frame_field(cg, FRAME_N)));
     return cg_mul(cg, tokens, cg_frame_field(cg, FRAME_H));
 }
 
-Val scan_rows(Cg *cg, const ScanValue *value)
-{
+Val scan_rows(Cg *cg, const ScanValue *value) {
     Val before = cg_mul(cg, token_heads(cg), cg_int64(cg, value->rows_at));
     return cg_gep8(cg, region(cg), before);
 }
 
-Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
-{
+Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head) {
     Val rows = align(cg, cg_mul(cg, token_heads(cg), cg_int64(cg, scan->token_bytes)));
     Val at = cg_add(cg, cg_mul(cg, stretch, cg_frame_field(cg, FRAME_H)), cg_zext64(cg, head));
     Val bytes = cg_mul(cg, at, cg_int64(cg, 4 * (int64_t)scan->carry_floats));
@@ -64,8 +59,7 @@ Val scan_carry_row(Cg *cg, const Scan *scan, Val stretch, Val head)
 
 static int access_of(int n) { return n < 4 ? n : 4; }
 
-void scan_load_lane(Cg *cg, Val p, int n, Val *out)
-{
+void scan_load_lane(Cg *cg, Val p, int n, Val *out) {
     int each = access_of(n);
     Ty t = each > 1 ? LLVMVectorType(cg->f32, (unsigned)each) : cg->f32;
     for (int j = 0; j < n; j += each) {
@@ -75,23 +69,20 @@ void scan_load_lane(Cg *cg, Val p, int n, Val *out)
     }
 }
 
-static void store_group(Cg *cg, Val p, int n, const Val *x)
-{
+static void store_group(Cg *cg, Val p, int n, const Val *x) {
     Val all = n > 1 ? LLVMGetPoison(LLVMVectorType(cg->f32, (unsigned)n)) : x[0];
     for (int e = 0; n > 1 && e < n; e++)
         all = cg_insert(cg, all, x[e], e);
     cg_store(cg, all, p, 4 * n);
 }
 
-void scan_store_lane(Cg *cg, Val p, int n, const Val *x)
-{
+void scan_store_lane(Cg *cg, Val p, int n, const Val *x) {
     int each = access_of(n);
     for (int j = 0; j < n; j += each)
         store_group(cg, cg_gep8(cg, p, cg_int64(cg, 4 * j)), each, x + j);
 }
 
-Val scan_add(Cg *cg, bool angle, Val a, Val b)
-{
+Val scan_add(Cg *cg, bool angle, Val a, Val b) {
     Val sum = cg_fadd(cg, a, b);
     return angle ? cg_within_turn(cg, sum) : sum;
 }
@@ -120,15 +111,13 @@ typedef struct Walk {
 
 enum { MAX_ACCESSES = 8 };
 
-static bool ours(const Walk *w, const ScanValue *m, bool sums)
-{
+static bool ours(const Walk *w, const ScanValue *m, bool sums) {
     return m->round == w->round && (sums ? scan_is_sum(w->k, m) : m->stored);
 }
 
 static int operand(const Walk *w, int v) { return inst_at(w->k, v)->arg[0]; }
 
-static bool look_up(ValueAt *at, int v, Val *out)
-{
+static bool look_up(ValueAt *at, int v, Val *out) {
     Walk *w = at->user;
     if (w->here[v]) {
         value_unpack(at, v, w->here[v], out);
@@ -145,8 +134,7 @@ static bool look_up(ValueAt *at, int v, Val *out)
     return true;
 }
 
-static Val add_lanes(ValueAt *at, int v, int axis, Val partial)
-{
+static Val add_lanes(ValueAt *at, int v, int axis, Val partial) {
     (void)v;
     (void)axis;
     for (int mask = 1; mask < SCAN_LANES; mask *= 2)
@@ -155,8 +143,7 @@ static Val add_lanes(ValueAt *at, int v, int axis, Val partial)
 }
 
 /* What the values that the walk makes at a token need there. */
-static bool *needed_values(Walk *w)
-{
+static bool *needed_values(Walk *w) {
     bool *needed = NEW_ARRAY(w->cg->arena, bool, w->k->inst.count), sums = w->part == PART_sums;
     int count = 0;
     const Past *past = w->part == PART_past ? past_list(w->k, &count) : NULL;
@@ -172,8 +159,7 @@ static bool *needed_values(Walk *w)
 }
 
 /* What the walk reads of every token, and the running sums that it needs. */
-static void plan_walk(Walk *w)
-{
+static void plan_walk(Walk *w) {
     const Kernel *k = w->k;
     int count = k->inst.count, bytes = 0;
     const bool *needed = needed_values(w);
@@ -199,8 +185,7 @@ static void plan_walk(Walk *w)
 }
 
 /* The block's stretch; past: the last one of its sequence. */
-static void place_stretch(Walk *w, Val block)
-{
+static void place_stretch(Walk *w, Val block) {
     Cg *cg = w->cg;
     Val number, tokens = cg_int64(cg, SCAN_TOKENS), zero = cg_int64(cg, 0);
     if (w->part != PART_past) {
@@ -218,8 +203,7 @@ static void place_stretch(Walk *w, Val block)
     w->start = cg_mul(cg, number, tokens);
 }
 
-static void place_walk(Walk *w)
-{
+static void place_walk(Walk *w) {
     Cg *cg = w->cg;
     const Kernel *k = w->k;
     Val heads = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), block = nv_block(cg);
@@ -237,8 +221,7 @@ static void place_walk(Walk *w)
 }
 
 /* Token `t` (i32) of the stretch in the walk's order; for those past its end, the sequence's last. */
-static void go_to(Walk *w, Val t)
-{
+static void go_to(Walk *w, Val t) {
     Cg *cg = w->cg;
     Val last = cg_sub(cg, w->seq.length, cg_int64(cg, 1));
     w->live = cg_cmp(cg, LLVMIntSLT, t, w->count);
@@ -252,23 +235,20 @@ static void go_to(Walk *w, Val t)
     value_begin(&w->at);
 }
 
-static void read_token(Walk *w, Val t, Val *loaded)
-{
+static void read_token(Walk *w, Val t, Val *loaded) {
     go_to(w, t);
     for (int v = 0; v < w->k->inst.count; v++)
         if (w->read[v])
             value_load(&w->at, v, loaded + v * MAX_ACCESSES);
 }
 
-static void enter_token(Walk *w, Val t, Val *loaded)
-{
+static void enter_token(Walk *w, Val t, Val *loaded) {
     go_to(w, t);
     for (int v = 0; v < w->k->inst.count; v++)
         w->here[v] = w->read[v] ? loaded + v * MAX_ACCESSES : NULL;
 }
 
-static void each_token(Walk *w, void (*visit)(Walk *w))
-{
+static void each_token(Walk *w, void (*visit)(Walk *w)) {
     Cg *cg = w->cg;
     Loop group = cg_for(cg, cg_int(cg, 0), w->count, w->ahead, false);
     for (int t = 0; t < w->ahead; t++)
@@ -282,16 +262,14 @@ static void each_token(Walk *w, void (*visit)(Walk *w))
 
 /* sums ----------------------------------------------------------------------------------------- */
 
-static Val lane_of(Walk *w, const ScanValue *m, Val row)
-{
+static Val lane_of(Walk *w, const ScanValue *m, Val row) {
     Cg *cg = w->cg;
     Val bytes = cg_mul(cg, w->lane, cg_int(cg, 4 * m->n));
     return cg_gep8(cg, cg_gep8(cg, row, cg_int64(cg, 4 * (int64_t)m->carry_at)),
                    cg_zext64(cg, bytes));
 }
 
-static void add_token(Walk *w)
-{
+static void add_token(Walk *w) {
     Cg *cg = w->cg;
     for (int i = 0; i < w->scan->count; i++) {
         const ScanValue *m = &w->scan->value[i];
@@ -306,8 +284,7 @@ static void add_token(Walk *w)
     }
 }
 
-static void make_sums(Walk *w)
-{
+static void make_sums(Walk *w) {
     Cg *cg = w->cg;
     for (int i = 0; i < w->scan->count; i++) {
         const ScanValue *m = &w->scan->value[i];
@@ -331,8 +308,7 @@ static void make_sums(Walk *w)
 
 /* rows ----------------------------------------------------------------------------------------- */
 
-static void open_running(Walk *w)
-{
+static void open_running(Walk *w) {
     Cg *cg = w->cg;
     Val row = scan_carry_row(cg, w->scan, w->stretch, w->at.head);
     for (int i = 0; i < w->scan->count; i++) {
@@ -347,8 +323,7 @@ static void open_running(Walk *w)
 }
 
 /* A scalar is the same in every lane. */
-static void store_value(Walk *w, const ScanValue *m)
-{
+static void store_value(Walk *w, const ScanValue *m) {
     Cg *cg = w->cg;
     int64_t size = m->axis < 0 ? 1 : w->k->axis.at[m->axis].size;
     int group = size % 4 == 0 && m->n % 4 == 0 ? 4 : size % 2 == 0 && m->n % 2 == 0 ? 2 : 1;
@@ -368,8 +343,7 @@ static void store_value(Walk *w, const ScanValue *m)
 }
 
 /* Everything is made before a sum moves on, so that one which looks at another sees this token's. */
-static void make_token(Walk *w)
-{
+static void make_token(Walk *w) {
     Cg *cg = w->cg;
     for (int v = 0; v < w->k->inst.count; v++)
         if (w->running[v])
@@ -382,16 +356,14 @@ static void make_token(Walk *w)
             cg_set(cg, w->running[v][j], value_get(&w->at, v)[j]);
 }
 
-static void count_tokens(Walk *w)
-{
+static void count_tokens(Walk *w) {
     Cg *cg = w->cg;
     Val left = cg_sub(cg, w->seq.length, w->start), most = cg_int64(cg, SCAN_TOKENS);
     w->count = cg_trunc32(cg, cg_select(cg, cg_cmp(cg, LLVMIntSLT, left, most), left, most));
     value_ports(&w->at);
 }
 
-static void build_walk(Walk *w)
-{
+static void build_walk(Walk *w) {
     Cg *cg = w->cg;
     place_walk(w);
     plan_walk(w);
@@ -408,8 +380,7 @@ static void build_walk(Walk *w)
 
 /* what the sequence leaves --------------------------------------------------------------------- */
 
-static void sum_token(Walk *w)
-{
+static void sum_token(Walk *w) {
     Cg *cg = w->cg;
     for (int v = 0; v < w->k->inst.count; v++)
         if (w->running[v])
@@ -422,16 +393,14 @@ static void sum_token(Walk *w)
 }
 
 /* Number `at` of the record's floats, or the one as many behind it as this lane's first channel is. */
-static Val record_place(Walk *w, Val record, int at, int axis, int j)
-{
+static Val record_place(Walk *w, Val record, int at, int axis, int j) {
     Cg *cg = w->cg;
     Val p = cg_gep8(cg, record, cg_int64(cg, 4 * ((int64_t)at + j)));
     Val base = axis == AXIS_K ? w->at.base_k : w->at.base_v;
     return axis < 0 ? p : cg_gep8(cg, p, cg_shl(cg, cg_zext64(cg, base), 2));
 }
 
-static void leave_value(Walk *w, Val record, const Past *past)
-{
+static void leave_value(Walk *w, Val record, const Past *past) {
     Cg *cg = w->cg;
     Shape s = inst_at(w->k, past->value)->shape;
     int axis = shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
@@ -449,8 +418,7 @@ static void leave_value(Walk *w, Val record, const Past *past)
 }
 
 /* `floats` of the record from number `at` on become those of another one, or 0 (NULL, or a null pointer). */
-static void leave_floats(Walk *w, Val record, int at, int floats, Val from)
-{
+static void leave_floats(Walk *w, Val record, int at, int floats, Val from) {
     Cg *cg = w->cg;
     Loop l = cg_for(cg, w->lane, cg_int(cg, floats), SCAN_LANES, false);
     Val offset = cg_shl(cg, cg_zext64(cg, cg_add(cg, l.i, cg_int(cg, at))), 2);
@@ -465,8 +433,7 @@ static void leave_floats(Walk *w, Val record, int at, int floats, Val from)
 }
 
 /* The record may be the one that the sequence began with: all of it is read before any of it is written. */
-static void leave_last(Walk *w, Val record)
-{
+static void leave_last(Walk *w, Val record) {
     Cg *cg = w->cg;
     int count;
     const Past *past = past_list(w->k, &count);
@@ -492,8 +459,7 @@ static void leave_last(Walk *w, Val record)
             leave_floats(w, record, past[i].at, past[i].floats, NULL);
 }
 
-static void build_past(Walk *w)
-{
+static void build_past(Walk *w) {
     Cg *cg = w->cg;
     Val zero = cg_int64(cg, 0);
     int size = w->k->facts.past;
@@ -513,8 +479,7 @@ static void build_past(Walk *w)
 
 /* entries -------------------------------------------------------------------------------------- */
 
-static bool has_part(const Kernel *k, const Scan *scan, int round, int part)
-{
+static bool has_part(const Kernel *k, const Scan *scan, int round, int part) {
     for (int i = 0; i < scan->count; i++) {
         const ScanValue *m = &scan->value[i];
         if (m->round == round && (part == PART_rows ? m->stored : scan_is_sum(k, m)))
@@ -523,16 +488,14 @@ static bool has_part(const Kernel *k, const Scan *scan, int round, int part)
     return false;
 }
 
-int scan_entries(const Kernel *k, const Scan *scan, bool back)
-{
+int scan_entries(const Kernel *k, const Scan *scan, bool back) {
     int n = 0, first = back ? scan->grad_round + 1 : 0;
     for (int i = PARTS * first; i < PARTS * (back ? scan->rounds : scan->grad_round); i++)
         n += has_part(k, scan, i / PARTS, i % PARTS);
     return n;
 }
 
-static const char *symbol_of(Cg *cg, const char *name, const char *number)
-{
+static const char *symbol_of(Cg *cg, const char *name, const char *number) {
     int size = (int)(strlen(cg->k->name) + strlen(cg->opt->prefix ? cg->opt->prefix : "") + 32);
     char *symbol = arena_alloc(cg->arena, (size_t)size);
     snprintf(symbol, (size_t)size, "%s%s_%s%s", cg->opt->prefix ? cg->opt->prefix : "", cg->k->name, name,
@@ -540,8 +503,7 @@ static const char *symbol_of(Cg *cg, const char *name, const char *number)
     return symbol;
 }
 
-void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out)
-{
+void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out) {
     static const char *const name[] = {"sums", "carry", "rows"};
     int i = back ? PARTS * (scan->grad_round + 1) : 0;
     for (int n = 0;; i++) {
@@ -570,8 +532,7 @@ void scan_build(Cg *cg, const Scan *scan, bool back, int which, CgModule *out)
     out->scan_carry_bytes = 4 * (int64_t)scan->carry_floats;
 }
 
-void scan_build_past(Cg *cg, const Scan *scan, CgModule *out)
-{
+void scan_build_past(Cg *cg, const Scan *scan, CgModule *out) {
     CgEntry e = {.kind = ENTRY_past, .threads = SCAN_LANES, .symbol = symbol_of(cg, "past", "")};
     Walk *w = NEW(cg->arena, Walk);
     *w = (Walk){.cg = cg, .k = cg->k, .scan = scan, .round = SCAN_ALL, .part = PART_past};

@@ -20,16 +20,14 @@ typedef struct Carry {
     Var *total;                      /* of everything before */
 } Carry;
 
-static Val shared_part(Carry *c, Val warp)
-{
+static Val shared_part(Carry *c, Val warp) {
     Cg *cg = c->cg;
     Val at = cg_add(cg, cg_mul(cg, warp, cg_int(cg, SCAN_LANES)), c->lane);
     return cg_gep8(cg, nv_shared(cg, 0), cg_mul(cg, at, cg_int(cg, 4 * c->m->n)));
 }
 
 /* Where this lane's elements of a stretch (i64) of the sequence stand, counted in the order of sums. */
-static Val carry_place(Carry *c, Val stretch)
-{
+static Val carry_place(Carry *c, Val stretch) {
     Cg *cg = c->cg;
     if (c->back)
         stretch = cg_sub(cg, cg_sub(cg, c->stretches, cg_int64(cg, 1)), stretch);
@@ -39,8 +37,7 @@ static Val carry_place(Carry *c, Val stretch)
 }
 
 /* Adds up the warps' parts: those before ours on top of `total` are `before`. */
-static void add_parts(Carry *c, Val *before)
-{
+static void add_parts(Carry *c, Val *before) {
     Cg *cg = c->cg;
     Val all[SCAN_LANES], part[SCAN_LANES];
     int n = c->m->n;
@@ -58,8 +55,7 @@ static void add_parts(Carry *c, Val *before)
         cg_set(cg, c->total[j], all[j]);
 }
 
-static void carry_tile(Carry *c, Val first)
-{
+static void carry_tile(Carry *c, Val first) {
     Cg *cg = c->cg;
     int n = c->m->n;
     Val x[CARRY_EACH][SCAN_LANES], sum[SCAN_LANES], place[CARRY_EACH], live[CARRY_EACH];
@@ -89,8 +85,7 @@ static void carry_tile(Carry *c, Val first)
 }
 
 /* What the sequence adds up to before its first token; this lane's elements. */
-static void open_total(Carry *c)
-{
+static void open_total(Carry *c) {
     Cg *cg = c->cg;
     int n = c->m->n, axis = c->m->axis;
     bool ragged = axis >= 0 && SCAN_LANES * n > cg->k->axis.at[axis].size;
@@ -106,8 +101,7 @@ static void open_total(Carry *c)
         c->total[j] = cg_var(cg, cg->f32, x[j]);
 }
 
-int scan_build_carry(Cg *cg, const Scan *scan, int round)
-{
+int scan_build_carry(Cg *cg, const Scan *scan, int round) {
     int widest = 0;
     Val H = cg_trunc32(cg, cg_frame_field(cg, FRAME_H)), tid = nv_tid(cg), block = nv_block(cg);
     Carry c = {.cg = cg, .scan = scan, .lane = cg_and(cg, tid, cg_int(cg, SCAN_LANES - 1)),

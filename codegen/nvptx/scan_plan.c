@@ -28,19 +28,16 @@ typedef struct Plan {
     bool *late, *followed; /* by value: see Scan; looked through */
 } Plan;
 
-static bool per_token(const Inst *i)
-{
+static bool per_token(const Inst *i) {
     return shape_has(i->shape, AXIS_C) || shape_has(i->shape, AXIS_R);
 }
 
-static bool is_vector(const Inst *i)
-{
+static bool is_vector(const Inst *i) {
     return shape_has(i->shape, AXIS_K) || shape_has(i->shape, AXIS_V);
 }
 
 /* Whether a running sum goes into value v here, and into more than a factor of it. */
-static bool takes_sum(const Plan *p, int v)
-{
+static bool takes_sum(const Plan *p, int v) {
     const Inst *i = inst_at(p->k, v);
     if (!p->summed[v] || !per_token(i) || i->op == OP_prev || i->op == OP_weave || i->op == OP_rename)
         return false;
@@ -51,8 +48,7 @@ static bool takes_sum(const Plan *p, int v)
 }
 
 /* Whether `who` reads value v from memory. */
-static bool reads(const Plan *p, int v, int who)
-{
+static bool reads(const Plan *p, int v, int who) {
     const Inst *i = inst_at(p->k, v);
     bool earlier = who >= EARLIER;
     int by = who % EARLIER;
@@ -72,16 +68,14 @@ static bool reads(const Plan *p, int v, int who)
 
 static void visit(Plan *p, int v, int who);
 
-static void visit_operands(Plan *p, int v, int who)
-{
+static void visit_operands(Plan *p, int v, int who) {
     const Inst *i = inst_at(p->k, v);
     for (int j = 0; j < i->nargs; j++)
         if (i->arg[j] >= 0)
             visit(p, i->arg[j], who);
 }
 
-static void visit(Plan *p, int v, int who)
-{
+static void visit(Plan *p, int v, int who) {
     const Inst *i = inst_at(p->k, v);
     if (p->seen[who][v])
         return;
@@ -96,8 +90,7 @@ static void visit(Plan *p, int v, int who)
     visit_operands(p, v, i->op == OP_prev ? who % EARLIER + EARLIER : who);
 }
 
-static void find_values(Plan *p)
-{
+static void find_values(Plan *p) {
     const System *s = p->s;
     visit(p, s->p, BY_factor);
     if (s->a >= 0)
@@ -211,8 +204,7 @@ static int depth_of(const Plan *p, int v, int *memo) {
 static int later(int a, int b) { return a > b ? a : b; }
 
 /* The first round that can evaluate v for `who`, one of the scan's own kernels. */
-static int round_of(const Plan *p, int v, int who, int *memo)
-{
+static int round_of(const Plan *p, int v, int who, int *memo) {
     const Inst *i = inst_at(p->k, v);
     int *known = &memo[who * p->k->inst.count + v], first = 0;
     if (*known)
@@ -233,8 +225,7 @@ bool scan_is_sum(const Kernel *k, const ScanValue *value) {
     return op == OP_cumsum || op == OP_cumsum_back;
 }
 
-int scan_lane_elements(const Kernel *k, int axis)
-{
+int scan_lane_elements(const Kernel *k, int axis) {
     int n = 2; /* a pair that turns lies in one lane */
     if (axis < 0)
         return 1;
@@ -255,8 +246,7 @@ static ScanValue *add_value(Plan *p, int v) {
     return value;
 }
 
-static void list_values(Plan *p)
-{
+static void list_values(Plan *p) {
     const Kernel *k = p->k;
     Scan *scan = p->scan;
     int *memo = NEW_ARRAY(k->arena, int, WANTS * k->inst.count);
@@ -283,14 +273,12 @@ static void list_values(Plan *p)
 
 /* places --------------------------------------------------------------------------------------- */
 
-static int64_t row_bytes(const Kernel *k, const ScanValue *value)
-{
+static int64_t row_bytes(const Kernel *k, const ScanValue *value) {
     return value->axis < 0 ? 4 : 4 * (int64_t)k->axis.at[value->axis].size;
 }
 
 /* Values of the most even sizes first: then each begins at a multiple of what its rows are read by. */
-static void place_values(const Kernel *k, Scan *scan)
-{
+static void place_values(const Kernel *k, Scan *scan) {
     enum { MOST = 1 << 10 };
     for (int unit = MOST; unit >= 4; unit /= 2)
         for (int i = 0; i < scan->count; i++) {
@@ -317,8 +305,7 @@ static bool of_the_chunk(const Plan *p, const Inst *i) {
            i->op == OP_cumsum_back;
 }
 
-const Scan *scan_plan(const Kernel *k, const System *s, const Gradient *g)
-{
+const Scan *scan_plan(const Kernel *k, const System *s, const Gradient *g) {
     int count = k->inst.count;
     Scan *scan = NEW(k->arena, Scan);
     Plan p = {.k = k, .s = s, .g = g, .scan = scan};
@@ -352,13 +339,11 @@ const Scan *scan_plan(const Kernel *k, const System *s, const Gradient *g)
     return scan;
 }
 
-bool scan_stored(const Scan *scan, int v)
-{
+bool scan_stored(const Scan *scan, int v) {
     return scan && scan->of[v] >= 0 && scan->value[scan->of[v]].stored;
 }
 
-void scan_mark(const Kernel *k, const Scan *scan, int round, int v, bool *mark)
-{
+void scan_mark(const Kernel *k, const Scan *scan, int round, int v, bool *mark) {
     const Inst *i = inst_at(k, v);
     if (mark[v])
         return;

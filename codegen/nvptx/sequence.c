@@ -10,18 +10,15 @@
  */
 #include "codegen/nvptx/nvptx.h"
 
-static Val min64(Cg *cg, Val a, Val b)
-{
+static Val min64(Cg *cg, Val a, Val b) {
     return cg_select(cg, cg_cmp(cg, LLVMIntSLT, a, b), a, b);
 }
 
-static Val max64(Cg *cg, Val a, Val b)
-{
+static Val max64(Cg *cg, Val a, Val b) {
     return cg_select(cg, cg_cmp(cg, LLVMIntSGT, a, b), a, b);
 }
 
-Val nv_integer(Cg *cg, Val p, Val width)
-{
+Val nv_integer(Cg *cg, Val p, Val width) {
     Val last = cg_gep8(cg, p, cg_sub(cg, width, cg_int64(cg, 4)));
     Val low = cg_load_invariant(cg, cg->i32, p, 4);
     Val high = cg_load_invariant(cg, cg->i32, last, 4);
@@ -31,29 +28,25 @@ Val nv_integer(Cg *cg, Val p, Val width)
 }
 
 /* cu[n], n i32. */
-static Val load_offset(Cg *cg, Val n)
-{
+static Val load_offset(Cg *cg, Val n) {
     Val width = cg_frame_field(cg, FRAME_CU_WIDTH);
     Val at = cg_mul(cg, cg_zext64(cg, n), width);
     Val x = nv_integer(cg, cg_gep8(cg, nv_global(cg, FRAME_CU), at), width);
     return min64(cg, max64(cg, x, cg_int64(cg, 0)), cg_frame_field(cg, FRAME_T));
 }
 
-static Val is_packed(Cg *cg)
-{
+static Val is_packed(Cg *cg) {
     return cg_cmp(cg, LLVMIntNE, cg_frame_field(cg, FRAME_CU), cg_int64(cg, 0));
 }
 
 /* ceil(T / C): chunk slots of a dense sequence. */
-static Val dense_chunks(Cg *cg, int chunk)
-{
+static Val dense_chunks(Cg *cg, int chunk) {
     Val T = cg_frame_field(cg, FRAME_T);
     Val up = cg_add(cg, T, cg_int64(cg, chunk - 1));
     return cg_udiv(cg, up, cg_int64(cg, chunk));
 }
 
-Val seq_slot_of_record(Cg *cg, Val number, int chunk)
-{
+Val seq_slot_of_record(Cg *cg, Val number, int chunk) {
     Val range = cg_frame_field(cg, frame_segment(cg->k, SEGMENT_SLOT));
     range = cg_add(cg, cg_zext64(cg, number), range);
     if (kernel_is_gradient(cg->k))
@@ -70,13 +63,11 @@ Val seq_slot_of_record(Cg *cg, Val number, int chunk)
 }
 
 /* first(n) of a packed batch. */
-static Val packed_first(Cg *cg, Val begin, Val n, int chunk)
-{
+static Val packed_first(Cg *cg, Val begin, Val n, int chunk) {
     return cg_add(cg, cg_udiv(cg, begin, cg_int64(cg, chunk)), cg_zext64(cg, n));
 }
 
-Seq seq_of_index(Cg *cg, Val n, int chunk)
-{
+Seq seq_of_index(Cg *cg, Val n, int chunk) {
     Val zero = cg_int64(cg, 0), n64 = cg_zext64(cg, n);
     Var begin = cg_var(cg, cg->i64, NULL), length = cg_var(cg, cg->i64, NULL);
     Var slot = cg_var(cg, cg->i64, zero);
@@ -102,8 +93,7 @@ Seq seq_of_index(Cg *cg, Val n, int chunk)
 }
 
 /* The last n in [0, N) with first(n) <= slot. Each round keeps one of 32 equal parts. */
-static Val search_sequence(Cg *cg, Val slot, int chunk)
-{
+static Val search_sequence(Cg *cg, Val slot, int chunk) {
     Val one = cg_int(cg, 1), lane = cg_and(cg, nv_tid(cg), cg_int(cg, 31));
     Var lo = cg_var(cg, cg->i32, cg_int(cg, 0));
     Var hi = cg_var(cg, cg->i32, cg_trunc32(cg, cg_frame_field(cg, FRAME_N)));
@@ -137,8 +127,7 @@ static Val search_sequence(Cg *cg, Val slot, int chunk)
     return cg_get(cg, lo);
 }
 
-Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq)
-{
+Seq seq_of_slot(Cg *cg, Val slot, int chunk, Val *chunk_in_seq) {
     Var n = cg_var(cg, cg->i32, NULL);
     If packed = cg_if(cg, is_packed(cg));
     cg_set(cg, n, search_sequence(cg, slot, chunk));

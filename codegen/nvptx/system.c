@@ -14,32 +14,27 @@
 /* Magnitude up to which rows and keys go through f16 as they are. */
 #define F16_ROW_BOUND 8.0
 
-static const char *fail(const char **why, const char *text)
-{
+static const char *fail(const char **why, const char *text) {
     *why = text;
     return text;
 }
 
-int nv_strip(const Kernel *k, int v)
-{
+int nv_strip(const Kernel *k, int v) {
     while (inst_at(k, v)->op == OP_rename)
         v = inst_at(k, v)->arg[0];
     return v;
 }
 
-static bool is_lattice(int axis)
-{
+static bool is_lattice(int axis) {
     return axis == AXIS_R || axis == AXIS_U;
 }
 
 /* The other operand of a contraction with `v`, or -1. */
-static int partner(const Inst *i, int v)
-{
+static int partner(const Inst *i, int v) {
     return i->arg[0] == v ? i->arg[1] : i->arg[1] == v ? i->arg[0] : -1;
 }
 
-int nv_find_op(const Kernel *k, Op op)
-{
+int nv_find_op(const Kernel *k, Op op) {
     for (int v = 0; v < k->inst.count; v++)
         if (inst_at(k, v)->op == op)
             return v;
@@ -47,14 +42,12 @@ int nv_find_op(const Kernel *k, Op op)
 }
 
 /* The row value behind a contraction's left operand. */
-static int uncarried(const Kernel *k, int w)
-{
+static int uncarried(const Kernel *k, int w) {
     w = nv_strip(k, w);
     return inst_at(k, w)->op == OP_carry ? inst_at(k, w)->arg[0] : w;
 }
 
-static void find_reads(const Kernel *k, System *s, int state, int *reads, int *count)
-{
+static void find_reads(const Kernel *k, System *s, int state, int *reads, int *count) {
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
         if (i->op != OP_contract || i->axis != AXIS_K || partner(i, state) < 0)
@@ -71,8 +64,8 @@ static void find_reads(const Kernel *k, System *s, int state, int *reads, int *c
 }
 
 /* The out family that contract(M, X) at v completes. */
-static bool add_out(const Kernel *k, System *s, int v, int m, int state, const int *reads, int count)
-{
+static bool add_out(const Kernel *k, System *s, int v, int m, int state, const int *reads,
+                    int count) {
     int scores = nv_strip(k, m);
     if (inst_at(k, scores)->op == OP_contract) {
         const Inst *i = inst_at(k, scores);
@@ -96,8 +89,7 @@ static bool add_out(const Kernel *k, System *s, int v, int m, int state, const i
 }
 
 /* The outs in the order of their scores, in which nv_gradient has them. */
-static void sort_outs(System *s)
-{
+static void sort_outs(System *s) {
     for (int f = s->erase + 1; f < s->families; f++) {
         Family moved = s->family[f];
         int at = f;
@@ -107,8 +99,7 @@ static void sort_outs(System *s)
     }
 }
 
-static bool find_families(const Kernel *k, System *s, const char **why)
-{
+static bool find_families(const Kernel *k, System *s, const char **why) {
     int state = nv_find_op(k, OP_state), *reads = NEW_ARRAY(k->arena, int, k->inst.count), count = 0;
     if (state < 0)
         return !fail(why, "the kernel has no state");
@@ -140,8 +131,7 @@ static bool find_families(const Kernel *k, System *s, const char **why)
 }
 
 /* Keys and decays from any operation that names them. */
-static bool find_keys(const Kernel *k, System *s, const char **why)
-{
+static bool find_keys(const Kernel *k, System *s, const char **why) {
     s->p = s->a = -1;
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
@@ -164,15 +154,13 @@ static bool find_keys(const Kernel *k, System *s, const char **why)
     return s->p >= 0 || !fail(why, "the update writes nothing");
 }
 
-static double magnitude(const Kernel *k, int v)
-{
+static double magnitude(const Kernel *k, int v) {
     Range r = value_range(k, v);
     return fmax(fabs(r.lo), fabs(r.hi));
 }
 
 /* Whether a per-token input that v needs is f32: 16-bit ones are coarser than our rounding. */
-static bool reads_f32(const Kernel *k, int v)
-{
+static bool reads_f32(const Kernel *k, int v) {
     bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count), found = false;
     value_mark(k, v, needed);
     for (int i = 0; i < k->inst.count; i++) {
@@ -184,8 +172,7 @@ static bool reads_f32(const Kernel *k, int v)
 }
 
 /* Without vector decay the erase row of the delta rule, beta k, is a multiple of the key. */
-static int find_multiple(const Kernel *k, const System *s)
-{
+static int find_multiple(const Kernel *k, const System *s) {
     if (!s->erase || s->a_key || s->slots > 1 || s->family[0].scaled || s->split)
         return -1;
     int key = inst_at(k, s->p)->arg[0];
@@ -196,8 +183,7 @@ static int find_multiple(const Kernel *k, const System *s)
     return -1;
 }
 
-void nv_system_scales(const Kernel *k, System *s)
-{
+void nv_system_scales(const Kernel *k, System *s) {
     double key = magnitude(k, s->p), row = 0;
     s->operand = ELEM_f16;
     s->p_scaled = !(key <= F16_ROW_BOUND);
@@ -217,13 +203,11 @@ void nv_system_scales(const Kernel *k, System *s)
     s->key_multiple = find_multiple(k, s);
 }
 
-int nv_block_columns(int columns)
-{
+int nv_block_columns(int columns) {
     return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16;
 }
 
-Val nv_place(Cg *cg, int rows, int columns, Val row, Val unit)
-{
+Val nv_place(Cg *cg, int rows, int columns, Val row, Val unit) {
     int width = nv_block_columns(columns) / 8, log = width == 8 ? 3 : width == 4 ? 2 : 1;
     Val in_row = columns == 8 * width ? unit : cg_and(cg, unit, cg_int(cg, width - 1));
     Val turned = cg_xor(cg, in_row, cg_and(cg, cg_shr(cg, row, 3 - log), cg_int(cg, width - 1)));
@@ -234,15 +218,13 @@ Val nv_place(Cg *cg, int rows, int columns, Val row, Val unit)
     return cg_add(cg, place, cg_mul(cg, block, cg_int(cg, rows * width)));
 }
 
-static int64_t take(int64_t *at, int64_t bytes)
-{
+static int64_t take(int64_t *at, int64_t bytes) {
     int64_t here = *at;
     *at += (bytes + 1023) / 1024 * 1024;
     return here;
 }
 
-static void place_row_factors(System *s, int64_t *at, int first, int last)
-{
+static void place_row_factors(System *s, int64_t *at, int first, int last) {
     for (int f = first; f < last; f++) {
         s->family[f].ws_rows = *at;
         *at += s->family[f].scaled ? s->rows * 4 : 0;
@@ -250,8 +232,7 @@ static void place_row_factors(System *s, int64_t *at, int first, int last)
 }
 
 /* What the chain takes: the erase rows and what writes the state; forwards all the rest of the record. */
-static void place_writes(System *s, int64_t *at)
-{
+static void place_writes(System *s, int64_t *at) {
     s->ws_p = take(at, (int64_t)s->rows * s->kp * 2);
     s->ws_d = *at;
     s->ws_scale = *at + (s->a_key ? s->kp * 4 : 16);
@@ -263,8 +244,7 @@ static void place_writes(System *s, int64_t *at)
     *at += s->grows ? s->rows * 4 : 0;
 }
 
-static void place_outs(System *s, int64_t *at)
-{
+static void place_outs(System *s, int64_t *at) {
     int64_t wide = (int64_t)s->rows * s->kp * 2, square = (int64_t)s->rows * s->rows * 2;
     for (int f = s->erase; f < s->families; f++)
         s->family[f].ws_w = take(at, wide);
@@ -272,8 +252,7 @@ static void place_outs(System *s, int64_t *at)
         s->family[f].ws_m = take(at, square);
 }
 
-static void place_trail(System *s, int64_t *at)
-{
+static void place_trail(System *s, int64_t *at) {
     int64_t state = (int64_t)s->vp * s->kp * 2, rows = (int64_t)s->rows * s->vp * 2;
     s->ws_a = s->erase ? take(at, (int64_t)s->rows * s->rows * 2) : 0;
     s->ws_s = take(at, state);
@@ -291,8 +270,7 @@ static void place_trail(System *s, int64_t *at)
 
 static int64_t round128(int64_t x) { return (x + 127) / 128 * 128; }
 
-void nv_system_place(System *s)
-{
+void nv_system_place(System *s) {
     int64_t at = 0;
     s->grows = s->trains && s->erase && s->p_scaled;
     for (int f = 0; f < s->erase; f++)
@@ -314,8 +292,7 @@ void nv_system_place(System *s)
     s->ws_bytes = (at + 1023) / 1024 * 1024;
 }
 
-bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why)
-{
+bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why) {
     *s = (System){.slots = k->facts.slots, .chunk = k->axis.at[AXIS_C].size,
                   .K = k->axis.at[AXIS_K].size, .V = k->axis.at[AXIS_V].size,
                   .trail = kernel_is_gradient(k), .trains = kernel_is_gradient(k)};
@@ -334,8 +311,7 @@ bool nv_system_sizes(Arena *arena, const Kernel *k, System *s, const char **why)
     return true;
 }
 
-bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
-{
+bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why) {
     if (!nv_system_sizes(arena, k, s, why))
         return false;
     CHECK(nv_find_op(k, OP_next) >= 0 && !s->trail);
@@ -348,8 +324,7 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why)
            !fail(why, "running sums of running sums, more than four deep, have no GPU chunk kernel");
 }
 
-void nv_system_keep(const Kernel *k, System *s, bool all)
-{
+void nv_system_keep(const Kernel *k, System *s, bool all) {
     s->trail = all;
     s->trains = true;
     nv_system_scales(k, s);
@@ -357,7 +332,6 @@ void nv_system_keep(const Kernel *k, System *s, bool all)
     s->scan = scan_plan(k, s, NULL);
 }
 
-Val nv_records(Cg *cg)
-{
+Val nv_records(Cg *cg) {
     return nv_global(cg, cg->opt->save_all ? FRAME_SAVED : FRAME_WS);
 }

@@ -14,8 +14,7 @@
 
 #define MAX_ACCESS 16 /* bytes of one load */
 
-void value_begin(ValueAt *at)
-{
+void value_begin(ValueAt *at) {
     int n = at->cg->k->inst.count;
     if (!at->memo)
         at->memo = NEW_ARRAY(at->cg->arena, Val *, n);
@@ -24,36 +23,30 @@ void value_begin(ValueAt *at)
     at->before = at->after = NULL;
 }
 
-static int run_axis(Shape s)
-{
+static int run_axis(Shape s) {
     CHECK(!(shape_has(s, AXIS_K) && shape_has(s, AXIS_V)));
     CHECK(!shape_has(s, AXIS_R) && !shape_has(s, AXIS_U));
     return shape_has(s, AXIS_K) ? AXIS_K : shape_has(s, AXIS_V) ? AXIS_V : -1;
 }
 
-static int run_length(const ValueAt *at, int axis)
-{
+static int run_length(const ValueAt *at, int axis) {
     return axis == AXIS_K ? at->n_k : axis == AXIS_V ? at->n_v : 1;
 }
 
-int value_count(const ValueAt *at, int v)
-{
+int value_count(const ValueAt *at, int v) {
     return run_length(at, run_axis(inst_at(at->cg->k, v)->shape));
 }
 
-static bool is_ragged(const ValueAt *at, int axis)
-{
+static bool is_ragged(const ValueAt *at, int axis) {
     int size = at->cg->k->axis.at[axis].size;
     return (axis == AXIS_K ? at->past_k : at->past_v) || size % run_length(at, axis) != 0;
 }
 
-static Val run_base(const ValueAt *at, int axis)
-{
+static Val run_base(const ValueAt *at, int axis) {
     return axis == AXIS_K ? at->base_k : at->base_v;
 }
 
-Val value_exists(ValueAt *at, int axis, int j)
-{
+Val value_exists(ValueAt *at, int axis, int j) {
     if (!is_ragged(at, axis))
         return NULL;
     Cg *cg = at->cg;
@@ -64,27 +57,23 @@ Val value_exists(ValueAt *at, int axis, int j)
 /* addresses ------------------------------------------------------------------------------------ */
 
 /* The value made ahead that is read for v at this place, or NULL. */
-static const ScanValue *made_ahead(const ValueAt *at, int v)
-{
+static const ScanValue *made_ahead(const ValueAt *at, int v) {
     if (!at->scan || at->scan->of[v] < 0)
         return NULL;
     const ScanValue *made = &at->scan->value[at->scan->of[v]];
     return made->stored && made->round < at->round ? made : NULL;
 }
 
-bool value_in_memory(const ValueAt *at, int v)
-{
+bool value_in_memory(const ValueAt *at, int v) {
     return inst_at(at->cg->k, v)->op == OP_in || made_ahead(at, v);
 }
 
-static int port_width(const Port *p)
-{
+static int port_width(const Port *p) {
     return p->is_param ? 4 : elem_size(p->elem);
 }
 
 /* Rows of `bytes` at `base`, for `heads` (i64) heads a token: head h of H reads head h * heads / H. */
-static ValuePort head_rows(ValueAt *at, Val base, Val heads, int64_t bytes)
-{
+static ValuePort head_rows(ValueAt *at, Val base, Val heads, int64_t bytes) {
     Cg *cg = at->cg;
     Val head = cg_udiv(cg, cg_mul(cg, at->head, cg_trunc32(cg, heads)), at->heads);
     Val offset = cg_mul(cg, cg_zext64(cg, head), cg_int64(cg, bytes));
@@ -92,8 +81,7 @@ static ValuePort head_rows(ValueAt *at, Val base, Val heads, int64_t bytes)
 }
 
 /* Params have no tokens. */
-static ValuePort port_address(ValueAt *at, int input)
-{
+static ValuePort port_address(ValueAt *at, int input) {
     Cg *cg = at->cg;
     const Port *p = &cg->k->in.at[input];
     Val heads = cg_frame_field(cg, frame_in_heads(cg->k, input));
@@ -105,14 +93,12 @@ static ValuePort port_address(ValueAt *at, int input)
 }
 
 /* Number of v's port: inputs come first. */
-static int port_number(const ValueAt *at, int v)
-{
+static int port_number(const ValueAt *at, int v) {
     const Kernel *k = at->cg->k;
     return made_ahead(at, v) ? k->in.count + at->scan->of[v] : inst_at(k, v)->index;
 }
 
-static ValuePort rows_of(ValueAt *at, int v)
-{
+static ValuePort rows_of(ValueAt *at, int v) {
     Cg *cg = at->cg;
     const ScanValue *made = made_ahead(at, v);
     if (!made)
@@ -121,8 +107,7 @@ static ValuePort rows_of(ValueAt *at, int v)
     return head_rows(at, scan_rows(cg, made), cg_frame_field(cg, FRAME_H), 4 * elements);
 }
 
-void value_ports(ValueAt *at)
-{
+void value_ports(ValueAt *at) {
     const Kernel *k = at->cg->k;
     at->port = NEW_ARRAY(at->cg->arena, ValuePort, k->in.count + (at->scan ? at->scan->count : 0));
     for (int v = 0; v < k->inst.count; v++) {
@@ -132,8 +117,7 @@ void value_ports(ValueAt *at)
 }
 
 /* The row of this token and head that value v is read from. */
-static Val row_address(ValueAt *at, int v, int64_t row_bytes)
-{
+static Val row_address(ValueAt *at, int v, int64_t row_bytes) {
     Cg *cg = at->cg;
     const Inst *i = inst_at(cg->k, v);
     int port = port_number(at, v);
@@ -150,8 +134,7 @@ static Val row_address(ValueAt *at, int v, int64_t row_bytes)
     return p;
 }
 
-Val value_zeros(Cg *cg)
-{
+Val value_zeros(Cg *cg) {
     static const char name[] = "gdr_zeros";
     Val g = LLVMGetNamedGlobal(cg->mod, name);
     if (g)
@@ -171,27 +154,23 @@ Val value_zeros(Cg *cg)
 
 /* loads ---------------------------------------------------------------------------------------- */
 
-static int64_t power_of_two_in(int64_t x)
-{
+static int64_t power_of_two_in(int64_t x) {
     return x & -x;
 }
 
-static int64_t min_int64(int64_t a, int64_t b)
-{
+static int64_t min_int64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
 /* How a thread's run of a value in memory is read: n elements in accesses of `group`. */
 typedef struct Access { Elem e; int axis, n, group; int64_t size; } Access;
 
-static bool is_param(const ValueAt *at, int v)
-{
+static bool is_param(const ValueAt *at, int v) {
     const Inst *i = inst_at(at->cg->k, v);
     return i->op == OP_in && at->cg->k->in.at[i->index].is_param;
 }
 
-static Access access_of(const ValueAt *at, int v)
-{
+static Access access_of(const ValueAt *at, int v) {
     const Inst *i = inst_at(at->cg->k, v);
     bool f32 = made_ahead(at, v) || is_param(at, v);
     Access a = {.e = f32 ? ELEM_f32 : at->cg->k->in.at[i->index].elem, .axis = run_axis(i->shape)};
@@ -204,21 +183,18 @@ static Access access_of(const ValueAt *at, int v)
 }
 
 /* What one access brings: pairs of 2-byte elements come as words. */
-static Ty access_type(Cg *cg, Access a)
-{
+static Ty access_type(Cg *cg, Access a) {
     bool pairs = elem_size(a.e) == 2 && a.group > 1;
     Ty item = pairs ? cg->i32 : a.e == ELEM_bf16 ? cg->i16 : cg_elem_type(cg, a.e);
     int count = pairs ? a.group / 2 : a.group;
     return count > 1 ? LLVMVectorType(item, (unsigned)count) : item;
 }
 
-static Val item_of(Cg *cg, Val x, int j)
-{
+static Val item_of(Cg *cg, Val x, int j) {
     return LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind ? cg_extract(cg, x, j) : x;
 }
 
-static void unpack_access(Cg *cg, Access a, Val x, Val *out)
-{
+static void unpack_access(Cg *cg, Access a, Val x, Val *out) {
     if (elem_size(a.e) == 2 && a.group > 1) {
         for (int w = 0; w < a.group / 2; w++)
             nv_unpack(cg, a.e, item_of(cg, x, w), out + 2 * w);
@@ -231,21 +207,18 @@ static void unpack_access(Cg *cg, Access a, Val x, Val *out)
     }
 }
 
-int value_accesses(const ValueAt *at, int v)
-{
+int value_accesses(const ValueAt *at, int v) {
     Access a = access_of(at, v);
     return a.n / a.group;
 }
 
-int value_access_bytes(const ValueAt *at, int v)
-{
+int value_access_bytes(const ValueAt *at, int v) {
     Access a = access_of(at, v);
     return a.group * elem_size(a.e);
 }
 
 /* The row's first elements stand in for ones that are not there. */
-void value_addresses(ValueAt *at, int v, Val *address)
-{
+void value_addresses(ValueAt *at, int v, Val *address) {
     Cg *cg = at->cg;
     Access a = access_of(at, v);
     int width = elem_size(a.e);
@@ -261,8 +234,7 @@ void value_addresses(ValueAt *at, int v, Val *address)
     }
 }
 
-void value_load(ValueAt *at, int v, Val *loaded)
-{
+void value_load(ValueAt *at, int v, Val *loaded) {
     Access a = access_of(at, v);
     value_addresses(at, v, loaded);
     for (int j = 0; j < a.n / a.group; j++)
@@ -270,15 +242,13 @@ void value_load(ValueAt *at, int v, Val *loaded)
                                       a.group * elem_size(a.e));
 }
 
-void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded)
-{
+void value_load_copy(ValueAt *at, int v, const Val *copy, Val *loaded) {
     Access a = access_of(at, v);
     for (int j = 0; j < a.n / a.group; j++)
         loaded[j] = cg_load(at->cg, access_type(at->cg, a), copy[j], a.group * elem_size(a.e));
 }
 
-void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out)
-{
+void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out) {
     Cg *cg = at->cg;
     Access a = access_of(at, v);
     Val valid = is_param(at, v) || at->zeros ? NULL : at->valid;
@@ -295,8 +265,7 @@ void value_unpack(ValueAt *at, int v, const Val *loaded, Val *out)
     }
 }
 
-static void load_run(ValueAt *at, int v, Val *out)
-{
+static void load_run(ValueAt *at, int v, Val *out) {
     Val *loaded = NEW_ARRAY(at->cg->arena, Val, value_accesses(at, v));
     value_load(at, v, loaded);
     value_unpack(at, v, loaded, out);
@@ -304,8 +273,7 @@ static void load_run(ValueAt *at, int v, Val *out)
 
 /* evaluation ----------------------------------------------------------------------------------- */
 
-static void eval_pointwise(ValueAt *at, const Inst *i, int n, Val *out)
-{
+static void eval_pointwise(ValueAt *at, const Inst *i, int n, Val *out) {
     const Val *a = value_get(at, i->arg[0]), *b = NULL;
     int na = value_count(at, i->arg[0]), nb = 1;
     if (i->nargs > 1) {
@@ -319,8 +287,7 @@ static void eval_pointwise(ValueAt *at, const Inst *i, int n, Val *out)
 }
 
 /* Pairwise: half the depth of dependent additions twice over, and the smaller error. */
-static Val add_all(Cg *cg, Val *x, int n)
-{
+static Val add_all(Cg *cg, Val *x, int n) {
     for (; n > 1; n = (n + 1) / 2) {
         for (int j = 0; j < n / 2; j++)
             x[j] = cg_fadd(cg, x[2 * j], x[2 * j + 1]);
@@ -330,8 +297,7 @@ static Val add_all(Cg *cg, Val *x, int n)
     return x[0];
 }
 
-static Val eval_sum(ValueAt *at, int v, const Inst *i)
-{
+static Val eval_sum(ValueAt *at, int v, const Inst *i) {
     int n = value_count(at, i->arg[0]);
     Val *part = NEW_ARRAY(at->cg->arena, Val, n);
     CHECK(run_axis(inst_at(at->cg->k, i->arg[0])->shape) == i->axis);
@@ -340,8 +306,7 @@ static Val eval_sum(ValueAt *at, int v, const Inst *i)
 }
 
 /* The product of two vectors, over channels. */
-static Val eval_dot(ValueAt *at, int v, const Inst *i)
-{
+static Val eval_dot(ValueAt *at, int v, const Inst *i) {
     int n = run_length(at, i->axis);
     Val *a = NEW_ARRAY(at->cg->arena, Val, n), *b = NEW_ARRAY(at->cg->arena, Val, n);
     CHECK(value_count(at, i->arg[0]) == n && value_count(at, i->arg[1]) == n);
@@ -353,8 +318,7 @@ static Val eval_dot(ValueAt *at, int v, const Inst *i)
 }
 
 /* Runs begin at even channels and are of even length: a pair lies in one thread. */
-static void eval_turn(ValueAt *at, const Inst *i, int n, Val *out)
-{
+static void eval_turn(ValueAt *at, const Inst *i, int n, Val *out) {
     const Val *x = value_get(at, i->arg[0]);
     bool repeated = value_count(at, i->arg[0]) != n;
     CHECK(n % 2 == 0);
@@ -366,8 +330,7 @@ static void eval_turn(ValueAt *at, const Inst *i, int n, Val *out)
 
 /* The place one token earlier. The first token stands in for the one before it, so that addresses
  * stay inside the sequence. */
-ValueAt *value_before(ValueAt *at)
-{
+ValueAt *value_before(ValueAt *at) {
     if (at->before)
         return at->before;
     Cg *cg = at->cg;
@@ -406,8 +369,7 @@ static void eval_after(ValueAt *at, const Inst *i, int n, Val *out) {
         out[j] = cg_select(at->cg, at->last, cg_float(at->cg, 0), x[j]);
 }
 
-Val value_past(Cg *cg, Val sequence, Val head, Val heads)
-{
+Val value_past(Cg *cg, Val sequence, Val head, Val heads) {
     if (kernel_is_gradient(cg->k) || !cg->k->facts.past)
         return NULL;
     Val H = cg_frame_field(cg, FRAME_H), number = pool_first(cg, sequence);
@@ -420,8 +382,7 @@ Val value_past(Cg *cg, Val sequence, Val head, Val heads)
                      LLVMConstNull(cg->ptr_global));
 }
 
-void value_recall(ValueAt *at, int v, Val where, Val *x)
-{
+void value_recall(ValueAt *at, int v, Val where, Val *x) {
     Cg *cg = at->cg;
     const Inst *i = inst_at(cg->k, v);
     int axis = run_axis(i->shape), n = run_length(at, axis);
@@ -448,8 +409,7 @@ void value_recall(ValueAt *at, int v, Val where, Val *x)
 }
 
 /* Rows past the sequence's end may stand at its first token, but remember nothing. */
-static void eval_prev(ValueAt *at, int v, const Inst *i, int n, Val *out)
-{
+static void eval_prev(ValueAt *at, int v, const Inst *i, int n, Val *out) {
     CHECK(at->first != NULL);
     const Val *x = value_get(value_before(at), i->arg[0]);
     for (int j = 0; j < n; j++)
@@ -457,8 +417,7 @@ static void eval_prev(ValueAt *at, int v, const Inst *i, int n, Val *out)
     value_recall(at, v, at->valid ? cg_and(at->cg, at->first, at->valid) : at->first, out);
 }
 
-static void eval(ValueAt *at, int v, int n, Val *out)
-{
+static void eval(ValueAt *at, int v, int n, Val *out) {
     const Inst *i = inst_at(at->cg->k, v);
     if (i->op == OP_const)
         out[0] = cg_float(at->cg, i->num);
@@ -480,8 +439,7 @@ static void eval(ValueAt *at, int v, int n, Val *out)
         BUG("value %d (%s) is not elementwise", v, op_info[i->op].name);
 }
 
-const Val *value_get(ValueAt *at, int v)
-{
+const Val *value_get(ValueAt *at, int v) {
     if (at->memo[v])
         return at->memo[v];
     int n = value_count(at, v);
@@ -492,8 +450,7 @@ const Val *value_get(ValueAt *at, int v)
     return out;
 }
 
-void value_get_padded(ValueAt *at, int v, Val *out)
-{
+void value_get_padded(ValueAt *at, int v, Val *out) {
     const Val *x = value_get(at, v);
     int axis = run_axis(inst_at(at->cg->k, v)->shape), n = value_count(at, v);
     for (int j = 0; j < n; j++) {
@@ -502,8 +459,7 @@ void value_get_padded(ValueAt *at, int v, Val *out)
     }
 }
 
-static double rest_of(const Kernel *k, const Inst *i, double a, double b)
-{
+static double rest_of(const Kernel *k, const Inst *i, double a, double b) {
     if (i->op == OP_const)
         return i->num;
     if (i->op == OP_in)
@@ -522,8 +478,7 @@ static double rest_of(const Kernel *k, const Inst *i, double a, double b)
     return NAN;
 }
 
-double value_at_rest(const Kernel *k, int v)
-{
+double value_at_rest(const Kernel *k, int v) {
     double *rest = NEW_ARRAY(k->arena, double, v + 1);
     for (int u = 0; u <= v; u++) {
         const Inst *i = inst_at(k, u);

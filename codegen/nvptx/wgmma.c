@@ -27,8 +27,7 @@ static int contracted(const Wgmma *m) { return m->along_rows ? m->rows : m->colu
 
 static int width(const Wgmma *m) { return m->along_rows ? m->columns : m->rows; }
 
-Wgmma nv_wgmma_matrix(Cg *cg, Val p, int rows, int columns, bool along_rows)
-{
+Wgmma nv_wgmma_matrix(Cg *cg, Val p, int rows, int columns, bool along_rows) {
     Wgmma m = {.rows = rows, .columns = columns, .along_rows = along_rows};
     int units = row_units(&m);
     uint64_t swizzle = units == 8 ? 1 : units == 4 ? 2 : 3;
@@ -40,8 +39,7 @@ Wgmma nv_wgmma_matrix(Cg *cg, Val p, int rows, int columns, bool along_rows)
 }
 
 /* Units from the matrix's begin to its k-step `step`. */
-static int step_offset(const Wgmma *m, int step)
-{
+static int step_offset(const Wgmma *m, int step) {
     int units = row_units(m);
     if (m->along_rows)
         return 16 * step * units;
@@ -49,16 +47,14 @@ static int step_offset(const Wgmma *m, int step)
     return unit / units * m->rows * units + unit % units;
 }
 
-static void put_list(Buf *text, int first, int count)
-{
+static void put_list(Buf *text, int first, int count) {
     for (int i = 0; i < count; i++)
         buf_printf(text, "%s$%d", i ? "," : "{", first + i);
     buf_puts(text, "}");
 }
 
 /* "=f" for every accumulator, its operands, then the accumulators tied. */
-static void put_constraints(Buf *text, int accumulators, const char *between)
-{
+static void put_constraints(Buf *text, int accumulators, const char *between) {
     for (int i = 0; i < accumulators; i++)
         buf_puts(text, i ? ",=f" : "=f");
     buf_puts(text, between);
@@ -69,8 +65,7 @@ static void put_constraints(Buf *text, int accumulators, const char *between)
 
 /* One statement whose `count` results replace acc[]. */
 static void run_tied(Cg *cg, const Buf *text, const Buf *constraints, Val *acc, int count, Val *arg,
-                     int nargs)
-{
+                     int nargs) {
     Ty type[128];
     for (int i = 0; i < count; i++)
         type[i] = cg->f32;
@@ -81,8 +76,7 @@ static void run_tied(Cg *cg, const Buf *text, const Buf *constraints, Val *acc, 
         acc[i] = LLVMBuildExtractValue(cg->b, r, (unsigned)i, "");
 }
 
-void nv_wgmma(Cg *cg, Elem e, Val *acc, const Val *a, const Wgmma *b, bool accumulate)
-{
+void nv_wgmma(Cg *cg, Elem e, Val *acc, const Val *a, const Wgmma *b, bool accumulate) {
     CHECK(e == ELEM_bf16 || e == ELEM_f16);
     const char *type = e == ELEM_bf16 ? "bf16" : "f16";
     int n = width(b), count = n / 2, steps = contracted(b) / 16, operands = 4 * steps;
@@ -114,8 +108,7 @@ void nv_wgmma(Cg *cg, Elem e, Val *acc, const Val *a, const Wgmma *b, bool accum
     run_tied(cg, &text, &constraints, acc, count, arg, operands + 1);
 }
 
-void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count)
-{
+void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count) {
     Val arg[128];
     CHECK(count <= 128);
     Buf text, constraints;
@@ -126,8 +119,7 @@ void nv_wgmma_wait(Cg *cg, int groups_in_flight, Val *acc, int count)
     run_tied(cg, &text, &constraints, acc, count, arg, 0);
 }
 
-void nv_work_out(Cg *cg, Val *x, int count)
-{
+void nv_work_out(Cg *cg, Val *x, int count) {
     Val arg[128];
     CHECK(count <= 128);
     Buf text, constraints;
@@ -140,20 +132,17 @@ void nv_work_out(Cg *cg, Val *x, int count)
 
 /* copies --------------------------------------------------------------------------------------- */
 
-static Val shared_address(Cg *cg, Val p)
-{
+static Val shared_address(Cg *cg, Val p) {
     return LLVMBuildPtrToInt(cg->b, p, cg->i32, "");
 }
 
-void nv_arrival_init(Cg *cg, Val barrier)
-{
+void nv_arrival_init(Cg *cg, Val barrier) {
     Val arg = shared_address(cg, barrier);
     cg_asm(cg, cg->voidt, "mbarrier.init.shared::cta.b64 [$0], 1;\n"
                           "fence.mbarrier_init.release.cluster;", "r,~{memory}", true, &arg, 1);
 }
 
-void nv_arrival_wait(Cg *cg, Val barrier, Val parity)
-{
+void nv_arrival_wait(Cg *cg, Val barrier, Val parity) {
     Val arg[2] = {shared_address(cg, barrier), parity};
     cg_asm(cg, cg->voidt,
            "{\n.reg .pred done;\nwait_${:uid}:\n"
@@ -163,8 +152,7 @@ void nv_arrival_wait(Cg *cg, Val barrier, Val parity)
 }
 
 /* Predicated rather than branched around: the assembler loses track of products across branches. */
-void nv_copy_bulk_if(Cg *cg, Val condition, Val dst, Val src, int bytes, Val barrier)
-{
+void nv_copy_bulk_if(Cg *cg, Val condition, Val dst, Val src, int bytes, Val barrier) {
     CHECK(bytes % 16 == 0);
     Val source = LLVMBuildPtrToInt(cg->b, src, cg->i64, "");
     Val arg[5] = {shared_address(cg, dst), source, cg_int(cg, bytes), shared_address(cg, barrier),
@@ -177,8 +165,7 @@ void nv_copy_bulk_if(Cg *cg, Val condition, Val dst, Val src, int bytes, Val bar
            "r,l,r,r,r,~{memory}", true, arg, 5);
 }
 
-void nv_copy_async_if(Cg *cg, Val condition, Val dst, Val src, Val bytes)
-{
+void nv_copy_async_if(Cg *cg, Val condition, Val dst, Val src, Val bytes) {
     Val source = LLVMBuildPtrToInt(cg->b, src, cg->i64, "");
     Val arg[4] = {shared_address(cg, dst), source, bytes,
                   LLVMBuildZExt(cg->b, condition, cg->i32, "")};
