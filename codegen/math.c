@@ -368,10 +368,19 @@ static Val reciprocal_root(Cg *cg, Val a) {
     return cg_fdiv(cg, number(cg, a, 1.0), unary(cg, "llvm.sqrt", a));
 }
 
+static bool is_zero(Val x) {
+    return LLVMIsConstant(x) && LLVMIsNull(x);
+}
+
+/* LLVM keeps x + 0, which is no -0; here zeros have no sign that matters. */
+static Val sum(Cg *cg, Val a, Val b) {
+    return is_zero(a) ? b : is_zero(b) ? a : cg_fadd(cg, a, b);
+}
+
 static Val pointwise(Cg *cg, Op op, Val a, Val b) {
     switch ((int)op) {
     case OP_neg: return LLVMBuildFNeg(cg->b, a, "");
-    case OP_add: return cg_fadd(cg, a, b);
+    case OP_add: return sum(cg, a, b);
     case OP_sub: return cg_fsub(cg, a, b);
     case OP_mul: return cg_fmul(cg, a, b);
     case OP_div: return cg_fdiv(cg, a, b);

@@ -125,6 +125,12 @@ void tokens_row_units(Tokens *x, int v, int place, int units, Val *address) {
         address[u] = cg_gep8(x->g->cg, p, cg_int64(x->g->cg, 16 * u));
 }
 
+Val tokens_load_number(Tokens *x, int v, int place) {
+    Val y;
+    grad_load(x->g->cg, row_elem(x, v), row_pointer(x, v, place), 1, &y);
+    return y;
+}
+
 /* Value v at this token's update `place`. */
 static void load_cotangent(Tokens *x, int v, int place, Val *out) {
     Cg *cg = x->g->cg;
@@ -132,6 +138,9 @@ static void load_cotangent(Tokens *x, int v, int place, Val *out) {
     int n = tokens_count(x, inst_at(x->g->k, v)->shape), width = elem_size(e);
     int group = grad_group(n, n, e);
     Val copy[TOKEN_RUN];
+    out[0] = tokens_number_of(x, v, place);
+    if (out[0])
+        return;
     bool copied = tokens_copy_of(x, v, place, copy);
     Val p = copied ? NULL : row_pointer(x, v, place);
     for (int j = 0; j < n; j += group)
@@ -141,12 +150,14 @@ static void load_cotangent(Tokens *x, int v, int place, Val *out) {
         out[j] = cg_fmul(cg, out[j], x->unit_dx[j]);
 }
 
-/* This lane's elements of an input's row, where it has been copied. */
+/* This lane's elements of an input's row, where it has been read or copied. */
 static bool load_input(Tokens *x, int v, Val *out) {
     Val copy[TOKEN_RUN], loaded[TOKEN_RUN];
-    if (!tokens_copy_of(x, v, PLACE_INPUT, copy))
+    loaded[0] = tokens_number_of(x, v, PLACE_INPUT);
+    if (!loaded[0] && !tokens_copy_of(x, v, PLACE_INPUT, copy))
         return false;
-    value_load_copy(&x->at, v, copy, loaded);
+    if (!loaded[0])
+        value_load_copy(&x->at, v, copy, loaded);
     value_unpack(&x->at, v, loaded, out);
     return true;
 }
@@ -390,6 +401,7 @@ static void place_lane(Tokens *x) {
     x->lane = cg_and(cg, g->lane, cg_int(cg, x->lanes - 1));
     ValueAt at = x->at;
     x->at = (ValueAt){.cg = cg, .token = g->seq.begin, .begin = g->seq.begin,
+                      .origin = cg_add(cg, g->seq.begin, g->start),
                       .end = cg_add(cg, g->seq.begin, g->seq.length),
                       .head = g->head, .heads = g->heads,
                       .base_k = cg_mul(cg, x->lane, cg_int(cg, x->n_k)),
@@ -398,6 +410,7 @@ static void place_lane(Tokens *x) {
                       .lookup = lookup, .sum = sum_lanes, .user = x,
                       .scan = at.scan, .round = at.round};
     value_ports(&x->at);
+    tokens_place_rows(x);
     if (!x->late)
         load_units(x);
 }
@@ -414,6 +427,7 @@ void tokens_place_at(Tokens *x, Val first, Val left) {
     x->t = cg_select(cg, x->live, t, cg_sub(cg, left, cg_int(cg, 1)));
     Val in_seq = cg_add(cg, g->start, cg_zext64(cg, x->t));
     x->at.token = cg_add(cg, g->seq.begin, in_seq);
+    x->at.offset = x->t;
     x->at.first = cg_cmp(cg, LLVMIntEQ, in_seq, cg_int64(cg, 0));
     Val next = cg_add(cg, in_seq, cg_int64(cg, 1));
     x->at.last = cg_cmp(cg, LLVMIntEQ, next, g->seq.length);
@@ -421,13 +435,8 @@ void tokens_place_at(Tokens *x, Val first, Val left) {
 }
 
 static void build_token(Tokens *x) {
-    const Kernel *k = x->g->k;
     read_ahead(x);
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        if (i->op == OP_out && !k->out.at[i->index].is_param && tokens_gives(x, i))
-            tokens_store(x, v);
-    }
+    tokens_store(x);
     const Scan *scan = x->g->g->s.scan;
     for (int j = 0; j < scan->count; j++)
         if (leaves(x, &scan->value[j]))

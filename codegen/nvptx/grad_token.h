@@ -18,6 +18,7 @@
 enum { TOKEN_RUN = 8 }; /* channels of a lane, at most */
 
 typedef struct Ahead Ahead;
+typedef struct TokenRows TokenRows;
 
 typedef struct Tokens {
     Grad *g;
@@ -30,6 +31,7 @@ typedef struct Tokens {
     Val unit_dx[TOKEN_RUN];
     bool *needed;        /* by value: a token's gradients ask for it */
     Ahead *ahead;        /* NULL: every row is read when it is wanted */
+    TokenRows *rows;     /* by value: where an output's rows are */
     bool *over_tokens;   /* by value: a sum over the chunk's tokens that a param's gradient needs */
     Var **sum;           /* by value: those sums' elements, this lane's tokens so far */
     int *sh_sum;         /* by value: f32 [warps][lanes * elements] in shared memory */
@@ -46,6 +48,8 @@ int tokens_row_bytes(const Tokens *x, int v);
 /* Its place within the token where v has axis C; where `units` 16-byte units of such a row are. */
 int tokens_place(const Tokens *x, int v);
 void tokens_row_units(Tokens *x, int v, int place, int units, Val *address);
+/* A row of one number, f32. */
+Val tokens_load_number(Tokens *x, int v, int place);
 /* x at the token that these lanes work on when the warp is at `first`, of `left` tokens. */
 void tokens_place_at(Tokens *x, Val first, Val left);
 
@@ -57,6 +61,8 @@ void tokens_end_ahead(Tokens *x);
 /* Whether this lane's part of v's row is a copy, and its units. Place: the update's, or one of these. */
 enum { PLACE_INPUT = -1, PLACE_SUM = -2 }; /* an input's row; what heads before this one add to output v */
 bool tokens_copy_of(Tokens *x, int v, int place, Val *copy);
+/* The one number of v's row as value_load or tokens_load_number gave it, or NULL. */
+Val tokens_number_of(const Tokens *x, int v, int place);
 
 /* Whether v is a product of two vectors that are no matrices of the chunk. */
 bool tokens_is_dot(const Kernel *k, int v);
@@ -64,7 +70,8 @@ bool tokens_is_dot(const Kernel *k, int v);
 bool tokens_gives(const Tokens *x, const Inst *out);
 
 /* grad_token_out.c */
-void tokens_store(Tokens *x, int out);               /* of this token; `out` is the instruction */
+void tokens_place_rows(Tokens *x);                   /* once, where it dominates all that follows */
+void tokens_store(Tokens *x);                        /* this token's rows of all outputs */
 /* 16-byte units of this lane's part of such a row, 0 where it does not come in these; their addresses,
  * and how many bytes of each are wanted (i32): none where the row is not a sum of several heads. */
 int tokens_sum_units(const Tokens *x, int out);

@@ -4,22 +4,32 @@
  *     items     what a token's gradients read: cotangents in scratch and record, inputs' rows, and what
  *               heads before this one left of sums, where that costs no stage
  *
- * Every lane copies the 16-byte units that it will read itself, so no barrier is needed; what does not
- * come in such units is read when it is wanted. */
+ * Every lane copies the 16-byte units that it will read itself, so no barrier is needed. A number a token
+ * (a gate, a strength, the cotangent of a scalar decay) is no such unit: it is read into a register, one
+ * token ahead, which is as far as memory is away. What is neither is read when it is wanted. */
 #include "codegen/nvptx/grad_token.h"
 
-enum { UNIT = 16, STAGES_MOST = 4, ITEMS_MOST = 24, UNITS_MOST = 4 };
+enum { UNIT = 16, STAGES_MOST = 4, ITEMS_MOST = 24, UNITS_MOST = 4, NUMBERS_MOST = 16 };
 
 /* The rows of value v at a token's update, or what else grad_token.h calls a place. */
 typedef struct Item {
     int v, place, unit, units; /* of a stage: the first of this lane's, and their number */
 } Item;
 
+/* One number of a token: as loaded from memory, the next token's and the present one's. */
+typedef struct Number {
+    int v, place;
+    Var next;
+    Val now;
+} Number;
+
 struct Ahead {
-    int stages, units, threads, base;
+    int stages, units, threads, base; /* no stages: nothing is copied */
     Item item[ITEMS_MOST];
     int items;
-    Tokens at;   /* as the present token's, at the one that is copied */
+    Number number[NUMBERS_MOST];
+    int numbers;
+    Tokens at;   /* as the present token's, at the one that is copied or read */
     Var which;   /* i32: the present token's stage */
     Val stage;   /* the same in this iteration */
 };
@@ -33,17 +43,29 @@ static void add_item(Ahead *a, int v, int place, int units) {
     a->units += units;
 }
 
+static void add_number(Ahead *a, int v, int place) {
+    if (a->numbers < NUMBERS_MOST)
+        a->number[a->numbers++] = (Number){.v = v, .place = place};
+}
+
 static void add_input(Ahead *a, Tokens *x, int v) {
     const Kernel *k = x->g->k;
     const Inst *i = inst_at(k, v);
-    if (!k->in.at[i->index].is_param && tokens_run_axis(i->shape) >= 0 &&
-        value_access_bytes(&x->at, v) == UNIT)
+    if (k->in.at[i->index].is_param)
+        return;
+    if (tokens_run_axis(i->shape) < 0)
+        add_number(a, v, PLACE_INPUT);
+    else if (value_access_bytes(&x->at, v) == UNIT)
         add_item(a, v, PLACE_INPUT, value_accesses(&x->at, v));
 }
 
 static void add_cotangent(Ahead *a, Tokens *x, int v, int place) {
     int bytes = tokens_row_bytes(x, v);
-    if (bytes % UNIT == 0 && tokens_in_memory(x, v))
+    if (!tokens_in_memory(x, v))
+        return;
+    if (tokens_count(x, inst_at(x->g->k, v)->shape) == 1)
+        add_number(a, v, place);
+    else if (bytes % UNIT == 0)
         add_item(a, v, place, bytes / UNIT);
 }
 
@@ -104,9 +126,13 @@ void tokens_plan_ahead(Tokens *x, int *sh_bytes) {
     add_items(a, x);
     a->stages = stages_of(a, g);
     if (a->stages < 2)
+        a->stages = a->items = 0;
+    if (a->stages == 0 && a->numbers == 0)
+        return;
+    x->ahead = a;
+    if (a->stages == 0)
         return;
     add_sums(a, x);
-    x->ahead = a;
     *sh_bytes = a->base + a->stages * stage_bytes(a);
 }
 
@@ -151,6 +177,26 @@ static void copy_token(Ahead *a, Val first, Val left, Val stage) {
     nv_copy_commit(cg);
 }
 
+/* The numbers of the token at `first` (tokens_place_at), on their way to registers. */
+static void read_numbers(Ahead *a, Val first, Val left, bool begin) {
+    Tokens *y = &a->at;
+    Cg *cg = y->g->cg;
+    if (a->numbers > 0)
+        tokens_place_at(y, first, left);
+    for (int i = 0; i < a->numbers; i++) {
+        Number *n = &a->number[i];
+        Val loaded;
+        if (n->place == PLACE_INPUT)
+            value_load(&y->at, n->v, &loaded);
+        else
+            loaded = tokens_load_number(y, n->v, n->place);
+        if (begin)
+            n->next = cg_var(cg, LLVMTypeOf(loaded), loaded);
+        else
+            cg_set(cg, n->next, loaded);
+    }
+}
+
 void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step) {
     Ahead *a = x->ahead;
     Cg *cg = x->g->cg;
@@ -159,6 +205,9 @@ void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step) {
     a->at = *x;
     a->at.at.memo = NULL;
     a->at.at.before = NULL;
+    read_numbers(a, first, left, true);
+    if (a->stages == 0)
+        return;
     a->which = cg_var(cg, cg->i32, cg_int(cg, 0));
     for (int s = 0; s < a->stages - 1; s++)
         copy_token(a, cg_add(cg, first, cg_int(cg, s * step)), left, cg_int(cg, s));
@@ -176,6 +225,11 @@ void tokens_enter(Tokens *x, Val first, Val left, int64_t step) {
     Cg *cg = x->g->cg;
     if (!a)
         return;
+    for (int i = 0; i < a->numbers; i++)
+        a->number[i].now = cg_get(cg, a->number[i].next);
+    read_numbers(a, cg_add(cg, first, cg_int(cg, step)), left, false);
+    if (a->stages == 0)
+        return;
     int far = a->stages - 1;
     a->stage = cg_get(cg, a->which);
     copy_token(a, cg_add(cg, first, cg_int(cg, far * step)), left, stage_after(a, cg, a->stage, far));
@@ -185,8 +239,16 @@ void tokens_enter(Tokens *x, Val first, Val left, int64_t step) {
 
 /* The shared memory is another phase's next. */
 void tokens_end_ahead(Tokens *x) {
-    if (x->ahead)
+    if (x->ahead && x->ahead->stages > 0)
         nv_copy_wait(x->g->cg, 0);
+}
+
+Val tokens_number_of(const Tokens *x, int v, int place) {
+    const Ahead *a = x->ahead;
+    for (int i = 0; a && i < a->numbers; i++)
+        if (a->number[i].v == v && a->number[i].place == place)
+            return a->number[i].now;
+    return NULL;
 }
 
 bool tokens_copy_of(Tokens *x, int v, int place, Val *copy) {

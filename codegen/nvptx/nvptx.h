@@ -164,6 +164,8 @@ typedef struct ValuePort {
 struct ValueAt {
     Cg *cg;
     Val token;            /* i64 token row; clamped by the caller to one that exists */
+    Val origin;           /* i64 token row from which value_ports counts; NULL: 0 */
+    Val offset;           /* i32 >= 0, token - origin, which saves multiplications; NULL: not at hand */
     Val valid;            /* i1: false = loads of per-token inputs give 0; NULL = always valid */
     Val zeros;            /* from value_zeros: read in place of rows that are not valid, which costs
                              one selection an address, not one an element; NULL = select elements */
@@ -192,7 +194,7 @@ struct ValueAt {
     ValueAt *before;      /* the same place one token earlier */
     ValueAt *after;       /* and one later */
     ValuePort *port;      /* [input], then by number of what is made ahead, from value_ports: this head's
-                             address at token 0, bytes a token */
+                             address at the origin, bytes a token */
 };
 /* Compute the addresses that depend on the head alone; optional, once, where it dominates all use. */
 void value_ports(ValueAt *at);

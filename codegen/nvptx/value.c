@@ -111,9 +111,20 @@ void value_ports(ValueAt *at) {
     const Kernel *k = at->cg->k;
     at->port = NEW_ARRAY(at->cg->arena, ValuePort, k->in.count + (at->scan ? at->scan->count : 0));
     for (int v = 0; v < k->inst.count; v++) {
-        if (value_in_memory(at, v) && !at->port[port_number(at, v)].base)
-            at->port[port_number(at, v)] = rows_of(at, v);
+        if (!value_in_memory(at, v) || at->port[port_number(at, v)].base)
+            continue;
+        ValuePort p = rows_of(at, v);
+        if (p.stride && at->origin)
+            p.base = cg_gep8(at->cg, p.base, cg_mul(at->cg, at->origin, p.stride));
+        at->port[port_number(at, v)] = p;
     }
+}
+
+/* Tokens (i64) to this one from where the ports' addresses begin. */
+static Val tokens_from_origin(const ValueAt *at) {
+    if (!at->origin)
+        return at->token;
+    return at->offset ? cg_zext64(at->cg, at->offset) : cg_sub(at->cg, at->token, at->origin);
 }
 
 /* The row of this token and head that value v is read from. */
@@ -121,12 +132,13 @@ static Val row_address(ValueAt *at, int v, int64_t row_bytes) {
     Cg *cg = at->cg;
     const Inst *i = inst_at(cg->k, v);
     int port = port_number(at, v);
-    ValuePort a = at->port && at->port[port].base ? at->port[port] : rows_of(at, v);
+    bool placed = at->port && at->port[port].base;
+    ValuePort a = placed ? at->port[port] : rows_of(at, v);
     Val p = a.base;
     if (a.stride && at->frugal)
         a.stride = cg_mul(cg, nv_anew(cg, a.heads), cg_int64(cg, a.bytes));
     if (a.stride)
-        p = cg_gep8(cg, p, cg_mul(cg, at->token, a.stride));
+        p = cg_gep8(cg, p, cg_mul(cg, placed ? tokens_from_origin(at) : at->token, a.stride));
     if (i->op == OP_in && i->row > 0)
         p = cg_gep8(cg, p, cg_int64(cg, i->row * row_bytes));
     if (a.stride && at->valid && at->zeros)
@@ -338,6 +350,7 @@ ValueAt *value_before(ValueAt *at) {
     *b = *at;
     Val earlier = cg_sub(cg, at->token, cg_int64(cg, 1));
     b->token = cg_select(cg, at->first, at->token, earlier);
+    b->offset = NULL;
     b->first = at->begin ? cg_cmp(cg, LLVMIntEQ, b->token, at->begin) : NULL;
     b->lookup = NULL;
     b->memo = NULL;
@@ -353,6 +366,7 @@ static ValueAt *value_after(ValueAt *at) {
     ValueAt *a = NEW(cg->arena, ValueAt);
     *a = *at;
     a->token = cg_select(cg, at->last, at->token, cg_add(cg, at->token, cg_int64(cg, 1)));
+    a->offset = NULL;
     a->last = cg_cmp(cg, LLVMIntEQ, cg_add(cg, a->token, cg_int64(cg, 1)), at->end);
     a->first = cg_and(cg, at->first, at->last);
     a->lookup = NULL;
