@@ -153,11 +153,12 @@ static void load_cotangent(Tokens *x, int v, int place, Val *out) {
 /* This lane's elements of an input's row, where it has been read or copied. */
 static bool load_input(Tokens *x, int v, Val *out) {
     Val copy[TOKEN_RUN], loaded[TOKEN_RUN];
-    loaded[0] = tokens_number_of(x, v, PLACE_INPUT);
-    if (!loaded[0] && !tokens_copy_of(x, v, PLACE_INPUT, copy))
+    out[0] = tokens_number_of(x, v, PLACE_INPUT);
+    if (out[0])
+        return true;
+    if (!tokens_copy_of(x, v, PLACE_INPUT, copy))
         return false;
-    if (!loaded[0])
-        value_load_copy(&x->at, v, copy, loaded);
+    value_load_copy(&x->at, v, copy, loaded);
     value_unpack(&x->at, v, loaded, out);
     return true;
 }
@@ -415,14 +416,16 @@ static void place_lane(Tokens *x) {
         load_units(x);
 }
 
-/* The token that these lanes work on when the warp is at `first`, of `left` tokens. */
-void tokens_place_at(Tokens *x, Val first, Val left) {
-    Grad *g = x->g;
-    Cg *cg = g->cg;
+Val tokens_side(const Tokens *x) {
     int log = 0;
     while (1 << log < x->lanes)
         log++;
-    Val t = cg_add(cg, first, cg_shr(cg, g->lane, log));
+    return cg_shr(x->g->cg, x->g->lane, log);
+}
+
+void tokens_place_at(Tokens *x, Val t, Val left) {
+    Grad *g = x->g;
+    Cg *cg = g->cg;
     x->live = cg_cmp(cg, LLVMIntSLT, t, left);
     x->t = cg_select(cg, x->live, t, cg_sub(cg, left, cg_int(cg, 1)));
     Val in_seq = cg_add(cg, g->start, cg_zext64(cg, x->t));
@@ -460,7 +463,7 @@ void grad_tokens(Grad *g) {
     tokens_begin_ahead(x, first, left, step);
     Loop l = cg_for(cg, first, left, step, false);
     tokens_enter(x, l.i, left, step);
-    tokens_place_at(x, l.i, left);
+    tokens_place_at(x, cg_add(cg, l.i, tokens_side(x)), left);
     build_token(x);
     cg_end_for(cg, &l);
     tokens_end_ahead(x);

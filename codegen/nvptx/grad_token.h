@@ -50,8 +50,10 @@ int tokens_place(const Tokens *x, int v);
 void tokens_row_units(Tokens *x, int v, int place, int units, Val *address);
 /* A row of one number, f32. */
 Val tokens_load_number(Tokens *x, int v, int place);
-/* x at the token that these lanes work on when the warp is at `first`, of `left` tokens. */
-void tokens_place_at(Tokens *x, Val first, Val left);
+/* Of the tokens that the warp works on at once, the number of these lanes' (i32). */
+Val tokens_side(const Tokens *x);
+/* x at token t (i32) of `left` that the chunk has; at the last one where there is none. */
+void tokens_place_at(Tokens *x, Val t, Val left);
 
 /* grad_token_ahead.c: all but the first do nothing where `ahead` is NULL. */
 void tokens_plan_ahead(Tokens *x, int *sh_bytes);
@@ -61,8 +63,8 @@ void tokens_end_ahead(Tokens *x);
 /* Whether this lane's part of v's row is a copy, and its units. Place: the update's, or one of these. */
 enum { PLACE_INPUT = -1, PLACE_SUM = -2 }; /* an input's row; what heads before this one add to output v */
 bool tokens_copy_of(Tokens *x, int v, int place, Val *copy);
-/* The one number of v's row as value_load or tokens_load_number gave it, or NULL. */
-Val tokens_number_of(const Tokens *x, int v, int place);
+/* The one number of v's row, f32, or NULL. */
+Val tokens_number_of(Tokens *x, int v, int place);
 
 /* Whether v is a product of two vectors that are no matrices of the chunk. */
 bool tokens_is_dot(const Kernel *k, int v);

@@ -5,22 +5,22 @@
  *               heads before this one left of sums, where that costs no stage
  *
  * Every lane copies the 16-byte units that it will read itself, so no barrier is needed. A number a token
- * (a gate, a strength, the cotangent of a scalar decay) is no such unit: it is read into a register, one
- * token ahead, which is as far as memory is away. What is neither is read when it is wanted. */
+ * (a gate, a strength, the cotangent of a scalar decay) is no such unit: each lane reads one token's before the
+ * first one is worked on, and a shuffle brings it. What is neither is read when it is wanted. */
 #include "codegen/nvptx/grad_token.h"
 
-enum { UNIT = 16, STAGES_MOST = 4, ITEMS_MOST = 24, UNITS_MOST = 4, NUMBERS_MOST = 16 };
+enum { UNIT = 16, STAGES_MOST = 4, ITEMS_MOST = 24, UNITS_MOST = 4, NUMBERS_MOST = 16,
+       WARP_LANES = 32 };
 
 /* The rows of value v at a token's update, or what else grad_token.h calls a place. */
 typedef struct Item {
     int v, place, unit, units; /* of a stage: the first of this lane's, and their number */
 } Item;
 
-/* One number of a token: as loaded from memory, the next token's and the present one's. */
+/* A number a token: f32, that of the warp's token whose number is this lane's. */
 typedef struct Number {
     int v, place;
-    Var next;
-    Val now;
+    Val own;
 } Number;
 
 struct Ahead {
@@ -32,6 +32,8 @@ struct Ahead {
     Tokens at;   /* as the present token's, at the one that is copied or read */
     Var which;   /* i32: the present token's stage */
     Val stage;   /* the same in this iteration */
+    Var owner;   /* i32: the lane that has the present token's numbers */
+    Val present; /* the same in this iteration */
 };
 
 /* plan ------------------------------------------------------------------------------------------- */
@@ -125,6 +127,8 @@ void tokens_plan_ahead(Tokens *x, int *sh_bytes) {
     *a = (Ahead){.threads = 32 * g->g->s.warps, .base = (*sh_bytes + UNIT - 1) / UNIT * UNIT};
     add_items(a, x);
     a->stages = stages_of(a, g);
+    if (g->g->s.chunk > WARP_LANES * g->g->s.warps)
+        a->numbers = 0;
     if (a->stages < 2)
         a->stages = a->items = 0;
     if (a->stages == 0 && a->numbers == 0)
@@ -160,11 +164,11 @@ static void copy_item(Ahead *a, const Item *item, Val stage) {
         nv_copy_async(cg, unit_place(a, cg, stage, item->unit + u), from[u], bytes[u]);
 }
 
-/* The token at `first` (tokens_place_at) into a stage. */
+/* The token that these lanes work on when the warp is at `first`, into a stage. */
 static void copy_token(Ahead *a, Val first, Val left, Val stage) {
     Cg *cg = a->at.g->cg;
     bool sums = a->item[a->items - 1].place == PLACE_SUM; /* these are the last ones */
-    tokens_place_at(&a->at, first, left);
+    tokens_place_at(&a->at, cg_add(cg, first, tokens_side(&a->at)), left);
     for (int i = 0; i < a->items; i++)
         if (a->item[i].place != PLACE_SUM)
             copy_item(a, &a->item[i], stage);
@@ -177,24 +181,19 @@ static void copy_token(Ahead *a, Val first, Val left, Val stage) {
     nv_copy_commit(cg);
 }
 
-/* The numbers of the token at `first` (tokens_place_at), on their way to registers. */
-static void read_numbers(Ahead *a, Val first, Val left, bool begin) {
+/* Lane l has the numbers of the warp's token l: at_once neighbours, then those that are `step` further. */
+static void read_numbers(Ahead *a, Val first, Val left, int64_t step) {
     Tokens *y = &a->at;
     Cg *cg = y->g->cg;
-    if (a->numbers > 0)
-        tokens_place_at(y, first, left);
+    Val at_once = cg_int(cg, WARP_LANES / y->lanes), lane = y->g->lane;
+    Val turn = cg_mul(cg, cg_udiv(cg, lane, at_once), cg_int(cg, step));
+    tokens_place_at(y, cg_add(cg, first, cg_add(cg, turn, cg_urem(cg, lane, at_once))), left);
     for (int i = 0; i < a->numbers; i++) {
         Number *n = &a->number[i];
-        Val loaded;
-        if (n->place == PLACE_INPUT)
-            value_load(&y->at, n->v, &loaded);
-        else
-            loaded = tokens_load_number(y, n->v, n->place);
-        if (begin)
-            n->next = cg_var(cg, LLVMTypeOf(loaded), loaded);
-        else
-            cg_set(cg, n->next, loaded);
+        n->own = n->place == PLACE_INPUT ? value_get(&y->at, n->v)[0]
+                                         : tokens_load_number(y, n->v, n->place);
     }
+    a->owner = cg_var(cg, cg->i32, tokens_side(y));
 }
 
 void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step) {
@@ -205,7 +204,9 @@ void tokens_begin_ahead(Tokens *x, Val first, Val left, int64_t step) {
     a->at = *x;
     a->at.at.memo = NULL;
     a->at.at.before = NULL;
-    read_numbers(a, first, left, true);
+    a->at.at.lookup = NULL;
+    if (a->numbers > 0)
+        read_numbers(a, first, left, step);
     if (a->stages == 0)
         return;
     a->which = cg_var(cg, cg->i32, cg_int(cg, 0));
@@ -225,9 +226,10 @@ void tokens_enter(Tokens *x, Val first, Val left, int64_t step) {
     Cg *cg = x->g->cg;
     if (!a)
         return;
-    for (int i = 0; i < a->numbers; i++)
-        a->number[i].now = cg_get(cg, a->number[i].next);
-    read_numbers(a, cg_add(cg, first, cg_int(cg, step)), left, false);
+    if (a->numbers > 0)
+        a->present = cg_get(cg, a->owner);
+    if (a->numbers > 0)
+        cg_set(cg, a->owner, cg_add(cg, a->present, cg_int(cg, WARP_LANES / x->lanes)));
     if (a->stages == 0)
         return;
     int far = a->stages - 1;
@@ -243,11 +245,11 @@ void tokens_end_ahead(Tokens *x) {
         nv_copy_wait(x->g->cg, 0);
 }
 
-Val tokens_number_of(const Tokens *x, int v, int place) {
+Val tokens_number_of(Tokens *x, int v, int place) {
     const Ahead *a = x->ahead;
     for (int i = 0; a && i < a->numbers; i++)
         if (a->number[i].v == v && a->number[i].place == place)
-            return a->number[i].now;
+            return nv_shuffle_from(x->g->cg, a->number[i].own, a->present);
     return NULL;
 }
 
