@@ -393,6 +393,10 @@ static void binary(Adjoint *a, int v, int g) {
         give(a, i->arg[1], i->op == OP_sub ? neg(a, g) : g, i->shape);
         break;
     case OP_mul:
+        if (i->arg[0] == i->arg[1]) { /* under a sum g is one number: no second product of vectors */
+            give_product(a, i->arg[0], mul(a, number(a, 2), g), x);
+            break;
+        }
         give_product(a, i->arg[0], g, y);
         give_product(a, i->arg[1], g, x);
         break;

@@ -1,10 +1,15 @@
-/* peel: the scalar factors of a row multiply first, so that its vectors are scaled once.
+/* peel: the scalar factors of a row multiply first, so that its vectors are scaled once; those of a sum
+ * multiply what it gives.
  *
  * needs  a chunk-level kernel
  * gives  the same with fewer products of vectors, unused values dropped
  *
  *     %ks = mul %kn, %strength               %s = mul %alpha, %strength
  *     %e = mul %alpha, %ks            ->     %e = mul %s, %kn
+ *
+ *     %kn = mul %k, %r                       %xy = mul %k, %x
+ *     %xy = mul %kn, %x                      %t = sum %xy over K
+ *     %y = sum %xy over K             ->     %y = mul %r, %t
  *
  * A product is taken apart down to factors that something else uses too, or that are normalised
  * vectors x * rsqrt(sum(x * x) + c), which range analysis knows to lie in [-1, 1]. Matrix operands
@@ -27,8 +32,18 @@ static bool is_vector(const Kernel *k, int v) {
     return shape_features(inst_at(k, v)->shape).rank > 0;
 }
 
+/* x * rsqrt(y) where y is made of x. */
 static bool is_normalised(const Kernel *k, const Inst *i) {
-    return inst_at(k, i->arg[0])->op == OP_rsqrt || inst_at(k, i->arg[1])->op == OP_rsqrt;
+    for (int side = 0; side < 2; side++) {
+        const Inst *root = inst_at(k, i->arg[side]);
+        if (root->op != OP_rsqrt)
+            continue;
+        bool *made_of = NEW_ARRAY(k->arena, bool, k->inst.count);
+        value_mark(k, root->arg[0], made_of);
+        if (made_of[i->arg[1 - side]])
+            return true;
+    }
+    return false;
 }
 
 /* The factors of v, which stands inside the product; false when there are too many. */
@@ -74,17 +89,62 @@ static int scalars_first(Peel *p, int v) {
     return emit2(p->new, OP_mul, s, x, i->span);
 }
 
-void pass_peel(Kernel *k) {
-    int *uses = NEW_ARRAY(k->arena, int, k->inst.count);
-    for (int v = 0; v < k->inst.count; v++)
-        for (int j = 0; j < inst_at(k, v)->nargs; j++)
-            if (inst_at(k, v)->arg[j] >= 0)
-                uses[inst_at(k, v)->arg[j]]++;
-    Peel p = {.old = k, .new = kernel_like(k), .uses = uses,
-              .map = NEW_ARRAY(k->arena, int, k->inst.count)};
+/* v without its factors that lack `axis`, which are added to p->factor[]. Products that something else uses
+ * too are not made twice. */
+static int without_scalars(Peel *p, int v, int axis) {
+    const Inst *i = inst_at(p->old, v);
+    if (i->op != OP_mul || p->count == FACTORS)
+        return p->map[v];
+    for (int side = 0; side < 2; side++) {
+        if (!shape_has(inst_at(p->old, i->arg[side])->shape, axis)) {
+            p->factor[p->count++] = i->arg[side];
+            return without_scalars(p, i->arg[1 - side], axis);
+        }
+    }
+    if (p->uses[v] > 1)
+        return p->map[v];
+    int before = p->count, x = without_scalars(p, i->arg[0], axis);
+    int y = without_scalars(p, i->arg[1], axis);
+    return p->count > before ? emit2(p->new, OP_mul, x, y, i->span) : p->map[v];
+}
+
+/* The sum at v with scalars behind it, or -1 where it has none. `matrix`: the chunk system takes it. */
+static int scalars_last(Peel *p, int v, bool matrix) {
+    const Inst *i = inst_at(p->old, v);
+    if (i->op != OP_sum || matrix || p->uses[i->arg[0]] > 1)
+        return -1;
+    p->count = 0;
+    int x = without_scalars(p, i->arg[0], i->axis);
+    if (p->count == 0)
+        return -1;
+    int arg[] = {x}, sum = emit_copy(p->new, i, arg);
+    for (int f = 0; f < p->count; f++)
+        sum = emit2(p->new, OP_mul, p->map[p->factor[f]], sum, i->span);
+    return sum;
+}
+
+/* How many operations use each value, and whether one of them belongs to the chunk system. */
+static void count_uses(const Kernel *k, int *uses, bool *matrix) {
     for (int v = 0; v < k->inst.count; v++) {
         const Inst *i = inst_at(k, v);
-        p.map[v] = scalars_first(&p, v);
+        for (int j = 0; j < i->nargs; j++) {
+            if (i->arg[j] < 0)
+                continue;
+            uses[i->arg[j]]++;
+            matrix[i->arg[j]] = matrix[i->arg[j]] || op_info[i->op].class == CLASS_CHUNK;
+        }
+    }
+}
+
+/* The kernel with every value that has another form in that one. */
+static void rewrite(Kernel *k, bool sums) {
+    int n = k->inst.count, *uses = NEW_ARRAY(k->arena, int, n);
+    bool *matrix = NEW_ARRAY(k->arena, bool, n);
+    count_uses(k, uses, matrix);
+    Peel p = {.old = k, .new = kernel_like(k), .uses = uses, .map = NEW_ARRAY(k->arena, int, n)};
+    for (int v = 0; v < n; v++) {
+        const Inst *i = inst_at(k, v);
+        p.map[v] = sums ? scalars_last(&p, v, matrix[v]) : scalars_first(&p, v);
         if (p.map[v] >= 0)
             continue;
         int *arg = NEW_ARRAY(k->arena, int, i->nargs + 1);
@@ -94,4 +154,9 @@ void pass_peel(Kernel *k) {
     }
     k->inst = p.new->inst;
     kernel_simplify(k);
+}
+
+void pass_peel(Kernel *k) {
+    rewrite(k, true);
+    rewrite(k, false);
 }
