@@ -115,7 +115,7 @@ int spec_open(Driver *d, const char *path, Spec *s);
 /* Lowers a variant (NULL: the only one); NULL after messages. Warnings are not repeated. */
 Kernel *spec_kernel(Driver *d, Spec *s, const char *variant, const gdr_dim *dims, int ndims);
 void print_diag(Driver *d, const Diag *diag);
-/* compile_input's callback: user is the Driver. */
+/* compile_input's callback, which prints errors: user is the Driver. */
 void print_diag_callback(void *driver, const Diag *diag);
 
 /* convert.c ------------------------------------------------------------------------------------ */

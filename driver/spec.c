@@ -18,8 +18,17 @@ void print_diag(Driver *d, const Diag *diag) {
         fwrite(text.text, 1, text.len, stderr);
 }
 
+/* Of a compilation: the warnings about the text were printed by spec_open. */
 void print_diag_callback(void *driver, const Diag *diag) {
-    print_diag(driver, diag);
+    if (!diag->errors)
+        return;
+    Diag errors;
+    diag_init(&errors, &((Driver *)driver)->arena, diag->source);
+    for (int i = 0; i < diag->item.count; i++)
+        if (diag->item.at[i].kind == DIAG_error)
+            VEC_PUSH(errors.arena, &errors.item, diag->item.at[i]);
+    errors.errors = diag->errors;
+    print_diag(driver, &errors);
 }
 
 int spec_open(Driver *d, const char *path, Spec *s) {
