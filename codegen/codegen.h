@@ -226,6 +226,8 @@ typedef struct CgOptions {
                               no factor and no chain for gradients, if CgModule.records is the same */
     bool no_wgmma;         /* the schedule of older GPUs: what the other is compared with */
     bool want_llvm;        /* fill text with LLVM IR instead of PTX */
+    bool sizes_only;       /* all that a CgModule says of the code, without the code: nothing is optimised or
+                              translated, text is an entry's first words */
     const char *prefix;    /* symbol prefix */
 } CgOptions;
 

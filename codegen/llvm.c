@@ -193,6 +193,8 @@ bool cg_optimize(Cg *cg, const char **why) {
     if (LLVMVerifyModule(cg->mod, LLVMReturnStatusAction, &error))
         BUG("malformed LLVM module for %s: %s", cg->target->name, error);
     LLVMDisposeMessage(error);
+    if (cg->opt->sizes_only)
+        return true;
     LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
     LLVMPassBuilderOptionsSetLoopUnrolling(options, cg->opt->opt_level >= 3);
     LLVMErrorRef failed = LLVMRunPasses(cg->mod, pipeline(cg->opt), cg->tm, options);
@@ -236,7 +238,12 @@ static bool emit_file(Cg *cg, LLVMCodeGenFileType kind, LLVMMemoryBufferRef *out
 }
 
 bool cg_translate(Cg *cg, const char **why) {
+    static const char no_code[] = "\n.visible .entry ";
     bool gpu = cg->target->gpu;
+    if (cg->opt->sizes_only) {
+        cg->text = LLVMCreateMemoryBufferWithMemoryRangeCopy(no_code, sizeof no_code - 1, "");
+        return true;
+    }
     if (cg->opt->want_llvm) {
         char *text = LLVMPrintModuleToString(cg->mod);
         cg->text = LLVMCreateMemoryBufferWithMemoryRangeCopy(text, strlen(text), "");

@@ -4,6 +4,44 @@
 #include <string.h>
 
 enum { EXPLAIN_ROWS = 64 }; /* equations of the chunk system that is shown */
+#define EXPLAIN_GPU "sm_90a" /* whose memory is told of */
+
+/* What the kernels of a target need, by compiling all of them but the code. */
+static Footprint footprint(Driver *d, const Spec *s, const char *variant, const char *target,
+                           gdr_pass pass) {
+    gdr_compile_options o = {
+        .size = sizeof o,
+        .variant = variant,
+        .dims = d->opt.dim.at,
+        .ndims = d->opt.dim.count,
+        .dtype = GDR_BF16,
+        .target = target,
+        .pass = pass,
+        .save = pass == GDR_PASS_FORWARD ? GDR_SAVE_STATES : GDR_SAVE_NOTHING,
+    };
+    CompileExtra extra = {.diag = print_diag_callback,
+                          .diag_user = d,
+                          .no_cache = true,
+                          .no_load = true,
+                          .sizes_only = true};
+    CompileInput input = {.source = s->source};
+    gdr_kernel *k;
+    if (compile_input(d->ctx, &input, &o, &extra, &k)) {
+        const char *why = gdr_last_error(d->ctx);
+        return (Footprint){.why_not = arena_strndup(&d->arena, why, strlen(why))};
+    }
+    const Record *r = &k->rec;
+    Footprint f = {
+        .by_chunks = r->algo == ALGO_chunk,
+        .chunk = r->module.chunk,
+        .bytes = r->module.ws_bytes_per_slot_head,
+        .ahead = (double)r->module.scan_token_bytes + (double)r->module.scan_carry_bytes / SCAN_TOKENS,
+        .save_every = record_save_every(r),
+        .saved_bytes = border_bytes(r),
+    };
+    gdr_kernel_destroy(k);
+    return f;
+}
 
 static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out) {
     Kernel *normal = spec_kernel(d, s, variant, d->opt.dim.at, d->opt.dim.count);
@@ -27,7 +65,12 @@ static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out) {
         [FORMAT_markdown] = EXPLAIN_markdown,
         [FORMAT_json] = EXPLAIN_json,
     };
-    explain(normal, tile, grad, format[d->opt.format], out);
+    Footprints need = {
+        .forward = footprint(d, s, variant, EXPLAIN_GPU, GDR_PASS_FORWARD),
+        .gpu = footprint(d, s, variant, EXPLAIN_GPU, GDR_PASS_BACKWARD),
+        .cpu = footprint(d, s, variant, "host", GDR_PASS_BACKWARD),
+    };
+    explain(normal, tile, grad, &need, format[d->opt.format], out);
     return EXIT_done;
 }
 
@@ -36,6 +79,8 @@ int command_explain(Driver *d) {
     int status = spec_open(d, d->opt.file.at[0], &s);
     if (status)
         return status;
+    if (!driver_context(d))
+        return EXIT_environment;
     const Variant *v = NULL;
     if (d->opt.variant && !(v = spec_variant(s.file, d->opt.variant, &s.diag))) {
         print_diag(d, &s.diag);

@@ -26,10 +26,7 @@ typedef struct Report {
     SystemTable system;
     VEC(Pair) backward;
     Cost backward_cost;
-    int64_t state_bytes;     /* of one chunk's state in f32 */
-    int64_t kept_bytes;      /* GPU: of a chunk and head, forward; */
-    int64_t record_bytes;    /*   backward */
-    double saved_bytes;      /* GPU: of a token and head */
+    const Footprints *need;
 } Report;
 
 static const char *format(Report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -280,6 +277,52 @@ static void add_backward(Report *r, const char *key, const char *text) {
     VEC_PUSH(r->arena, &r->backward, ((Pair){key, text}));
 }
 
+static double a_token(const Footprint *need) {
+    return need->chunk ? (double)need->bytes / need->chunk : 0;
+}
+
+static double saved_a_token(const Footprint *need) {
+    return need->save_every ? (double)need->saved_bytes / need->save_every / need->chunk : 0;
+}
+
+static const char *bytes(Report *r, double x) {
+    return x < 1000 ? number(r, x) : format(r, "%.0f", x);
+}
+
+/* Where only states are kept. */
+static const char *states_text(Report *r, const Footprint *need) {
+    const char *S = state_name(r->k);
+    if (need->why_not)
+        return format(r, "no kernel: %s", need->why_not);
+    if (!need->by_chunks)
+        return format(r, "%s once in %d tokens: %s bytes (f32) a token and head", S, need->chunk,
+                      bytes(r, a_token(need)));
+    return format(r, "%s%s at the start of every chunk: %lld bytes (f32) a chunk and head, %s a token", S,
+                  r->k->facts.past ? " and the past" : "", (long long)need->bytes, bytes(r, a_token(need)));
+}
+
+static const char *ahead_text(Report *r, const Footprint *need) {
+    return need->ahead > 0 ? format(r, "; values ahead of the chunks: %s a token", bytes(r, need->ahead))
+                           : "";
+}
+
+static void describe_gpu(Report *r, const Footprint *need) {
+    if (need->why_not || !need->by_chunks) {
+        add_backward(r, "on a GPU", states_text(r, need));
+        return;
+    }
+    const char *each = bytes(r, a_token(need));
+    add_backward(r, "on a GPU",
+                 format(r, "%lld bytes a chunk of %d tokens and head, %s a token, of some chunks at a time%s",
+                        (long long)need->bytes, need->chunk, each, ahead_text(r, need)));
+    add_backward(r, "may save",
+                 format(r, "there %s once in %d chunks, %s bytes (f32) a token and head: then no state is "
+                        "made twice", state_name(r->k), need->save_every, number(r, saved_a_token(need))));
+    add_backward(r, "or all",
+                 format(r, "that the GPU keeps of all chunks, %s bytes a token and head: then nothing is "
+                        "made again", each));
+}
+
 /* The backward pass starts from inputs and upstream gradients alone, or from what is saved as well. */
 static void describe_backward(Report *r, const Kernel *grad) {
     const Cost *c = &r->backward_cost;
@@ -292,23 +335,9 @@ static void describe_backward(Report *r, const Kernel *grad) {
             buf_printf(&again, "%s%s", again.len ? ", " : "", row->name);
     }
     system_cost(grad, &r->backward_cost);
-    r->state_bytes = 4 * (int64_t)grad->axis.at[AXIS_K].size * grad->axis.at[AXIS_V].size;
-    r->record_bytes = system_kept_bytes(grad);
-    int every = save_every(grad->axis.at[AXIS_K].size, grad->axis.at[AXIS_V].size, c->chunk);
-    r->saved_bytes = (double)r->state_bytes / every / c->chunk;
     add_backward(r, "keeps", "nothing of the forward pass: it starts from the inputs again");
-    add_backward(r, "workspace",
-                 format(r, "%s at the start of every chunk: %lld bytes (f32) a chunk and head, %lld a "
-                        "token", S, (long long)r->state_bytes, (long long)(r->state_bytes / c->chunk)));
-    add_backward(r, "on a GPU",
-                 format(r, "%lld bytes (f16) a chunk and head, %lld a token, of some chunks at a time",
-                        (long long)r->record_bytes, (long long)(r->record_bytes / c->chunk)));
-    add_backward(r, "may save",
-                 format(r, "there %s once in %d chunks, %s bytes (f32) a token and head: then no state is "
-                        "made twice", S, every, number(r, r->saved_bytes)));
-    add_backward(r, "or all",
-                 format(r, "that the GPU keeps of all chunks, %lld bytes a token and head: then nothing is "
-                        "made again", (long long)(r->record_bytes / c->chunk)));
+    add_backward(r, "workspace", states_text(r, &r->need->cpu));
+    describe_gpu(r, &r->need->gpu);
     add_backward(r, "recomputes", format(r, "forwards what the states need, backwards all: %s",
                                          again.text));
     add_backward(r, "cost",
@@ -318,8 +347,9 @@ static void describe_backward(Report *r, const Kernel *grad) {
                         system_flops(grad, ROLE_reverse), S, system_flops(grad, ROLE_grad)));
 }
 
-static void describe(Report *r, const Kernel *normal, const Kernel *tile, const Kernel *grad) {
-    *r = (Report){.arena = normal->arena, .k = normal};
+static void describe(Report *r, const Kernel *normal, const Kernel *tile, const Kernel *grad,
+                     const Footprints *need) {
+    *r = (Report){.arena = normal->arena, .k = normal, .need = need};
     Names n = names_new(normal);
     describe_token(r, &n);
     describe_decay(r);
@@ -332,14 +362,14 @@ static void describe(Report *r, const Kernel *normal, const Kernel *tile, const 
     } else {
         add_fact(r, "algorithms", "recurrent");
         add_fact(r, "gradient", "of the recurrence: every token forwards twice, backwards once");
+        add_fact(r, "workspace", states_text(r, &need->cpu));
+        add_fact(r, "on a GPU", states_text(r, &need->gpu));
         locate_reason(r);
     }
     describe_names(r, &n);
     r->has_system = tile && tile->level != LEVEL_recurrence;
-    if (r->has_system) {
+    if (r->has_system)
         system_describe(tile, &r->system);
-        r->kept_bytes = system_kept_bytes(tile);
-    }
     if (r->has_system && grad)
         describe_backward(r, grad);
 }
@@ -362,12 +392,15 @@ static const char *title(Report *r) {
 static const char *cost_text(Report *r) {
     const Cost *c = &r->system.cost;
     bool memory = c->ms_memory >= c->ms_compute;
+    const Footprint *need = &r->need->forward;
+    const char *kept = need->why_not ? format(r, "no kernel for a GPU: %s", need->why_not)
+        : !need->by_chunks ? "a GPU has kernels for the recurrence alone"
+        : format(r, "a GPU's kernels keep %lld bytes a chunk of %d tokens and head for each other, of some "
+                    "or all chunks at a time%s", (long long)need->bytes, need->chunk, ahead_text(r, need));
     return format(r, "%.0f FLOP and %.0f bytes (bf16) a token and head with %d tokens a chunk; "
-                  "10^6 of them take %.3f ms on an H100 (%s; memory %.3f, compute %.3f); a GPU's kernels keep "
-                  "%lld bytes (f16) a chunk and head for each other, of some or all chunks at a time",
+                  "10^6 of them take %.3f ms on an H100 (%s; memory %.3f, compute %.3f); %s",
                   c->flops, c->bytes, c->chunk, memory ? c->ms_memory : c->ms_compute,
-                  memory ? "memory-bound" : "compute-bound", c->ms_memory, c->ms_compute,
-                  (long long)r->kept_bytes);
+                  memory ? "memory-bound" : "compute-bound", c->ms_memory, c->ms_compute, kept);
 }
 
 static void write_text(Report *r, Buf *out) {
@@ -474,8 +507,9 @@ static void json_system(Report *r, Buf *out) {
     }
     const Cost *c = &r->system.cost;
     buf_printf(out, "\n  ],\n  \"cost\": {\"chunk\": %d, \"flops\": %.0f, \"bytes\": %.0f, "
-               "\"ms_memory\": %.6g, \"ms_compute\": %.6g, \"kept_bytes_a_chunk\": %lld}", c->chunk,
-               c->flops, c->bytes, c->ms_memory, c->ms_compute, (long long)r->kept_bytes);
+               "\"ms_memory\": %.6g, \"ms_compute\": %.6g, \"kept_bytes_a_chunk\": %lld, "
+               "\"kept_chunk\": %d}", c->chunk, c->flops, c->bytes, c->ms_memory, c->ms_compute,
+               (long long)r->need->forward.bytes, r->need->forward.chunk);
 }
 
 static void write_json(Report *r, Buf *out) {
@@ -507,18 +541,20 @@ static void write_json(Report *r, Buf *out) {
         json_system(r, out);
     if (r->backward.count) {
         const Cost *c = &r->backward_cost;
+        const Footprint *gpu = &r->need->gpu, *cpu = &r->need->cpu;
         json_pairs(out, "backward", r->backward.at, r->backward.count);
         buf_printf(out, ",\n  \"backward_cost\": {\"chunk\": %d, \"flops\": %.0f, \"bytes\": %.0f, "
                    "\"workspace_bytes_a_chunk\": %lld, \"record_bytes_a_chunk\": %lld, "
-                   "\"saved_bytes_a_token\": %.6g}", c->chunk, c->flops, c->bytes,
-                   (long long)r->state_bytes, (long long)r->record_bytes, r->saved_bytes);
+                   "\"record_chunk\": %d, \"saved_bytes_a_token\": %.6g}", c->chunk, c->flops, c->bytes,
+                   (long long)cpu->bytes, (long long)gpu->bytes, gpu->chunk, saved_a_token(gpu));
     }
     buf_puts(out, "\n}\n");
 }
 
-void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, ExplainFormat f, Buf *out) {
+void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, const Footprints *need,
+             ExplainFormat f, Buf *out) {
     Report r;
-    describe(&r, normal, tile, grad);
+    describe(&r, normal, tile, grad, need);
     switch (f) {
     case EXPLAIN_text: write_text(&r, out); break;
     case EXPLAIN_markdown: write_markdown(&r, out); break;

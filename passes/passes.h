@@ -108,8 +108,6 @@ typedef struct SystemTable { VEC(SystemRow) row; Cost cost; } SystemTable;
 /* Of a tile kernel, forward or gradient. */
 void system_cost(const Kernel *tile, Cost *c);
 double system_flops(const Kernel *tile, Role role); /* a token and head */
-/* Bytes of a chunk and head that one role leaves to a later one, 2-byte elements. */
-int64_t system_kept_bytes(const Kernel *tile);
 /* Chunks from one saved state to the next: so many that its f32 K*V cost a token an eighth of the bf16 row
  * of a key and a value. */
 int save_every(int64_t K, int64_t V, int64_t chunk);
@@ -119,10 +117,25 @@ void system_describe(const Kernel *tile, SystemTable *t);
 /* explain.c ------------------------------------------------------------------------------------ */
 
 typedef enum { EXPLAIN_text, EXPLAIN_markdown, EXPLAIN_json } ExplainFormat;
+/* What a target's kernels need for themselves, of one head: its code generator knows. */
+typedef struct Footprint {
+    const char *why_not; /* there are none: the reason; else NULL */
+    bool by_chunks;      /* else by the recurrence */
+    int chunk;           /* tokens of a chunk; recurrence: from one state that is kept to the next */
+    int64_t bytes;       /* of each of these */
+    double ahead;        /* a token: values made ahead of the chunks */
+    int save_every;      /* chunks from one state that a forward pass may save to the next; 0: it cannot */
+    int64_t saved_bytes; /* of such a state */
+} Footprint;
+typedef struct Footprints {
+    Footprint forward;   /* GPU */
+    Footprint gpu, cpu;  /* backward */
+} Footprints;
 /* What a spec is: `normal` is its recurrence after the pass of that name; `tile` its kernel after
  * all passes, or NULL where no chunk form exists; `grad` its gradient kernel after all passes, or
  * NULL. */
-void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, ExplainFormat f, Buf *out);
+void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, const Footprints *need,
+             ExplainFormat f, Buf *out);
 
 /* roles.c -------------------------------------------------------------------------------------- */
 

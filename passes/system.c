@@ -111,14 +111,6 @@ double system_flops(const Kernel *k, Role role) {
     return flops / k->axis.at[AXIS_C].size;
 }
 
-int64_t system_kept_bytes(const Kernel *k) {
-    int64_t bytes = 0;
-    for (int v = 0; v < k->inst.count; v++)
-        if (inst_at(k, v)->keep)
-            bytes += 2 * shape_elements(k, inst_at(k, v)->shape);
-    return bytes;
-}
-
 int save_every(int64_t K, int64_t V, int64_t chunk) {
     int64_t each = (K + V) * chunk;
     return (int)((16 * K * V + each - 1) / each);

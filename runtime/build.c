@@ -200,6 +200,7 @@ static CgModule *generate(Job *job, const Kernel *k, Algo algo, const char **why
                           : 0,
         .save_all = saves(job, algo, GDR_SAVE_ALL),
         .want_llvm = job->extra.want_llvm,
+        .sizes_only = job->extra.sizes_only,
         .prefix = job->extra.prefix,
     };
     *why = NULL;

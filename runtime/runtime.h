@@ -260,6 +260,7 @@ typedef struct CompileExtra {
     bool no_cache;
     bool no_load;               /* make code but do not load it: no device needed, no cubin made */
     bool want_llvm;             /* rec.module.text is LLVM IR */
+    bool sizes_only;            /* with no_load, no_cache: what rec says of memory; it has no code */
     int v_tile;                 /* GPU, chunk: CgOptions.v_tile */
     const char *prefix;         /* of symbols; the variant's name follows it */
     const char *cpu, *features; /* of the host target; NULL: this machine's */
