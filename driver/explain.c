@@ -6,17 +6,23 @@
 enum { EXPLAIN_ROWS = 64 }; /* equations of the chunk system that is shown */
 #define EXPLAIN_GPU "sm_90a" /* whose memory is told of */
 
+/* Its last error, kept. */
+static const char *reason(Driver *d) {
+    const char *why = gdr_last_error(d->ctx);
+    return arena_strndup(&d->arena, why, strlen(why));
+}
+
 /* What the kernels of a target need, by compiling all of them but the code. */
-static Footprint footprint(Driver *d, const Spec *s, const char *variant, const char *target,
-                           gdr_pass pass) {
+static Footprint footprint(Driver *d, const Kernel *normal, const char *target, gdr_pass pass) {
     gdr_compile_options o = {
         .size = sizeof o,
-        .variant = variant,
+        .variant = normal->name,
         .dims = d->opt.dim.at,
         .ndims = d->opt.dim.count,
         .dtype = GDR_BF16,
         .target = target,
         .pass = pass,
+        .algo = normal->facts.chunkable ? GDR_ALGO_CHUNK : GDR_ALGO_RECURRENT,
         .save = pass == GDR_PASS_FORWARD ? GDR_SAVE_STATES : GDR_SAVE_NOTHING,
     };
     CompileExtra extra = {.diag = print_diag_callback,
@@ -24,21 +30,25 @@ static Footprint footprint(Driver *d, const Spec *s, const char *variant, const 
                           .no_cache = true,
                           .no_load = true,
                           .sizes_only = true};
-    CompileInput input = {.source = s->source};
+    CompileInput input = {.source = normal->source};
     gdr_kernel *k;
+    Footprint f = {0};
     if (compile_input(d->ctx, &input, &o, &extra, &k)) {
-        const char *why = gdr_last_error(d->ctx);
-        return (Footprint){.why_not = arena_strndup(&d->arena, why, strlen(why))};
+        f.why_not = reason(d);
+        o.algo = GDR_ALGO_RECURRENT;
+        if (compile_input(d->ctx, &input, &o, &extra, &k)) {
+            f.why_not = reason(d);
+            return f;
+        }
     }
     const Record *r = &k->rec;
-    Footprint f = {
-        .by_chunks = r->algo == ALGO_chunk,
-        .chunk = r->module.chunk,
-        .bytes = r->module.ws_bytes_per_slot_head,
-        .ahead = (double)r->module.scan_token_bytes + (double)r->module.scan_carry_bytes / SCAN_TOKENS,
-        .save_every = record_save_every(r),
-        .saved_bytes = border_bytes(r),
-    };
+    f.any = true;
+    f.by_chunks = r->algo == ALGO_chunk;
+    f.chunk = r->module.chunk;
+    f.bytes = r->module.ws_bytes_per_slot_head;
+    f.ahead = (double)r->module.scan_token_bytes + (double)r->module.scan_carry_bytes / SCAN_TOKENS;
+    f.save_every = record_save_every(r);
+    f.saved_bytes = border_bytes(r);
     gdr_kernel_destroy(k);
     return f;
 }
@@ -66,9 +76,9 @@ static int explain_variant(Driver *d, Spec *s, const char *variant, Buf *out) {
         [FORMAT_json] = EXPLAIN_json,
     };
     Footprints need = {
-        .forward = footprint(d, s, variant, EXPLAIN_GPU, GDR_PASS_FORWARD),
-        .gpu = footprint(d, s, variant, EXPLAIN_GPU, GDR_PASS_BACKWARD),
-        .cpu = footprint(d, s, variant, "host", GDR_PASS_BACKWARD),
+        .forward = footprint(d, normal, EXPLAIN_GPU, GDR_PASS_FORWARD),
+        .gpu = footprint(d, normal, EXPLAIN_GPU, GDR_PASS_BACKWARD),
+        .cpu = footprint(d, normal, "host", GDR_PASS_BACKWARD),
     };
     explain(normal, tile, grad, &need, format[d->opt.format], out);
     return EXIT_done;

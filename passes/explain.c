@@ -292,11 +292,12 @@ static const char *bytes(Report *r, double x) {
 /* Where only states are kept. */
 static const char *states_text(Report *r, const Footprint *need) {
     const char *S = state_name(r->k);
-    if (need->why_not)
+    if (!need->any)
         return format(r, "no kernel: %s", need->why_not);
     if (!need->by_chunks)
-        return format(r, "%s once in %d tokens: %s bytes (f32) a token and head", S, need->chunk,
-                      bytes(r, a_token(need)));
+        return format(r, "%s once in %d tokens: %s bytes (f32) a token and head%s%s", S, need->chunk,
+                      bytes(r, a_token(need)), need->why_not ? "; not by chunks: " : "",
+                      need->why_not ? need->why_not : "");
     return format(r, "%s%s at the start of every chunk: %lld bytes (f32) a chunk and head, %s a token", S,
                   r->k->facts.past ? " and the past" : "", (long long)need->bytes, bytes(r, a_token(need)));
 }
@@ -307,7 +308,7 @@ static const char *ahead_text(Report *r, const Footprint *need) {
 }
 
 static void describe_gpu(Report *r, const Footprint *need) {
-    if (need->why_not || !need->by_chunks) {
+    if (!need->by_chunks) {
         add_backward(r, "on a GPU", states_text(r, need));
         return;
     }
@@ -393,8 +394,9 @@ static const char *cost_text(Report *r) {
     const Cost *c = &r->system.cost;
     bool memory = c->ms_memory >= c->ms_compute;
     const Footprint *need = &r->need->forward;
-    const char *kept = need->why_not ? format(r, "no kernel for a GPU: %s", need->why_not)
-        : !need->by_chunks ? "a GPU has kernels for the recurrence alone"
+    const char *kept = !need->by_chunks
+        ? format(r, need->any ? "a GPU has kernels for the recurrence alone: %s" : "no kernel for a GPU: %s",
+                 need->why_not)
         : format(r, "a GPU's kernels keep %lld bytes a chunk of %d tokens and head for each other, of some "
                     "or all chunks at a time%s", (long long)need->bytes, need->chunk, ahead_text(r, need));
     return format(r, "%.0f FLOP and %.0f bytes (bf16) a token and head with %d tokens a chunk; "

@@ -119,8 +119,9 @@ void system_describe(const Kernel *tile, SystemTable *t);
 typedef enum { EXPLAIN_text, EXPLAIN_markdown, EXPLAIN_json } ExplainFormat;
 /* What a target's kernels need for themselves, of one head: its code generator knows. */
 typedef struct Footprint {
-    const char *why_not; /* there are none: the reason; else NULL */
-    bool by_chunks;      /* else by the recurrence */
+    const char *why_not; /* there are none, or none by chunks: the reason; else NULL */
+    bool any;            /* there are kernels, */
+    bool by_chunks;      /* by chunks, not the recurrence */
     int chunk;           /* tokens of a chunk; recurrence: from one state that is kept to the next */
     int64_t bytes;       /* of each of these */
     double ahead;        /* a token: values made ahead of the chunks */

@@ -131,8 +131,8 @@ typedef enum gdr_pass {
 /* What a forward pass on a GPU keeps for the backward pass, which otherwise makes it again. */
 typedef enum gdr_save {
     GDR_SAVE_NOTHING,
-    GDR_SAVE_STATES, /* a state every so many chunks, 2 % of the tensors: gdr_saved_size */
-    GDR_SAVE_ALL     /* all that a backward pass works on, 7/10 of the tensors: it makes nothing again */
+    GDR_SAVE_STATES, /* a state every so many chunks, 2 % of the tensors of gdn2: gdr_saved_size */
+    GDR_SAVE_ALL     /* all that a backward pass works on, 7/10 of them: it makes nothing again */
 } gdr_save;
 
 /* How a state's elements lie in memory: row by row of [K,V], or of its transpose. */
