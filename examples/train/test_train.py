@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """The layer over PyTorch, on the CPU and on the GPU if there is one: gradients of every mixer's
 spec against PyTorch's own through the recurrence written out, and train.py learning something in a
-few steps. Exit status 77 without PyTorch."""
+few steps. What takes long, compiling kernels and training, goes on side by side. Exit status 77
+without PyTorch."""
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 try:
     import torch
@@ -60,11 +62,14 @@ def error(have, want):
     return ((have.double() - want).norm() / want.norm()).item()
 
 
-def gradients(context, mixer, device, dtype, K, limit):
-    spec, gates = MIXERS[mixer]
+def compiled(context, mixer, device, dtype, K, _limit):
+    spec = os.path.join(gdr.ROOT, "specs", MIXERS[mixer][0] + ".gdr")
+    return Recurrence(context, spec, {"K": K, "V": K}, dtype, device)
+
+
+def gradients(op, mixer, device, dtype, K, limit):
+    gates = MIXERS[mixer][1]
     what = f"{mixer}, {device}, {str(dtype)[6:]}, {K}"
-    op = Recurrence(context, os.path.join(gdr.ROOT, "specs", spec + ".gdr"), {"K": K, "V": K},
-                    dtype, device)
     shape = {"A_log": (H,), "dt_bias": (H, K) if gates["g"] else (H,)}
     params = tuple(shape)
     for name in op.inputs:
@@ -96,40 +101,60 @@ def same_size():
     check("models are of one size", largest - least < 0.02 * largest, str(size))
 
 
-def learns(task, *options):
-    with tempfile.TemporaryDirectory() as folder:
-        out = os.path.join(folder, "out.json")
-        done = subprocess.run(
-            [sys.executable, os.path.join(HERE, "train.py"), task, "--out", out, "--width", "32",
-             "--layers", "1", "--heads", "1", "--head-dim", "16", "--device", "cpu", *options],
-            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        print(done.stdout + done.stderr, end="")
-        check(f"{task}, runs", done.returncode == 0)
-        if done.returncode:
-            return
-        with open(out, encoding="utf-8") as f:
-            runs = json.load(f)["runs"]
-    check(f"{task}, all mixers", [r["mixer"] for r in runs] == list(MIXERS))
-    for r in runs:
-        first, last = r["curve"][0], r["curve"][-1]
-        check(f"{task}, {r['mixer']} learns", last["train_loss"] < 0.99 * first["train_loss"])
-        check(f"{task}, {r['mixer']} steps", [p["step"] for p in r["curve"]] == [10, 20, 30])
+class Training:
+    """train.py with small models, in a process of its own that starts at once."""
+
+    def __init__(self, task, *options):
+        self.folder = tempfile.TemporaryDirectory()
+        self.out = os.path.join(self.folder.name, "out.json")
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.join(HERE, "train.py"), task, "--out", self.out, "--steps",
+             "30", "--every", "10", "--batch", "8", "--lr", "1e-2", "--width", "32", "--layers",
+             "1", "--heads", "1", "--head-dim", "16", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.what = f"{task}, {options[options.index('--device') + 1]}"
+
+    def learns(self):
+        print(self.process.communicate()[0], end="")
+        check(f"{self.what}, runs", self.process.returncode == 0)
+        if self.process.returncode == 0:
+            with open(self.out, encoding="utf-8") as f:
+                self.check_runs(json.load(f)["runs"])
+        self.folder.cleanup()
+
+    def check_runs(self, runs):
+        check(f"{self.what}, all mixers", [r["mixer"] for r in runs] == list(MIXERS))
+        for r in runs:
+            first, last = r["curve"][0], r["curve"][-1]
+            check(f"{self.what}, {r['mixer']} learns",
+                  last["train_loss"] < 0.99 * first["train_loss"])
+            check(f"{self.what}, {r['mixer']} steps",
+                  [p["step"] for p in r["curve"]] == [10, 20, 30])
+
+
+def trainings():
+    text = ("text", "--tokens", "64", "--text", os.path.join(gdr.ROOT, "docs"),
+            "--text", os.path.join(gdr.ROOT, "README.md"), "--device")
+    yield Training(*text, "cpu")
+    yield Training("recall", "--tokens", "24", "--dtype", "bf16", "--device", "cpu")
+    if torch.cuda.is_available():
+        yield Training(*text, "cuda")
 
 
 def main():
     torch.manual_seed(3)
     torch.set_num_threads(1)  # models this small
+    running = list(trainings())
     context = gdr.Context()
-    for mixer in MIXERS:
-        for case in CASES:
-            gradients(context, mixer, *case)
+    cases = [(mixer, *case) for mixer in MIXERS for case in CASES]
+    with ThreadPoolExecutor() as pool:
+        ops = list(pool.map(lambda case: compiled(context, *case), cases))
+    for op, case in zip(ops, cases):
+        gradients(op, *case)
     same_size()
-    common = ("--steps", "30", "--every", "10", "--batch", "8", "--lr", "1e-2")
-    learns("text", *common, "--tokens", "64", "--text", os.path.join(gdr.ROOT, "docs"),
-           "--text", os.path.join(gdr.ROOT, "README.md"))
-    learns("recall", *common, "--tokens", "24", "--dtype", "bf16")
-    if torch.cuda.is_available():
-        learns("text", *common, "--tokens", "64", "--device", "cuda")
+    for training in running:
+        training.learns()
     return bool(failed)
 
 
