@@ -286,7 +286,7 @@ typedef struct gdr_saved {
  *
  *   S0_slots  [N] i32 or i64: sequence n starts from state S0_slots[n]. Or [N,M], with
  *   S0_accepted  [N]: from state S0_slots[n][S0_accepted[n] - 1]: where the last launch left a state
- *             after every token, the one after as many as were accepted
+ *             after every token, the one after as many as were accepted, 1 or more
  *   S_slots   [N]: sequence n leaves its final state in slot S_slots[n]. Or [N,M], M >= its tokens: the
  *             state after its token t in slot S_slots[n][t]; as well, without slots, S may be
  *             [N,M,H,K,V]
@@ -294,10 +294,11 @@ typedef struct gdr_saved {
  *             outputs are those of all
  *
  * A negative slot skips its sequence: nothing is read of it, no output and no state is written. In
- * S_slots of [N,M] it skips that state alone. States that no slot names stay as they are. No two states
- * may be written to one slot, and what one sequence writes no other may start from. On the CPU slots and counts are checked; on a GPU a slot that the pool
- * does not have counts as negative and counts are clamped. All these tensors have one type. States
- * after single tokens, and S_accepted, are of the recurrent algorithm.
+ * S_slots of [N,M] it skips that state alone. States that no slot names stay as they are. No two
+ * states may be written to one slot, and what one sequence writes no other may start from. On the CPU
+ * all of this is checked; on a GPU a slot that the pool does not have counts as negative and counts
+ * are clamped. All these tensors have one type. States after single tokens, and S_accepted, are of the
+ * recurrent algorithm.
  *
  *   past0, past  [N,H,facts.past] f32: what prev and cumsum remember before and after, for variants
  *             that have them; addressed like S0 and S ([P,..], [N,M,..]). Without past0 they start at

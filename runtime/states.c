@@ -5,6 +5,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define FAIL(c, ...) ctx_fail((c)->kernel->ctx, GDR_EINPUT, __VA_ARGS__)
@@ -94,6 +95,9 @@ static gdr_status check_counts(const Check *c, const char *name, const gdr_tenso
         if (x < 0 || x > limit)
             return FAIL(c, "%s: %lld at entry %lld, where there are %lld%s", name, (long long)x,
                         (long long)n, (long long)limit, final ? " tokens" : " columns");
+        /* A row of nothing but negative slots is one to be skipped. */
+        if (!final && x == 0 && tensor_integer(c->l->S0_slots, n * most) >= 0)
+            return FAIL(c, "%s: 0 at entry %lld, columns count from 1", name, (long long)n);
     }
     return GDR_OK;
 }
@@ -178,6 +182,80 @@ static gdr_status check_last(Check *c) {
     return check_counts(c, "S_accepted", l->S_accepted, true, 0);
 }
 
+/* Bytes from state to state; 0: dense. */
+static int64_t stride_of(const gdr_tensor *t) {
+    bool pool = t && t->ndim == 4 && t->strides && t->shape[0] > 1;
+    return pool ? t->strides[0] * (int64_t)gdr_dtype_size(t->dtype) : 0;
+}
+
+/* who writes what ------------------------------------------------------------------------------ */
+
+static bool writes_each(const gdr_launch *l) {
+    return l->S_slots ? l->S_slots->ndim == 2 : l->S->ndim == 5;
+}
+
+static int64_t columns_of(const gdr_launch *l) {
+    return !writes_each(l) ? 1 : l->S_slots ? l->S_slots->shape[1] : l->S->shape[1];
+}
+
+/* The state that sequence n starts from; negative: it is skipped. */
+static int64_t start_of(const gdr_launch *l, int64_t n) {
+    if (!l->S0_slots)
+        return n;
+    int64_t columns = l->S0_slots->ndim == 2 ? l->S0_slots->shape[1] : 1;
+    int64_t column = l->S0_accepted ? tensor_integer(l->S0_accepted, n) - 1 : 0;
+    return tensor_integer(l->S0_slots, n * columns + (column > 0 ? column : 0));
+}
+
+/* Of each state in S the number of the entry that writes it, from 1. */
+static gdr_status mark_writers(const Check *c, int64_t *writer) {
+    const gdr_launch *l = c->l;
+    int64_t columns = columns_of(l);
+    bool each = writes_each(l);
+    for (int64_t n = 0; n < c->b->N; n++)
+        for (int64_t t = 0, end = each ? tokens_of(c, n) : 1; t < end && start_of(l, n) >= 0; t++) {
+            int64_t entry = n * columns + t, slot = l->S_slots ? tensor_integer(l->S_slots, entry) : entry;
+            if (slot >= 0 && writer[slot])
+                return FAIL(c, "S_slots: entries %lld and %lld both write slot %lld",
+                            (long long)writer[slot] - 1, (long long)entry, (long long)slot);
+            if (slot >= 0)
+                writer[slot] = entry + 1;
+        }
+    return GDR_OK;
+}
+
+static gdr_status check_starts(const Check *c, const int64_t *writer, int64_t states) {
+    const gdr_launch *l = c->l;
+    int64_t columns = columns_of(l);
+    bool skips = l->S_slots && l->S_slots->ndim == 1;
+    for (int64_t n = 0; n < c->b->N; n++) {
+        int64_t slot = start_of(l, n);
+        if (slot < 0 || slot >= states || (skips && tensor_integer(l->S_slots, n) < 0) || !writer[slot])
+            continue;
+        int64_t other = (writer[slot] - 1) / columns;
+        if (other != n)
+            return FAIL(c, "%s: sequence %lld writes state %lld, from which sequence %lld starts",
+                        l->S_slots ? "S_slots" : "S", (long long)other, (long long)slot, (long long)n);
+    }
+    return GDR_OK;
+}
+
+/* What came of two that meet in one state would depend on who was first. */
+static gdr_status check_meetings(const Check *c) {
+    const gdr_launch *l = c->l;
+    if (!c->read || !l->S || (!l->S0_slots && !l->S_slots))
+        return GDR_OK;
+    int64_t states = l->S_slots ? l->S->shape[0] : c->b->N * columns_of(l);
+    int64_t *writer = calloc((size_t)states + 1, sizeof *writer);
+    if (!writer)
+        return ctx_fail(c->kernel->ctx, GDR_ENOMEM, "out of memory");
+    gdr_status status = mark_writers(c, writer);
+    if (!status && l->S0 && l->S0->data == l->S->data && stride_of(l->S0) == stride_of(l->S))
+        status = check_starts(c, writer, states);
+    free(writer);
+    return status;
+}
+
 /* As many records as there are states beside them. */
 static gdr_status check_past(const Check *c, const char *name, const gdr_tensor *t,
                              const gdr_tensor *state, const gdr_tensor *slots) {
@@ -210,6 +288,7 @@ gdr_status states_check(const gdr_kernel *kernel, const gdr_launch *launch, bool
                         "zero");
     TRY(check_first(&c));
     TRY(check_last(&c));
+    TRY(check_meetings(&c));
     TRY(check_past(&c, "past0", launch->past0, launch->S0, launch->S0_slots));
     return check_past(&c, "past", launch->past, launch->S, launch->S_slots);
 }
@@ -218,12 +297,6 @@ gdr_status states_check(const gdr_kernel *kernel, const gdr_launch *launch, bool
 
 static int64_t address(const gdr_tensor *t) {
     return t ? (int64_t)(uintptr_t)t->data : 0;
-}
-
-/* Bytes from state to state; 0: dense. */
-static int64_t stride_of(const gdr_tensor *t) {
-    bool pool = t && t->ndim == 4 && t->strides && t->shape[0] > 1;
-    return pool ? t->strides[0] * (int64_t)gdr_dtype_size(t->dtype) : 0;
 }
 
 void states_fill_frame(const gdr_launch *l, int64_t *f) {

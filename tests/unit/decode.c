@@ -310,6 +310,18 @@ static void wrong_slots_are_refused(void **state) {
     __VA_ARGS__;                        \
     refused(kernel, c, text)
     BROKEN(chunk, 0, "S0_slots: slot 2 at entry 1, the pool has 2", c->index[S0_SLOTS][1] = 2);
+    BROKEN(chunk, 0, "S_slots: entries 0 and 1 both write slot 1", c->index[S0_SLOTS][0] = 1);
+    BROKEN(chunk, 0, "S_slots: sequence 1 writes state 0, from which sequence 0 starts",
+           memcpy(c->index[S_SLOTS], (int64_t[]){1, 0}, 16); c->launch.S_slots = &c->indices[S_SLOTS]);
+    BROKEN(chunk, 0, "S: sequence 1 writes state 1, from which sequence 0 starts",
+           c->index[S0_SLOTS][0] = 1; c->launch.S_slots = NULL);
+    BROKEN(k, p, "S_slots: entries 2 and 5 both write slot 0", c->launch.S_slots = &c->indices[S_SLOTS];
+           c->indices[S_SLOTS].ndim = 2; c->index_shape[S_SLOTS][1] = 3;
+           memcpy(c->index[S_SLOTS], (int64_t[]){-1, -1, 0, 1, -1, 0}, 48));
+    BROKEN(k, p, "S0_accepted: 0 at entry 1, columns count from 1",
+           c->launch.S0_accepted = &c->indices[S0_ACCEPTED]; c->index[S0_ACCEPTED][0] = 1;
+           c->indices[S0_SLOTS].ndim = 2; c->index_shape[S0_SLOTS][1] = 1;
+           c->launch.S_slots = NULL);
     BROKEN(chunk, 0, "S0_slots: data type is f32, need i32 or i64",
            c->indices[S0_SLOTS].dtype = GDR_F32);
     BROKEN(chunk, 0, "S0_slots: shape is [3], need [2] or [N,M]", c->index_shape[S0_SLOTS][0] = 3);
