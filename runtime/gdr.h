@@ -256,14 +256,14 @@ typedef struct gdr_arg {
     gdr_tensor tensor;
 } gdr_arg;
 
-/* What a forward pass saves: GPU memory of gdr_saved_size() bytes, aligned to 256, which must stay as
- * it is until the backward pass. With GDR_SAVE_ALL that writes there too, what it does not mind finding if
- * it is run again. */
+/* What a forward pass saves: GPU memory of gdr_saved_size() bytes, aligned to 256, which must stay
+ * as it is until the backward pass. With GDR_SAVE_ALL that writes there too, what it does not mind
+ * finding if it is run again. */
 typedef struct gdr_saved {
     void *data;
     size_t bytes;
     int chunk; /* set by gdr_forward: tokens a chunk; 0: nothing was saved */
-    uint64_t records; /* likewise, with GDR_SAVE_ALL: a number that says what is where in data; else 0 */
+    uint64_t records; /* likewise, GDR_SAVE_ALL: a number for what is where in data; else 0 */
 } gdr_saved;
 
 /* One forward pass over B sequences of T tokens (dense), or over N packed ones (cu_seqlens, B = 1).
@@ -281,33 +281,33 @@ typedef struct gdr_saved {
  * kernels on `stream`. CPU: returns when done. A decoding step is T = 1 on a recurrent kernel
  * with S0 and S; one of several tokens, to be accepted or not, T <= 16 or so.
  *
- * Pools. With slots, S0 or S is a pool [P,H,K,V] of any size P, whose states may be further apart than
- * their size (strides[0]); they may be one pool, updated in place.
+ * Pools. With slots, S0 or S is a pool [P,H,K,V] of any size P, whose states may be further apart
+ * than their size (strides[0]); they may be one pool, updated in place.
  *
  *   S0_slots  [N] i32 or i64: sequence n starts from state S0_slots[n]. Or [N,M], with
- *   S0_accepted  [N]: from state S0_slots[n][S0_accepted[n] - 1]: where the last launch left a state
- *             after every token, the one after as many as were accepted, 1 or more
- *   S_slots   [N]: sequence n leaves its final state in slot S_slots[n]. Or [N,M], M >= its tokens: the
- *             state after its token t in slot S_slots[n][t]; as well, without slots, S may be
+ *   S0_accepted  [N], each 1 or more: from state S0_slots[n][S0_accepted[n] - 1]. Where the last
+ *             launch left a state after every token it is the one after as many as were accepted
+ *   S_slots   [N]: sequence n leaves its final state in slot S_slots[n]. Or [N,M], M >= its tokens:
+ *             the state after its token t in slot S_slots[n][t]; as well, without slots, S may be
  *             [N,M,H,K,V]
  *   S_accepted  [N]: S gets the state after S_accepted[n] tokens instead of all (0: as it started);
  *             outputs are those of all
  *
  * A negative slot skips its sequence: nothing is read of it, no output and no state is written. In
  * S_slots of [N,M] it skips that state alone. States that no slot names stay as they are. No two
- * states may be written to one slot, and what one sequence writes no other may start from. On the CPU
- * all of this is checked; on a GPU a slot that the pool does not have counts as negative and counts
- * are clamped. All these tensors have one type. States after single tokens, and S_accepted, are of the
- * recurrent algorithm.
+ * states may be written to one slot, and what one sequence writes no other may start from. On the
+ * CPU all of this is checked; on a GPU a slot that the pool does not have counts as negative and
+ * counts are clamped. All these tensors have one type. States after single tokens, and S_accepted,
+ * are of the recurrent algorithm.
  *
  *   past0, past  [N,H,facts.past] f32: what prev and cumsum remember before and after, for variants
- *             that have them; addressed like S0 and S ([P,..], [N,M,..]). Without past0 they start at
- *             zero, as at a sequence's first token. May be the same. Not with `saved`: a backward
- *             pass starts at zero.
+ *             that have them; addressed like S0 and S ([P,..], [N,M,..]). Without past0 they start
+ *             at zero, as at a sequence's first token. May be the same. Not with `saved`: a
+ *             backward pass starts at zero.
  *
  * A launch that starts from what another one left continues exactly there: with f32 states, two
- * launches of the recurrent algorithm give the bits of one, and two by chunks on the CPU if the first
- * has whole chunks. */
+ * launches of the recurrent algorithm give the bits of one, and two by chunks on the CPU if the
+ * first has whole chunks. */
 typedef struct gdr_launch {
     size_t size;         /* sizeof(gdr_launch) */
     const gdr_arg *args; /* every input, param and output, in any order */
@@ -320,7 +320,7 @@ typedef struct gdr_launch {
     const gdr_tensor *dS, *dS0; /* backward */
     const gdr_tensor *S0_slots, *S0_accepted, *S_slots, *S_accepted; /* forward; NULL: none */
     const gdr_tensor *past0, *past;
-    gdr_saved *saved;           /* forward: filled, NULL = not wanted; backward: used, NULL = none */
+    gdr_saved *saved; /* forward: filled, NULL = not wanted; backward: used, NULL = none */
 } gdr_launch;
 
 /* EINPUT says which tensor is missing, unknown, or wrong, with both shapes. EUSAGE: a kernel of the
@@ -339,30 +339,30 @@ GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
  *   dS0        [N,H,K,V] f32: gradient of the initial state, S0 NULL or not; NULL = not wanted. May
  *              be dS.
  *
- * States are made again from the inputs, or from those of the forward pass (`saved`) where its kernel
- * had chunks as long. What GDR_SAVE_ALL saved is of use to a kernel that was compiled for the same spec,
- * sizes and types, and for gradients of all outputs: EINPUT says where it is not.
- * GPU: as gdr_forward, queued. Sums have a fixed order: the same call gives the
- * same bits with any number of threads, whatever the workspace and, with K up to 192, with or without `saved`. Tokens
- * outside of all sequences count for nothing, their rows are not written. Other errors: ENOMEM, when
- * the workspace cannot be had. */
+ * States are made again from the inputs, or from those of the forward pass (`saved`) where its
+ * kernel had chunks as long. What GDR_SAVE_ALL saved is of use to a kernel that was compiled for
+ * the same spec, sizes and types, and for gradients of all outputs: EINPUT says where it is not.
+ * GPU: as gdr_forward, queued. Sums have a fixed order: the same call gives the same bits with
+ * any number of threads, whatever the workspace and, with K up to 192, with or without `saved`.
+ * Tokens outside of all sequences count for nothing, their rows are not written. Other errors:
+ * ENOMEM, when the workspace cannot be had. */
 GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
 
-/* Bytes of workspace this launch takes when it gets it from the context: 0 for forward passes on the
- * CPU; backward the states at the start of every chunk, and per-head gradients that are still to be
- * summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
+/* Bytes of workspace this launch takes when it gets it from the context: 0 for forward passes on
+ * the CPU; backward the states at the start of every chunk, and per-head gradients that are still to
+ * be summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
  *
- * A pass by chunks on a GPU goes over them in segments. A backward pass takes as many at once as fit 30 %
- * of the bytes of all inputs, outputs and gradients, a forward pass that saves states as many as fit 31 %
- * together with these, but no less than what keeps the GPU busy; other forward passes take all. With a
- * workspace of the caller's it is as many as fit: more make it faster until all do. The results are the
- * same bits. */
+ * A pass by chunks on a GPU goes over them in segments. A backward pass takes as many at once as
+ * fit 30 % of the bytes of all inputs, outputs and gradients, a forward pass that saves states
+ * as many as fit 31 % together with these, but no less than what keeps the GPU busy; other
+ * forward passes take all. With a workspace of the caller's it is as many as fit: more make it
+ * faster until all do. The results are the same bits. */
 GDR_API gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 /* The fewest bytes with which this launch can be done. */
 GDR_API gdr_status gdr_workspace_least(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
-/* Bytes of `saved.data` for this launch, of a forward kernel compiled with GDR_SAVE_STATES or GDR_SAVE_ALL;
- * of the backward kernel those of states; 0 where there is nothing to save: on the CPU, by the recurrent algorithm, for
- * few tokens. */
+/* Bytes of `saved.data` for this launch, of a forward kernel compiled with GDR_SAVE_STATES or
+ * GDR_SAVE_ALL; of the backward kernel those of states; 0 where there is nothing to save: on the CPU,
+ * by the recurrent algorithm, for few tokens. */
 GDR_API gdr_status gdr_saved_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 
 #ifdef __cplusplus
