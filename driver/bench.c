@@ -180,7 +180,7 @@ static gdr_status bench_problem(Bench *b, const BenchShape *shape, const Problem
 
 /* Whether states come from a pool and go back to it. */
 static bool from_pool(const Bench *b) {
-    return !b->d->opt.grad && b->d->opt.step;
+    return b->d->opt.step;
 }
 
 /* A decoding step: from a pool, else from S0 to S. */
@@ -429,6 +429,8 @@ int command_bench(Driver *d) {
     }
     if (d->opt.method == METHOD_reference)
         return fail(EXIT_usage, "bench: the reference is not for timing");
+    if (d->opt.step && d->opt.grad)
+        return fail(EXIT_usage, "bench: a decoding step has no gradient: --step or --grad, not both");
     if (!driver_context(d))
         return EXIT_environment;
     if (gpu && !ctx_cuda(d->ctx))

@@ -349,8 +349,8 @@ GDR_API gdr_status gdr_forward(gdr_kernel *kernel, const gdr_launch *launch);
 GDR_API gdr_status gdr_backward(gdr_kernel *kernel, const gdr_launch *launch);
 
 /* Bytes of workspace this launch takes when it gets it from the context: 0 for forward passes on
- * the CPU; backward the states at the start of every chunk, and per-head gradients that are still to
- * be summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
+ * the CPU; backward the states at the start of every chunk, and per-head gradients that are still
+ * to be summed. Aligned to 256 bytes on a GPU, 64 on the CPU. Data pointers are not looked at.
  *
  * A pass by chunks on a GPU goes over them in segments. A backward pass takes as many at once as
  * fit 30 % of the bytes of all inputs, outputs and gradients, a forward pass that saves states
@@ -361,8 +361,8 @@ GDR_API gdr_status gdr_workspace_size(gdr_kernel *kernel, const gdr_launch *laun
 /* The fewest bytes with which this launch can be done. */
 GDR_API gdr_status gdr_workspace_least(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 /* Bytes of `saved.data` for this launch, of a forward kernel compiled with GDR_SAVE_STATES or
- * GDR_SAVE_ALL; of the backward kernel those of states; 0 where there is nothing to save: on the CPU,
- * by the recurrent algorithm, for few tokens. */
+ * GDR_SAVE_ALL; of the backward kernel those of states; 0 where there is nothing to save: on the
+ * CPU, by the recurrent algorithm, for few tokens. */
 GDR_API gdr_status gdr_saved_size(gdr_kernel *kernel, const gdr_launch *launch, size_t *bytes);
 
 #ifdef __cplusplus
