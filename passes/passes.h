@@ -138,10 +138,4 @@ typedef struct Footprints {
 void explain(const Kernel *normal, const Kernel *tile, const Kernel *grad, const Footprints *need,
              ExplainFormat f, Buf *out);
 
-/* roles.c -------------------------------------------------------------------------------------- */
-
-/* The type in which kept matrices are stored and multiplied; pass_roles leaves f32. Scalars of rows
- * and total decays stay f32. */
-void tile_set_operands(Kernel *tile, Elem operand);
-
 #endif

@@ -91,14 +91,3 @@ void pass_roles(Kernel *k) {
     mark_kept(k);
     k->level = LEVEL_tile;
 }
-
-void tile_set_operands(Kernel *k, Elem operand) {
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *i = inst_at(k, v);
-        for (int j = 0; i->op == OP_contract && j < i->nargs; j++) {
-            Inst *arg = &k->inst.at[i->arg[j]];
-            if (arg->keep)
-                arg->elem = operand;
-        }
-    }
-}

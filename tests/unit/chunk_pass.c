@@ -153,21 +153,6 @@ static void test_roles(void **state) {
     }
 }
 
-static void test_operand_type(void **state) {
-    Fixture *f = *state;
-    Kernel *k = up_to(named_kernel(&f->arena, &f->names, GDN2, 4, 3), NULL);
-    tile_set_operands(k, ELEM_bf16);
-    int narrow = 0;
-    for (int v = 0; v < k->inst.count; v++) {
-        const Inst *in = inst_at(k, v);
-        narrow += in->elem == ELEM_bf16;
-        if (in->op == OP_total)
-            assert_true(in->keep && in->elem == ELEM_f32);
-    }
-    assert_int_equal(narrow, 4); /* E, Q, M, P */
-    assert_null(kernel_verify(k));
-}
-
 /* alpha (strength k): the scalars are multiplied first; a shared or normalised vector stays whole. */
 static void test_scalars_first(void **state) {
     Fixture *f = *state;
@@ -202,7 +187,6 @@ int main(void) {
         TEST(test_simultaneous_erases),
         TEST(test_scalars_first),
         TEST(test_roles),
-        TEST(test_operand_type),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
