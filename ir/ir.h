@@ -190,7 +190,7 @@ void emit_out(Kernel *k, int port, int a, Span span);
 int emit_copy(Kernel *k, const Inst *model, const int *arg);
 
 static inline const Inst *inst_at(const Kernel *k, int v) { return &k->inst.at[v]; }
-bool op_commutes(Op op);
+bool op_commutes(Op op); /* not min, max: of equal operands they have the first one's derivative */
 bool op_gives_value(Op op); /* false: decay, update and their like, out, next, conext, rewind */
 bool kernel_is_gradient(const Kernel *k); /* has `conext` or `rewind` */
 /* By value: whether it depends on what comes later in the sequence (costate, after, ...). */

@@ -224,7 +224,7 @@ void emit_out(Kernel *k, int port, int a, Span span) {
 /* questions about values ----------------------------------------------------------------------- */
 
 bool op_commutes(Op op) {
-    return op == OP_add || op == OP_mul || op == OP_min || op == OP_max;
+    return op == OP_add || op == OP_mul;
 }
 
 bool op_gives_value(Op op) {

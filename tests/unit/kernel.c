@@ -188,7 +188,7 @@ static void marks_and_constants(void **state) {
     value_mark(k, 5, mark);
     for (int v = 0; v < 8; v++)
         assert_int_equal(mark[v], needed[v]);
-    assert_true(op_commutes(OP_add) && op_commutes(OP_max) && !op_commutes(OP_sub));
+    assert_true(op_commutes(OP_add) && op_commutes(OP_mul) && !op_commutes(OP_max) && !op_commutes(OP_sub));
     world_close(w);
 }
 
