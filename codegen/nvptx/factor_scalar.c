@@ -26,21 +26,33 @@ static Val table_at(Factor *f, Val row, Val column) {
     return factor_shared_f32(f, f->sh_row, index);
 }
 
-/* Lane 0 walks from the block's start, lane 1+u from after update u. */
+/* The decays of the warp's block. */
+static void own_decays(Factor *f, Val base, Val decay[BLOCK_ROWS]) {
+    Cg *cg = f->cg;
+    for (int l = 0; l < BLOCK_ROWS; l += 4) {
+        Val at = factor_shared_f32(f, own_base(f), cg_add(cg, base, cg_int(cg, l)));
+        Val four = cg_load(cg, LLVMVectorType(cg->f32, 4), at, 16);
+        for (int i = 0; i < 4; i++)
+            decay[l + i] = cg_extract(cg, four, i);
+    }
+}
+
+/* Lane 0 walks from the block's start, lane 1+u from after update u. All decays are loaded before the first
+ * product is stored: a load waits for no store then, and the walk for no load. */
 void factor_decay_table(Factor *f) {
     Cg *cg = f->cg;
     for (int h = 0; h < 2; h++)
         cg_store(cg, factor_row_scalar(f, f->s->a, h, 1),
                  factor_shared_f32(f, own_base(f), f->row[h]), 4);
     nv_warp_sync(cg);
-    Val base = cg_shl(cg, f->warp, 4), product = cg_float(cg, 1);
-    If walker = cg_if(cg, cg_cmp(cg, LLVMIntSLE, f->lane, cg_int(cg, 16)));
-    for (int l = 0; l < 16; l++) {
+    Val base = cg_shl(cg, f->warp, 4), product = cg_float(cg, 1), decay[BLOCK_ROWS];
+    If walker = cg_if(cg, cg_cmp(cg, LLVMIntSLE, f->lane, cg_int(cg, BLOCK_ROWS)));
+    own_decays(f, base, decay);
+    for (int l = 0; l < BLOCK_ROWS; l++) {
         Val row = cg_add(cg, base, cg_int(cg, l));
         Val passed = cg_cmp(cg, LLVMIntSGT, cg_int(cg, l + 1), f->lane);
         cg_store(cg, product, table_at(f, row, f->lane), 4);
-        Val next = cg_fmul(cg, product, load_f32(f, own_base(f), row));
-        product = cg_select(cg, passed, next, product);
+        product = cg_select(cg, passed, cg_fmul(cg, product, decay[l]), product);
     }
     Val block = factor_shared_f32(f, total_base(f), f->warp);
     Val update = cg_add(cg, base, cg_sub(cg, f->lane, cg_int(cg, 1)));
