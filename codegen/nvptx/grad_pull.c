@@ -54,6 +54,12 @@ void pull_set(Pull *p, const TileVar *v, const Tile *x) {
             cg_set(p->cg, v->x[h][e], x->x[h][e]);
 }
 
+void pull_scale(Pull *p, Tile *x, const Val factor[2]) {
+    for (int h = 0; h < 2; h++)
+        for (int e = 0; e < 8; e++)
+            x->x[h][e] = cg_fmul(p->cg, x->x[h][e], factor[h]);
+}
+
 TileVar pull_var(Pull *p, const Tile *init) {
     TileVar v;
     for (int h = 0; h < 2; h++)

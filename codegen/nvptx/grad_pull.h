@@ -95,6 +95,7 @@ void pull_pack(Pull *p, Packed *out, const Tile *x);
 void pull_unpack(Pull *p, Tile *out, const Packed *x);
 void pull_get(Pull *p, Tile *out, const TileVar *v);
 void pull_set(Pull *p, const TileVar *v, const Tile *x);
+void pull_scale(Pull *p, Tile *x, const Val factor[2]); /* row by row */
 TileVar pull_var(Pull *p, const Tile *init);          /* NULL: zeros */
 /* Sum over a block's rows: lane (g, t) gets that of channel 8t + g. */
 Val pull_rows_sum(Pull *p, const Val x[8]);
@@ -140,7 +141,7 @@ Val pull_pair(Pull *p, Val row_block, Val block);     /* number of a pair of blo
 /* grad_pull_state.c */
 void pull_state_begin(Pull *p);
 void pull_copy_state(Pull *p, Val slab);              /* one group of copies */
-void pull_state(Pull *p, Tile *dw, Tile *dkt);
+void pull_state(Pull *p, Tile *dw, Tile *dkt);        /* without dw_unit and dkt_unit */
 /* This warp's part of the slab's dD over sigma: of channel pull_dd_channel(p, i) in lanes where
  * *here (i1), 0 in others. */
 void pull_dd(Pull *p, Val dd[4], Val *here);

@@ -547,8 +547,11 @@ void pull_key_chunk(Pull *p) {
     nv_copy_wait(cg, 1);
     nv_barrier(cg);
     pull_state(p, dw, &dkt);
-    for (int f = 0; f < s->families; f++)
+    for (int f = 0; f < s->families; f++) {
+        pull_scale(p, &dw[f], p->dw_unit[f]);
         l->dx[f] = pull_var(p, &dw[f]);
+    }
+    pull_scale(p, &dkt, p->dkt_unit);
     l->dp = pull_var(p, &dkt);
     if (p->decays && p->g->dd >= 0)
         put_dd(p);

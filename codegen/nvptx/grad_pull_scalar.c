@@ -16,9 +16,9 @@ enum { RUN = 4 };
 
 typedef struct Scalar {
     Val slab;
-    Val carried[MAX_FAMILIES][2], tail[2];    /* Lam(l, start), Lam(end, u); NULL: 1 */
+    Val carried[MAX_FAMILIES][2], tail[2];    /* Lam(l, start), Lam(end, u), times the products' units */
     Var score[MAX_FAMILIES][MAX_WARPS][2][4]; /* x . p, by distance of the blocks */
-    Var start[MAX_FAMILIES][2], end[2], dd;   /* this lane's part of x . dW, p . dKt, S . dS' */
+    Var start[MAX_FAMILIES][2], end[2], dd;   /* this lane's part of x . dW, p . dKt, without units; S . dS' */
 } Scalar;
 
 /* shared sums: f32 [rows] p . dKt, [rows] what the end gives, [warps] S . dS', [warp][rows]
@@ -139,24 +139,17 @@ static void add_dot(Pull *p, Var sum, const Packed *x, int h, const Val y[8]) {
     cg_set(cg, sum, all);
 }
 
-static void scale_row(Pull *p, Val x[8], Val factor) {
-    for (int e = 0; e < 8 && factor; e++)
-        x[e] = cg_fmul(p->cg, x[e], factor);
-}
-
-/* dW and dKt carried to the rows, after what the decays take of them. */
+/* dW and dKt carried to the rows and in units of sigma, after what the decays take of them. */
 static void begin_slab(Pull *p, Scalar *c, const Packed *x, const Packed *key, Tile *dx, Tile *dp) {
     pull_state(p, dx, dp);
-    for (int h = 0; h < 2; h++) {
-        for (int f = 0; f < p->s->families; f++) {
-            if (p->decays)
-                add_dot(p, c->start[f][h], &x[f], h, dx[f].x[h]);
-            scale_row(p, dx[f].x[h], c->carried[f][h]);
-        }
-        if (p->decays)
-            add_dot(p, c->end[h], key, h, dp->x[h]);
-        scale_row(p, dp->x[h], c->tail[h]);
+    for (int h = 0; h < 2 && p->decays; h++) {
+        for (int f = 0; f < p->s->families; f++)
+            add_dot(p, c->start[f][h], &x[f], h, dx[f].x[h]);
+        add_dot(p, c->end[h], key, h, dp->x[h]);
     }
+    for (int f = 0; f < p->s->families; f++)
+        pull_scale(p, &dx[f], c->carried[f]);
+    pull_scale(p, dp, c->tail);
     if (p->decays && p->g->dd >= 0) {
         Val dd[4], here;
         pull_dd(p, dd, &here);
@@ -300,8 +293,8 @@ static void add_columns(Pull *p, Scalar *c, int f, const Columns *columns, Val (
     Cg *cg = p->cg;
     Val carry[2];
     for (int h = 0; h < 2; h++) {
-        carry[h] = pull_quad_sum(p, cg_get(cg, c->start[f][h]));
-        carry[h] = p->g->a_log ? cg_fmul(cg, carry[h], c->carried[f][h]) : carry[h];
+        Val unit = p->g->a_log ? c->carried[f][h] : p->dw_unit[f][h];
+        carry[h] = cg_fmul(cg, pull_quad_sum(p, cg_get(cg, c->start[f][h])), unit);
     }
     for (int d = p->s->warps - 1; d >= 0; d--) {
         Val there = cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d)), zero = cg_float(cg, 0);
@@ -394,8 +387,8 @@ static void put_parts(Pull *p, Scalar *c) {
         dd = cg_fadd(cg, dd, nv_shuffle_xor(cg, dd, lane));
     cg_store(cg, dd, pull_f32(p, dd_base(p), p->f.warp), 4);
     for (int h = 0; h < 2; h++) {
-        Val x = pull_quad_sum(p, cg_get(cg, c->end[h]));
-        x = p->g->a_log ? cg_fmul(cg, x, c->tail[h]) : x;
+        Val unit = p->g->a_log ? c->tail[h] : p->dkt_unit[h];
+        Val x = cg_fmul(cg, pull_quad_sum(p, cg_get(cg, c->end[h])), unit);
         cg_store(cg, x, pull_f32(p, update_base(p), p->f.row[h]), 4);
     }
 }
@@ -430,10 +423,15 @@ static void begin(Pull *p, Scalar *c) {
     Cg *cg = p->cg;
     const System *s = p->s;
     for (int h = 0; h < 2; h++) {
-        c->tail[h] = s->a >= 0 ? factor_tail_decay(&p->f, p->f.row[h]) : NULL;
+        c->tail[h] = p->dkt_unit[h];
+        if (s->a >= 0)
+            c->tail[h] = cg_fmul(cg, c->tail[h], factor_tail_decay(&p->f, p->f.row[h]));
         c->end[h] = cg_var(cg, cg->f32, cg_float(cg, 0));
         for (int f = 0; f < s->families; f++) {
-            c->carried[f][h] = s->a >= 0 ? factor_carried_decay(&p->f, family(p, f), h) : NULL;
+            c->carried[f][h] = p->dw_unit[f][h];
+            if (s->a >= 0)
+                c->carried[f][h] =
+                    cg_fmul(cg, c->carried[f][h], factor_carried_decay(&p->f, family(p, f), h));
             c->start[f][h] = cg_var(cg, cg->f32, cg_float(cg, 0));
         }
     }

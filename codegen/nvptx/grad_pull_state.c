@@ -96,13 +96,10 @@ void pull_state(Pull *p, Tile *dw, Tile *dkt) {
     cg_end_for(cg, &slab);
     for (int f = 0; f <= families; f++) {
         bool wanted = f < families ? p->g->family[f].dw >= 0 : p->g->dkt >= 0;
-        const Val *unit = f < families ? p->dw_unit[f] : p->dkt_unit;
         Tile *out = f < families ? &dw[f] : dkt;
-        for (int h = 0; h < 2; h++)
-            for (int e = 0; e < 8; e++) {
-                Val x = cg_get(cg, w.acc[f][e / 2][2 * h + e % 2]);
-                out->x[h][e] = wanted ? cg_fmul(cg, x, unit[h]) : cg_float(cg, 0);
-            }
+        for (int i = 0; i < 16; i++)
+            out->x[i / 8][i % 8] = wanted ? cg_get(cg, w.acc[f][i % 8 / 2][i / 8 * 2 + i % 2])
+                                          : cg_float(cg, 0);
     }
 }
 
