@@ -98,20 +98,30 @@ static Val key_place(Pull *p, Val block, int h) {
     return cg_gep8(cg, nv_shared(cg, p->sh_keys), cg_shl(cg, unit, 4));
 }
 
-static void load_rows(Pull *p, Packed *x, Packed *key) {
+/* To shared memory, where each warp also takes its own ones back: they would need the registers that the
+ * products with the states run ahead in. */
+static void put_rows(Pull *p) {
     Tile t;
+    Packed packed;
     for (int h = 0; h < 2; h++)
         factor_keys(&p->f, h, t.x[h]);
-    pull_pack(p, key, &t);
-    pull_put_operand(p, 0, key);
+    pull_pack(p, &packed, &t);
+    pull_put_operand(p, 0, &packed);
     for (int h = 0; h < 2 && p->decays; h++)
-        factor_store_unit(p->cg, key_place(p, p->f.warp, h), key->pair[h]);
+        factor_store_unit(p->cg, key_place(p, p->f.warp, h), packed.pair[h]);
     for (int f = 0; f < p->s->families; f++) {
         for (int h = 0; h < 2; h++)
             factor_family_row(&p->f, f, h, t.x[h]);
-        pull_pack(p, &x[f], &t);
-        pull_put_operand(p, 1 + f, &x[f]);
+        pull_pack(p, &packed, &t);
+        pull_put_operand(p, 1 + f, &packed);
     }
+}
+
+static void get_rows(Pull *p, Packed *x, Packed *key) {
+    for (int h = 0; h < 2; h++)
+        factor_load_unit(p->cg, key_place(p, p->f.warp, h), key->pair[h]);
+    for (int f = 0; f < p->s->families; f++)
+        pull_get_back(p, 1 + f, &x[f]);
 }
 
 static void add_scores(Pull *p, Scalar *c, const Packed *x) {
@@ -139,14 +149,23 @@ static void add_dot(Pull *p, Var sum, const Packed *x, int h, const Val y[8]) {
     cg_set(cg, sum, all);
 }
 
-/* dW and dKt carried to the rows and in units of sigma, after what the decays take of them. */
-static void begin_slab(Pull *p, Scalar *c, const Packed *x, const Packed *key, Tile *dx, Tile *dp) {
-    pull_state(p, dx, dp);
-    for (int h = 0; h < 2 && p->decays; h++) {
+/* What the decays take of rows and keys, of dW and dKt. */
+static void add_products(Pull *p, Scalar *c, const Tile *dx, const Tile *dp) {
+    Packed x[MAX_FAMILIES], key;
+    get_rows(p, x, &key);
+    add_scores(p, c, x);
+    for (int h = 0; h < 2; h++) {
         for (int f = 0; f < p->s->families; f++)
             add_dot(p, c->start[f][h], &x[f], h, dx[f].x[h]);
-        add_dot(p, c->end[h], key, h, dp->x[h]);
+        add_dot(p, c->end[h], &key, h, dp->x[h]);
     }
+}
+
+/* dW and dKt carried to the rows and in units of sigma. */
+static void begin_slab(Pull *p, Scalar *c, Tile *dx, Tile *dp) {
+    pull_state(p, dx, dp);
+    if (p->decays)
+        add_products(p, c, dx, dp);
     for (int f = 0; f < p->s->families; f++)
         pull_scale(p, &dx[f], c->carried[f]);
     pull_scale(p, dp, c->tail);
@@ -186,17 +205,14 @@ static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {
 static void pull_slab(Pull *p, Scalar *c) {
     Cg *cg = p->cg;
     int families = p->s->families;
-    Packed x[MAX_FAMILIES], key;
     Tile dx[MAX_FAMILIES], dp;
     TileVar var[MAX_FAMILIES + 1];
     nv_copy_wait(cg, 1); /* the states may go on */
     factor_take_slab(&p->f, c->slab);
-    load_rows(p, x, &key);
+    put_rows(p);
     nv_copy_wait(cg, 1);
     nv_barrier(cg);
-    begin_slab(p, c, x, &key, dx, &dp);
-    if (p->decays)
-        add_scores(p, c, x);
+    begin_slab(p, c, dx, &dp);
     for (int f = 0; f <= families; f++)
         var[f] = pull_var(p, f < families ? &dx[f] : &dp);
     pull_blocks(p, var, &var[families]);
