@@ -84,6 +84,15 @@ static void multiply_slab(Pull *p, Products *w, Val slab) {
         }
 }
 
+/* Slabs of V in a row, so that operands of the next one are on their way while this one's are multiplied: a
+ * divisor of their number. Vector decay has no registers for that. */
+static int slabs_together(const Pull *p) {
+    int slabs = p->vq / SLAB, most = p->s->a_key ? 1 : 4, n = slabs < most ? slabs : most;
+    while (slabs % n != 0)
+        n--;
+    return n;
+}
+
 void pull_state(Pull *p, Tile *dw, Tile *dkt) {
     Cg *cg = p->cg;
     Products w;
@@ -91,8 +100,10 @@ void pull_state(Pull *p, Tile *dw, Tile *dkt) {
     for (int f = 0; f <= families; f++)
         for (int i = 0; i < 16; i++)
             w.acc[f][i / 4][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, p->vq / SLAB), 1, false);
-    multiply_slab(p, &w, slab.i);
+    int together = slabs_together(p);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, p->vq / SLAB), together, false);
+    for (int i = 0; i < together; i++)
+        multiply_slab(p, &w, cg_add(cg, slab.i, cg_int(cg, i)));
     cg_end_for(cg, &slab);
     for (int f = 0; f <= families; f++) {
         bool wanted = f < families ? p->g->family[f].dw >= 0 : p->g->dkt >= 0;
