@@ -146,6 +146,7 @@ void pull_state(Pull *p, Tile *dw, Tile *dkt);        /* without dw_unit and dkt
  * *here (i1), 0 in others. */
 void pull_dd(Pull *p, Val dd[4], Val *here);
 Val pull_dd_channel(Pull *p, int i);
+Val pull_dd_part(Pull *p); /* of all channels alike: this lane's part of their sum */
 
 /* grad_pull_key.c, grad_pull_scalar.c */
 int pull_key_bytes(const Pull *p);                    /* of sums */

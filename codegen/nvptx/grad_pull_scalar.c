@@ -169,12 +169,8 @@ static void begin_slab(Pull *p, Scalar *c, Tile *dx, Tile *dp) {
     for (int f = 0; f < p->s->families; f++)
         pull_scale(p, &dx[f], c->carried[f]);
     pull_scale(p, dp, c->tail);
-    if (p->decays && p->g->dd >= 0) {
-        Val dd[4], here;
-        pull_dd(p, dd, &here);
-        for (int i = 0; i < 4; i++)
-            cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), dd[i]));
-    }
+    if (p->decays && p->g->dd >= 0)
+        cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), pull_dd_part(p)));
 }
 
 static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {

@@ -126,10 +126,11 @@ static void unit_state(Pull *p, int which, Val v, Val x[4][2]) {
 
 /* dD is the diagonal of S times dS', two tiles of S (units i, i + 1) as A operand with each of
  * these of dS. The warps share out the k-steps. Either operand takes about half of the units'
- * range. */
-static void dd_step(Pull *p, Val number, Var (*acc)[4]) {
+ * range. Units i and i + 2 have their diagonals in one place: with less than four accumulators they are
+ * added up. */
+static void dd_step(Pull *p, Val slab, Val step, int accs, Var (*acc)[4]) {
     Cg *cg = p->cg;
-    Val s[4][2], ds[4][2], slab = cg_shr(cg, number, 1), step = cg_and(cg, number, cg_int(cg, 1));
+    Val s[4][2], ds[4][2];
     Val v = cg_add(cg, cg_shl(cg, p->f.t, 3), cg_add(cg, cg_shl(cg, slab, 5), cg_shl(cg, step, 2)));
     load_state(p, 0, slab, step, s);
     load_state(p, 1, slab, step, ds);
@@ -140,28 +141,58 @@ static void dd_step(Pull *p, Val number, Var (*acc)[4]) {
         for (int j = 0; j < 4; j++)
             a[j] = s[i / 2 * 2 + j % 2][j / 2];
         for (int e = 0; e < 4; e++)
-            c[e] = cg_get(cg, acc[i][e]);
+            c[e] = cg_get(cg, acc[i % accs][e]);
         nv_mma(cg, p->s->operand, c, a, ds[i]);
         for (int e = 0; e < 4; e++)
-            cg_set(cg, acc[i][e], c[e]);
+            cg_set(cg, acc[i % accs][e], c[e]);
     }
 }
 
-void pull_dd(Pull *p, Val dd[4], Val *here) {
+/* This warp's steps; without a loop where all warps have as many and registers allow: see slabs_together. */
+static void dd_steps(Pull *p, int accs, Var (*acc)[4]) {
     Cg *cg = p->cg;
-    Var acc[4][4];
-    for (int i = 0; i < 16; i++)
+    int steps = p->vq / 16, warps = p->s->warps;
+    Val one = cg_int(cg, 1);
+    for (int i = 0; i < 4 * accs; i++)
         acc[i / 4][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    Loop step = cg_for(cg, p->f.warp, cg_int(cg, p->vq / 16), p->s->warps, false);
-    dd_step(p, step.i, acc);
-    cg_end_for(cg, &step);
-    *here = cg_cmp(cg, LLVMIntEQ, p->f.t, cg_shr(cg, p->f.g, 1));
-    Val odd = cg_cmp(cg, LLVMIntNE, cg_and(cg, p->f.g, cg_int(cg, 1)), cg_int(cg, 0));
-    for (int i = 0; i < 4; i++) { /* element (g, 2t + c) or (g + 8, 2t + c) where g = 2t + c */
-        int row = 2 * (i % 2);
-        Val x = cg_select(cg, odd, cg_get(cg, acc[i][row + 1]), cg_get(cg, acc[i][row]));
-        dd[i] = cg_select(cg, *here, cg_fmul(cg, x, p->dd_unit), cg_float(cg, 0));
+    if (steps % warps || p->s->a_key) {
+        Loop l = cg_for(cg, p->f.warp, cg_int(cg, steps), warps, false);
+        dd_step(p, cg_shr(cg, l.i, 1), cg_and(cg, l.i, one), accs, acc);
+        cg_end_for(cg, &l);
+        return;
     }
+    for (int i = 0; i < steps; i += warps) {
+        Val slab = cg_add(cg, cg_shr(cg, p->f.warp, 1), cg_int(cg, i / 2));
+        dd_step(p, slab, warps > 1 ? cg_and(cg, p->f.warp, one) : cg_int(cg, i % 2), accs, acc);
+    }
+}
+
+/* Element (g, 2t + c) or (g + 8, 2t + c) of accumulator i, where g = 2t + c. */
+static Val dd_diagonal(Pull *p, const Var *acc, int i, Val here) {
+    Cg *cg = p->cg;
+    int row = 2 * (i % 2);
+    Val odd = cg_cmp(cg, LLVMIntNE, cg_and(cg, p->f.g, cg_int(cg, 1)), cg_int(cg, 0));
+    Val x = cg_select(cg, odd, cg_get(cg, acc[row + 1]), cg_get(cg, acc[row]));
+    return cg_select(cg, here, cg_fmul(cg, x, p->dd_unit), cg_float(cg, 0));
+}
+
+static Val dd_here(Pull *p) {
+    return cg_cmp(p->cg, LLVMIntEQ, p->f.t, cg_shr(p->cg, p->f.g, 1));
+}
+
+void pull_dd(Pull *p, Val dd[4], Val *here) {
+    Var acc[4][4];
+    dd_steps(p, 4, acc);
+    *here = dd_here(p);
+    for (int i = 0; i < 4; i++)
+        dd[i] = dd_diagonal(p, acc[i], i, *here);
+}
+
+Val pull_dd_part(Pull *p) {
+    Var acc[2][4];
+    dd_steps(p, 2, acc);
+    Val here = dd_here(p);
+    return cg_fadd(p->cg, dd_diagonal(p, acc[0], 0, here), dd_diagonal(p, acc[1], 1, here));
 }
 
 Val pull_dd_channel(Pull *p, int i) {
