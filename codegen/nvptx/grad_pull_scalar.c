@@ -173,53 +173,69 @@ static void begin_slab(Pull *p, Scalar *c, Tile *dx, Tile *dp) {
         cg_set(p->cg, c->dd, cg_fadd(p->cg, cg_get(p->cg, c->dd), pull_dd_part(p)));
 }
 
-static void pull_blocks(Pull *p, const TileVar *dx, const TileVar *dp) {
+/* dx of this warp's rows from updates of a block at or below its own. */
+static void pull_rows(Pull *p, Val block, Tile *dx) {
+    Val b[4][2], a[4], pair = pull_pair(p, p->f.warp, block);
+    pull_get_operand(p, 0, block, b);
+    for (int f = 0; f < p->s->families; f++) {
+        pull_get_block(p, p->sh_dg, f, pair, false, a);
+        pull_multiply(p, &dx[f], a, b);
+    }
+}
+
+/* dp of this warp's updates from rows of a block at or above its own. */
+static void pull_keys(Pull *p, Val block, Tile *dp) {
+    Val b[4][2], a[4], pair = pull_pair(p, block, p->f.warp);
+    for (int f = 0; f < p->s->families; f++) {
+        pull_get_operand(p, 1 + f, block, b);
+        pull_get_block(p, p->sh_dg, f, pair, true, a);
+        pull_multiply(p, dp, a, b);
+    }
+}
+
+/* The own block's rows, which every warp has, come first, together with what is before; the others by loops.
+ * (Its updates likewise: no register is left.) */
+static void pull_blocks(Pull *p, Tile *dx, Tile *dp) {
     Cg *cg = p->cg;
     int families = p->s->families;
-    Val next = cg_add(cg, p->f.warp, cg_int(cg, 1)), b[4][2], a[4];
+    Val next = cg_add(cg, p->f.warp, cg_int(cg, 1));
+    TileVar var[MAX_FAMILIES], of_keys;
+    pull_keys(p, p->f.warp, dp);
+    for (int f = 0; f < families; f++)
+        var[f] = pull_var(p, &dx[f]);
+    of_keys = pull_var(p, dp);
     Loop j = cg_for(cg, cg_int(cg, 0), next, 1, false);
-    Tile x;
-    pull_get_operand(p, 0, j.i, b);
-    for (int f = 0; f < families; f++) {
-        pull_get_block(p, p->sh_dg, f, pull_pair(p, p->f.warp, j.i), false, a);
-        pull_get(p, &x, &dx[f]);
-        pull_multiply(p, &x, a, b);
-        pull_set(p, &dx[f], &x);
-    }
+    for (int f = 0; f < families; f++)
+        pull_get(p, &dx[f], &var[f]);
+    pull_rows(p, j.i, dx);
+    for (int f = 0; f < families; f++)
+        pull_set(p, &var[f], &dx[f]);
     cg_end_for(cg, &j);
-    Loop i = cg_for(cg, p->f.warp, cg_int(cg, p->s->warps), 1, false);
-    pull_get(p, &x, dp);
-    for (int f = 0; f < families; f++) {
-        pull_get_operand(p, 1 + f, i.i, b);
-        pull_get_block(p, p->sh_dg, f, pull_pair(p, i.i, p->f.warp), true, a);
-        pull_multiply(p, &x, a, b);
-    }
-    pull_set(p, dp, &x);
+    Loop i = cg_for(cg, next, cg_int(cg, p->s->warps), 1, false);
+    pull_get(p, dp, &of_keys);
+    pull_keys(p, i.i, dp);
+    pull_set(p, &of_keys, dp);
     cg_end_for(cg, &i);
+    for (int f = 0; f < families; f++)
+        pull_get(p, &dx[f], &var[f]);
+    pull_get(p, dp, &of_keys);
 }
 
 static void pull_slab(Pull *p, Scalar *c) {
     Cg *cg = p->cg;
-    int families = p->s->families;
     Tile dx[MAX_FAMILIES], dp;
-    TileVar var[MAX_FAMILIES + 1];
     nv_copy_wait(cg, 1); /* the states may go on */
     factor_take_slab(&p->f, c->slab);
     put_rows(p);
     nv_copy_wait(cg, 1);
     nv_barrier(cg);
     begin_slab(p, c, dx, &dp);
-    for (int f = 0; f <= families; f++)
-        var[f] = pull_var(p, f < families ? &dx[f] : &dp);
-    pull_blocks(p, var, &var[families]);
+    pull_blocks(p, dx, &dp);
     nv_barrier(cg);
     Val next = cg_add(cg, c->slab, cg_int(cg, 1));
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, cg_int(cg, p->s->kp / SLAB)));
     pull_copy_state(p, next);
     cg_end_if(cg, &more);
-    for (int f = 0; f < families; f++)
-        pull_get(p, &dx[f], &var[f]);
-    pull_get(p, &dp, &var[families]);
     pull_store_dx(p, c->slab, dx);
     pull_store_dp(p, c->slab, &dp);
 }
