@@ -138,6 +138,8 @@ typedef struct Factor {
     Val **loaded[2];          /* accesses of an input that are at hand, by value number, or NULL */
     int parked[MAX_FAMILIES + 1], nparked;  /* inputs that the row sums leave where keys and stash go */
     int staged[MAX_STAGED_INPUTS], nstaged; /* inputs whose next slab is copied ahead of use */
+    void (*meanwhile)(void *user); /* called by factor_reduce once what it reads first is under way; or NULL */
+    void *meanwhile_user;
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
     /* shared memory, byte offsets */
     int sh_p;                 /* [rows][kp] operand type, units permuted: factor_key_unit */

@@ -262,7 +262,13 @@ static void add_parts(Factor *f, Reduction *r, int h) {
     }
 }
 
-static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead) {
+static void work_meanwhile(Factor *f) {
+    if (f->meanwhile)
+        f->meanwhile(f->meanwhile_user);
+    f->meanwhile = NULL;
+}
+
+static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead, bool all) {
     Cg *cg = f->cg;
     int count = f->k->inst.count;
     Val **words[MAX_AHEAD][2];
@@ -277,6 +283,8 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead) {
                 value_load(&f->at[h], v, words[i][h][v]);
             }
         }
+    if (all)
+        work_meanwhile(f);
     for (int i = 0; i < ahead && r->parks; i++)
         for (int h = 0; h < 2; h++)
             for (int v = 0; v < count; v++)
@@ -297,8 +305,13 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead) {
 static void reduce_all_slabs(Factor *f, Reduction *r) {
     Cg *cg = f->cg;
     int slabs = f->s->kp / SLAB, ahead = slabs_ahead(slabs);
+    if (ahead == slabs) {
+        reduce_slabs(f, r, cg_int(cg, 0), ahead, true);
+        return;
+    }
+    work_meanwhile(f);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), ahead, false);
-    reduce_slabs(f, r, slab.i, ahead);
+    reduce_slabs(f, r, slab.i, ahead, false);
     cg_end_for(cg, &slab);
 }
 
@@ -363,6 +376,7 @@ void factor_reduce(Factor *f) {
     }
     for (int depth = 1; depth <= deepest; depth++)
         reduce_depth(f, needed, depth);
+    work_meanwhile(f);
 }
 
 /* row scales ----------------------------------------------------------------------------------- */

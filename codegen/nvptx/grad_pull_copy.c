@@ -76,7 +76,7 @@ bool pull_is_copied(Pull *p, int f) {
 /* To where the fragments made of them will be, which take as much. */
 static void copy_left(Pull *p) {
     Cg *cg = p->cg;
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, p->vq / SLAB), 1, true);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, p->vq / SLAB), 1, false);
     for (int f = 0; f < p->s->families; f++)
         for (int h = 0; h < 2 && pull_is_copied(p, f); h++) {
             Val from;
