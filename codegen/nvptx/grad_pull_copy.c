@@ -7,22 +7,25 @@
  */
 #include "codegen/nvptx/grad_pull.h"
 
+/* All threads' passes over `bytes` of the record: four in a row, but with a loop around them, before which the
+ * assembler leaves what is to be under way first. */
+static void copy_part(Pull *p, int64_t from, int to, int bytes) {
+    Cg *cg = p->cg;
+    int pass = 32 * 16 * p->s->warps, passes = bytes / pass, together = passes % 4 ? 1 : 4;
+    CHECK(bytes % pass == 0);
+    Loop l = cg_for(cg, cg_shl(cg, nv_tid(cg), 4), cg_int(cg, bytes), together * pass, false);
+    Val source = cg_gep8(cg, p->f.record, cg_zext64(cg, l.i));
+    for (int i = 0; i < together; i++)
+        nv_copy_async(cg, cg_gep8(cg, nv_shared(cg, to + i * pass), l.i),
+                      cg_gep8(cg, source, cg_int64(cg, from + i * pass)), cg_int(cg, 16));
+    cg_end_for(cg, &l);
+}
+
 /* X and A as they lie in the record; nothing erased: X where Zt will be, by the lanes that make it of it. */
 static void copy_matrices(Pull *p) {
-    Cg *cg = p->cg;
     const System *s = p->s;
-    struct {
-        int64_t from;
-        int to, units;
-    } part[] = {{s->ws_x, p->sh_zt, s->rows * s->vp / 8},
-                {s->ws_a, pull_a_base(p), s->rows * s->rows / 8}};
-    for (int i = 0; i < 2; i++) {
-        Loop u = cg_for(cg, nv_tid(cg), cg_int(cg, part[i].units), 32 * s->warps, false);
-        Val byte = cg_shl(cg, u.i, 4);
-        Val from = cg_gep8(cg, p->f.record, cg_add(cg, byte, cg_int(cg, (int)part[i].from)));
-        nv_copy_async(cg, cg_gep8(cg, nv_shared(cg, part[i].to), byte), from, cg_int(cg, 16));
-        cg_end_for(cg, &u);
-    }
+    copy_part(p, s->ws_x, p->sh_zt, s->rows * s->vp * 2);
+    copy_part(p, s->ws_a, pull_a_base(p), s->rows * s->rows * 2);
 }
 
 static void copy_x(Pull *p) {
@@ -92,8 +95,8 @@ static void copy_left(Pull *p) {
 
 void pull_copy_left(Pull *p) {
     Cg *cg = p->cg;
-    pull_copy_units(p);
     (p->s->erase ? copy_matrices : copy_x)(p);
+    pull_copy_units(p);
     nv_copy_commit(cg);
     copy_left(p);
     nv_copy_commit(cg);

@@ -13,25 +13,25 @@ static Val state_unit(Pull *p, int which, Val v, Val unit) {
     return cg_gep8(cg, nv_shared(cg, p->sh_state + which * p->vq * SLAB * 2), cg_shl(cg, at, 4));
 }
 
-/* Start copying a slab of both. Rows from vp on are zeros. */
+/* Start copying a slab of both. Rows from vp on are zeros. A pass of the block is a multiple of 8 rows, by which
+ * units are permuted: passes are one place and a number apart. */
 void pull_copy_state(Pull *p, Val slab) {
     Cg *cg = p->cg;
     const System *s = p->s;
-    int64_t base[2] = {s->ws_s, s->ws_ds};
-    Loop u = cg_for(cg, nv_tid(cg), cg_int(cg, p->vq * 4), 32 * s->warps, false);
-    Val v = cg_shr(cg, u.i, 2), unit = cg_and(cg, u.i, cg_int(cg, 3)), from = v,
-        bytes = cg_int(cg, 16);
-    if (p->vq > s->vp) {
-        Val there = cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->vp));
-        from = cg_select(cg, there, v, cg_int(cg, 0));
-        bytes = cg_select(cg, there, bytes, cg_int(cg, 0));
+    int rows = 8 * s->warps;
+    int64_t base[2] = {s->ws_s, s->ws_ds}, row_bytes = 2 * nv_block_columns(s->kp);
+    Val first = cg_shr(cg, nv_tid(cg), 2), unit = cg_and(cg, nv_tid(cg), cg_int(cg, 3));
+    Val place = nv_place(cg, s->vp, s->kp, first, cg_add(cg, cg_shl(cg, slab, 2), unit));
+    Val from = cg_gep8(cg, p->f.record, cg_zext64(cg, cg_shl(cg, place, 4)));
+    for (int row = 0; row < p->vq; row += rows) {
+        Val v = cg_add(cg, first, cg_int(cg, row)), bytes = cg_int(cg, 16);
+        if (row + rows > s->vp)
+            bytes = cg_select(cg, cg_cmp(cg, LLVMIntSLT, v, cg_int(cg, s->vp)), bytes, cg_int(cg, 0));
+        for (int i = 0; i < 2; i++) {
+            Val here = cg_gep8(cg, from, cg_int64(cg, base[i] + row * row_bytes));
+            nv_copy_async(cg, state_unit(p, i, v, unit), here, bytes);
+        }
     }
-    Val place = nv_place(cg, s->vp, s->kp, from, cg_add(cg, cg_shl(cg, slab, 2), unit));
-    for (int i = 0; i < 2; i++) {
-        Val at = cg_add(cg, cg_shl(cg, place, 4), cg_int(cg, (int)base[i]));
-        nv_copy_async(cg, state_unit(p, i, v, unit), cg_gep8(cg, p->f.record, at), bytes);
-    }
-    cg_end_for(cg, &u);
     nv_copy_commit(cg);
 }
 

@@ -21,11 +21,19 @@ void pull_copy_units(Pull *p) {
     Cg *cg = p->cg;
     const System *s = p->s;
     CHECK(s->ws_unit_dx - s->ws_unit_s == 3 * s->vp * 4);
-    Loop u = cg_for(cg, p->f.lane, cg_int(cg, units_bytes(p) / 16), 32, false);
-    Val byte = cg_shl(cg, u.i, 4);
-    Val from = cg_gep8(cg, p->f.record, cg_add(cg, byte, cg_int(cg, (int)s->ws_unit_s)));
-    nv_copy_async(cg, cg_gep8(cg, own_units(p), byte), from, cg_int(cg, 16));
-    cg_end_for(cg, &u);
+    int all = units_bytes(p), pass = 32 * 16;
+    Val byte = cg_shl(cg, p->f.lane, 4), to = cg_gep8(cg, own_units(p), byte);
+    Val from = cg_gep8(cg, p->f.record, cg_zext64(cg, byte));
+    for (int at = 0; at < all; at += pass) {
+        bool whole = at + pass <= all;
+        If there = {0};
+        if (!whole)
+            there = cg_if(cg, cg_cmp(cg, LLVMIntSLT, byte, cg_int(cg, all - at)));
+        nv_copy_async(cg, cg_gep8(cg, to, cg_int64(cg, at)),
+                      cg_gep8(cg, from, cg_int64(cg, s->ws_unit_s + at)), cg_int(cg, 16));
+        if (!whole)
+            cg_end_if(cg, &there);
+    }
 }
 
 /* Columns that do not exist have unit 0: they are no one's largest. */
