@@ -291,6 +291,18 @@ static void dx_row(Pull *p, int h, Val slab, Val out[8]) {
         out[e] = cg_fmul(cg, out[e], factor[e]);
 }
 
+/* i1: whether half h is a row of family f's; NULL: it is, or its left row is zero without more ado. */
+static Val has_left_row(Pull *p, int f, int h) {
+    Cg *cg = p->cg;
+    if (pull_erase(p, f))
+        return NULL;
+    Val here = value_at_rest(p->grad->k, p->g->family[f].left) == 0 ? NULL : p->f.row_live[h];
+    if (p->s->slots == 1)
+        return here;
+    Val its = cg_cmp(cg, LLVMIntEQ, p->f.row_slot[h], cg_int(cg, p->s->family[f].position));
+    return here ? cg_and(cg, here, its) : its;
+}
+
 /* Left row of half h at this lane's columns of a slab; zeros where the family has no row. A copy is gone
  * once the slab's fragments are put in its place. */
 static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
@@ -299,9 +311,9 @@ static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
         dx_row(p, h, slab, out);
         return;
     }
-    int v = p->g->family[f].left, position = p->s->family[f].position;
+    int v = p->g->family[f].left;
     ValueAt at = pull_left_at(p, h, slab);
-    Val x[8], here = p->f.row_live[h], zero = cg_float(cg, 0);
+    Val x[8], here = has_left_row(p, f, h), zero = cg_float(cg, 0);
     if (pull_is_copied(p, f)) {
         Val copy = pull_stash_unit(p, f, h, slab), loaded;
         value_load_copy(&at, v, &copy, &loaded);
@@ -309,12 +321,10 @@ static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
     } else {
         value_get_padded(&at, v, x);
     }
-    if (p->s->slots > 1) {
-        Val its = cg_cmp(cg, LLVMIntEQ, p->f.row_slot[h], cg_int(cg, position));
-        here = cg_and(cg, here, its);
+    for (int e = 0; e < 8; e++) {
+        out[e] = x[value_count(&at, v) > 1 ? e : 0];
+        out[e] = here ? cg_select(cg, here, out[e], zero) : out[e];
     }
-    for (int e = 0; e < 8; e++)
-        out[e] = cg_select(cg, here, x[value_count(&at, v) > 1 ? e : 0], zero);
 }
 
 /* The largest element of every left row, times the row's scale. */
