@@ -327,26 +327,68 @@ static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
     }
 }
 
+/* Whether a family's left rows can be measured as they were copied, two of 2 bytes at once. */
+static bool measured_in_pairs(Pull *p, int f) {
+    const Kernel *k = p->grad->k;
+    if (pull_erase(p, f) || !pull_is_copied(p, f) || p->vq > p->s->V)
+        return false;
+    return elem_size(k->in.at[inst_at(k, p->g->family[f].left)->index].elem) == 2;
+}
+
+/* The larger magnitudes of both: without its sign such an element is larger if its bits are. */
+static Val larger_pair(Cg *cg, Val most, Val pair) {
+    Ty t = LLVMVectorType(cg->i16, 2);
+    Val arg[2] = {LLVMBuildBitCast(cg->b, most, t, ""),
+                  LLVMBuildBitCast(cg->b, cg_and(cg, pair, cg_int(cg, 0x7fff7fff)), t, "")};
+    return LLVMBuildBitCast(cg->b, cg_intrinsic(cg, "llvm.umax", &t, 1, arg, 2), cg->i32, "");
+}
+
+/* `most` (f32; i32 pairs): also of this slab. */
+static Val measure_slab(Pull *p, int f, int h, Val slab, Val most) {
+    Cg *cg = p->cg;
+    if (measured_in_pairs(p, f)) {
+        Val pair[4];
+        factor_load_unit(cg, pull_stash_unit(p, f, h, slab), pair);
+        for (int i = 0; i < 4; i++)
+            most = larger_pair(cg, most, pair[i]);
+        return most;
+    }
+    Val x[8];
+    left_row(p, f, h, slab, x);
+    for (int e = 0; e < 8; e++)
+        most = nv_larger(cg, most, nv_magnitude(cg, x[e]));
+    return most;
+}
+
+static Val measured(Pull *p, int f, int h, Val most) {
+    Cg *cg = p->cg;
+    if (!measured_in_pairs(p, f))
+        return most;
+    const Kernel *k = p->grad->k;
+    Val two[2], here = has_left_row(p, f, h);
+    nv_unpack(cg, k->in.at[inst_at(k, p->g->family[f].left)->index].elem, most, two);
+    most = nv_larger(cg, two[0], two[1]);
+    return here ? cg_select(cg, here, most, cg_float(cg, 0)) : most;
+}
+
 /* The largest element of every left row, times the row's scale. */
 static void measure_left(Pull *p) {
     Cg *cg = p->cg;
     int families = p->s->families;
     Var most[MAX_FAMILIES][2];
-    for (int i = 0; i < 2 * families; i++)
-        most[i / 2][i % 2] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    for (int i = 0; i < 2 * families; i++) {
+        bool pairs = measured_in_pairs(p, i / 2);
+        most[i / 2][i % 2] = pairs ? cg_var(cg, cg->i32, cg_int(cg, 0)) : cg_var(cg, cg->f32, cg_float(cg, 0));
+    }
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
-    for (int f = 0; f < families; f++)
-        for (int h = 0; h < 2; h++) {
-            Val x[8], m = cg_get(cg, most[f][h]);
-            left_row(p, f, h, slab.i, x);
-            for (int e = 0; e < 8; e++)
-                m = nv_larger(cg, m, nv_magnitude(cg, x[e]));
-            cg_set(cg, most[f][h], m);
-        }
+    for (int i = 0; i < 2 * families; i++) {
+        Var m = most[i / 2][i % 2];
+        cg_set(cg, m, measure_slab(p, i / 2, i % 2, slab.i, cg_get(cg, m)));
+    }
     cg_end_for(cg, &slab);
     for (int f = 0; f < families; f++)
         for (int h = 0; h < 2; h++) {
-            Val m = pull_quad_most(p, cg_get(cg, most[f][h]));
+            Val m = pull_quad_most(p, measured(p, f, h, cg_get(cg, most[f][h])));
             p->row_most[f][h] = p->rescale[f][h] ? cg_fmul(cg, m, p->rescale[f][h]) : m;
         }
 }
