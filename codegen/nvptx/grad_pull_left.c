@@ -478,64 +478,85 @@ Val pull_pair(Pull *p, Val row_block, Val block) {
     return cg_add(cg, cg_shr(cg, cg_mul(cg, row_block, next), 1), block);
 }
 
-/* acc += dG of the blocks up to the warp's own, by distance; of[n]: where the own block's rows of
- * parity n begin in Zt, with this lane's unit of the slab. factor_scores.c says why blocks that
- * are not there are multiplied too. */
-static void multiply_dg(Pull *p, Val a[2][4], const Val of[2], Var (*acc)[2][4]) {
+/* What a slab of a family's left rows and of its dG is made of. */
+typedef struct LeftSlab {
+    Tile left;
+    Val unit_s[4], unit_x[4];
+    Val zt[MAX_WARPS][2][4]; /* by distance of the block and parity of its rows */
+} LeftSlab;
+
+/* Zt's rows of the blocks up to the warp's own. factor_scores.c says why blocks that are not there are read. */
+static void load_zt(Pull *p, Val slab, LeftSlab *l) {
     Cg *cg = p->cg;
     for (int d = 0; d < p->s->warps; d++) {
         Val there = cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d));
         Val below = cg_select(cg, there, cg_int(cg, d), p->f.warp);
         Val byte = cg_mul(cg, below, cg_int(cg, -BLOCK_ROWS * p->vq * 2));
         for (int n = 0; n < 2; n++) {
-            Val b[4], c[4];
-            factor_load_unit(cg, cg_gep8(cg, of[n], byte), b);
-            for (int e = 0; e < 4; e++)
-                c[e] = cg_get(cg, acc[d][n][e]);
-            for (int step = 0; step < 2; step++)
-                nv_mma(cg, p->s->operand, c, a[step], b + 2 * step);
-            for (int e = 0; e < 4; e++)
-                cg_set(cg, acc[d][n][e], c[e]);
+            Val own = pull_zt_unit(p, p->f.row[n], cg_add(cg, cg_shl(cg, slab, 2), p->f.t));
+            factor_load_unit(cg, cg_gep8(cg, own, byte), l->zt[d][n]);
         }
     }
 }
 
-/* A slab of family f's left rows to the stash, and times Zt. */
-static void left_slab(Pull *p, int f, Val slab, Var (*acc)[2][4]) {
+static void load_left(Pull *p, int f, Val slab, LeftSlab *l) {
+    for (int h = 0; h < 2; h++)
+        left_row(p, f, h, slab, l->left.x[h]);
+    load_unit_pairs(p, UNIT_s, pull_first_column(p, slab), l->unit_s);
+    load_unit_pairs(p, UNIT_x, pull_first_column(p, slab), l->unit_x);
+    load_zt(p, slab, l);
+}
+
+/* acc += dG */
+static void multiply_dg(Pull *p, Val a[2][4], LeftSlab *l, Var (*acc)[2][4]) {
     Cg *cg = p->cg;
-    Val unit[4], a[2][4], of[2];
-    Tile left;
+    for (int step = 0; step < 2; step++)
+        for (int i = 0; i < 2 * p->s->warps; i++) {
+            int d = i / 2, n = i % 2;
+            Val c[4];
+            for (int e = 0; e < 4; e++)
+                c[e] = cg_get(cg, acc[d][n][e]);
+            nv_mma(cg, p->s->operand, c, a[step], l->zt[d][n] + 2 * step);
+            for (int e = 0; e < 4; e++)
+                cg_set(cg, acc[d][n][e], c[e]);
+        }
+}
+
+/* A slab of family f's left rows to the stash, and times Zt. */
+static void left_slab(Pull *p, int f, Val slab, LeftSlab *l, Var (*acc)[2][4]) {
+    Cg *cg = p->cg;
+    Val a[2][4], factor[2];
     Packed rounded, packed;
     for (int h = 0; h < 2; h++) {
-        Val factor = row_factor(p, p->row_most[f][h]);
-        left_row(p, f, h, slab, left.x[h]);
+        factor[h] = row_factor(p, p->row_most[f][h]);
         if (p->rescale[f][h])
-            factor = cg_fmul(cg, factor, p->rescale[f][h]);
-        for (int e = 0; e < 8; e++)
-            left.x[h][e] = cg_fmul(cg, left.x[h][e], factor);
-        of[h] = pull_zt_unit(p, p->f.row[h], cg_add(cg, cg_shl(cg, slab, 2), p->f.t));
+            factor[h] = cg_fmul(cg, factor[h], p->rescale[f][h]);
     }
-    pull_pack(p, &rounded, &left);
+    pull_scale(p, &l->left, factor);
+    pull_pack(p, &rounded, &l->left);
     packed = rounded;
-    load_unit_pairs(p, UNIT_s, pull_first_column(p, slab), unit);
-    times_units(p, &packed, unit);
+    times_units(p, &packed, l->unit_s);
     put_left(p, f, slab, &packed);
     packed = rounded;
-    load_unit_pairs(p, UNIT_x, pull_first_column(p, slab), unit);
-    times_units(p, &packed, unit);
+    times_units(p, &packed, l->unit_x);
     fragments(&packed, a);
-    multiply_dg(p, a, of, acc);
+    multiply_dg(p, a, l, acc);
 }
 
 static void make_dg(Pull *p, int f) {
     Cg *cg = p->cg;
     Var acc[MAX_WARPS][2][4];
     Val unit[2];
+    LeftSlab l[2];
+    int together = slabs(p) % 2 ? 1 : 2; /* what they are made of is loaded before the first is stored */
     for (int d = 0; d < p->s->warps; d++)
         for (int i = 0; i < 8; i++)
             acc[d][i / 4][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
-    left_slab(p, f, slab.i, acc);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), together, false);
+    for (int i = 0; i < together; i++)
+        load_left(p, f, cg_add(cg, slab.i, cg_int(cg, i)), &l[i]);
+    for (int i = 0; i < together; i++)
+        left_slab(p, f, cg_add(cg, slab.i, cg_int(cg, i)), &l[i], acc);
     cg_end_for(cg, &slab);
     for (int h = 0; h < 2; h++) {
         unit[h] = lacks(p, p->row_most[f][h], cg_fmul(cg, p->most[UNIT_x], p->scale));
