@@ -22,6 +22,11 @@ static int slabs(const Pull *p) {
     return p->vq / SLAB;
 }
 
+/* Slabs that a loop takes at once: what all of them read is under way before the first one's stores. */
+static int slabs_at_once(const Pull *p) {
+    return slabs(p) % 2 ? 1 : 2;
+}
+
 /* This lane's 8 columns of slab `slab`. */
 Val pull_first_column(Pull *p, Val slab) {
     return cg_add(p->cg, cg_shl(p->cg, slab, 5), cg_shl(p->cg, p->f.t, 3));
@@ -259,23 +264,28 @@ static Val row_factor(Pull *p, Val most) {
 /* This warp's rows of Zt, in units of X's times dS's, row by row. */
 static void stash_zt(Pull *p) {
     Cg *cg = p->cg;
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
-    Val unit[8], factor[2];
-    Tile z;
-    Packed packed;
-    pull_load8(p, pull_unit_base(p, UNIT_xds), pull_first_column(p, slab.i), unit);
-    for (int h = 0; h < 2; h++) {
-        Val at = cg_add(cg, cg_shl(cg, slab.i, 2), p->f.t);
-        factor_load_unit(cg, pull_zt_unit(p, p->f.row[h], at), packed.pair[h]);
-        factor[h] = row_factor(p, p->zt_most[h]);
+    int together = slabs_at_once(p);
+    Loop l = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), together, false);
+    Val slab[2], unit[2][8], factor[2] = {row_factor(p, p->zt_most[0]), row_factor(p, p->zt_most[1])};
+    Packed packed[2];
+    for (int i = 0; i < together; i++) {
+        slab[i] = cg_add(cg, l.i, cg_int(cg, i));
+        pull_load8(p, pull_unit_base(p, UNIT_xds), pull_first_column(p, slab[i]), unit[i]);
+        for (int h = 0; h < 2; h++) {
+            Val at = cg_add(cg, cg_shl(cg, slab[i], 2), p->f.t);
+            factor_load_unit(cg, pull_zt_unit(p, p->f.row[h], at), packed[i].pair[h]);
+        }
     }
-    pull_unpack(p, &z, &packed);
-    for (int h = 0; h < 2; h++)
-        for (int e = 0; e < 8; e++)
-            z.x[h][e] = cg_fmul(cg, cg_fmul(cg, z.x[h][e], unit[e]), factor[h]);
-    pull_pack(p, &packed, &z);
-    put_left(p, p->s->families, slab.i, &packed);
-    cg_end_for(cg, &slab);
+    for (int i = 0; i < together; i++) {
+        Tile z;
+        pull_unpack(p, &z, &packed[i]);
+        for (int e = 0; e < 16; e++)
+            z.x[e / 8][e % 8] = cg_fmul(cg, z.x[e / 8][e % 8], unit[i][e % 8]);
+        pull_scale(p, &z, factor);
+        pull_pack(p, &packed[i], &z);
+        put_left(p, p->s->families, slab[i], &packed[i]);
+    }
+    cg_end_for(cg, &l);
 }
 
 /* left rows ------------------------------------------------------------------------------------ */
@@ -380,10 +390,12 @@ static void measure_left(Pull *p) {
         bool pairs = measured_in_pairs(p, i / 2);
         most[i / 2][i % 2] = pairs ? cg_var(cg, cg->i32, cg_int(cg, 0)) : cg_var(cg, cg->f32, cg_float(cg, 0));
     }
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), 1, false);
-    for (int i = 0; i < 2 * families; i++) {
-        Var m = most[i / 2][i % 2];
-        cg_set(cg, m, measure_slab(p, i / 2, i % 2, slab.i, cg_get(cg, m)));
+    int together = slabs_at_once(p);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), together, false);
+    for (int i = 0; i < 2 * families * together; i++) {
+        int f = i / 2 % families, h = i % 2;
+        Val its = cg_add(cg, slab.i, cg_int(cg, i / (2 * families)));
+        cg_set(cg, most[f][h], measure_slab(p, f, h, its, cg_get(cg, most[f][h])));
     }
     cg_end_for(cg, &slab);
     for (int f = 0; f < families; f++)
@@ -512,13 +524,13 @@ static void multiply_dg(Pull *p, Val a[2][4], LeftSlab *l, Var (*acc)[2][4]) {
     Cg *cg = p->cg;
     for (int step = 0; step < 2; step++)
         for (int i = 0; i < 2 * p->s->warps; i++) {
-            int d = i / 2, n = i % 2;
+            Var *sum = acc[i / 2][i % 2];
             Val c[4];
             for (int e = 0; e < 4; e++)
-                c[e] = cg_get(cg, acc[d][n][e]);
-            nv_mma(cg, p->s->operand, c, a[step], l->zt[d][n] + 2 * step);
+                c[e] = cg_get(cg, sum[e]);
+            nv_mma(cg, p->s->operand, c, a[step], l->zt[i / 2][i % 2] + 2 * step);
             for (int e = 0; e < 4; e++)
-                cg_set(cg, acc[d][n][e], c[e]);
+                cg_set(cg, sum[e], c[e]);
         }
 }
 
@@ -548,10 +560,9 @@ static void make_dg(Pull *p, int f) {
     Var acc[MAX_WARPS][2][4];
     Val unit[2];
     LeftSlab l[2];
-    int together = slabs(p) % 2 ? 1 : 2; /* what they are made of is loaded before the first is stored */
-    for (int d = 0; d < p->s->warps; d++)
-        for (int i = 0; i < 8; i++)
-            acc[d][i / 4][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    int together = slabs_at_once(p);
+    for (int i = 0; i < 8 * p->s->warps; i++)
+        acc[i / 8][i / 4 % 2][i % 4] = cg_var(cg, cg->f32, cg_float(cg, 0));
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), together, false);
     for (int i = 0; i < together; i++)
         load_left(p, f, cg_add(cg, slab.i, cg_int(cg, i)), &l[i]);
