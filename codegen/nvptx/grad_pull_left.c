@@ -271,10 +271,9 @@ static void stash_zt(Pull *p) {
     for (int i = 0; i < together; i++) {
         slab[i] = cg_add(cg, l.i, cg_int(cg, i));
         pull_load8(p, pull_unit_base(p, UNIT_xds), pull_first_column(p, slab[i]), unit[i]);
-        for (int h = 0; h < 2; h++) {
-            Val at = cg_add(cg, cg_shl(cg, slab[i], 2), p->f.t);
+        Val at = cg_add(cg, cg_shl(cg, slab[i], 2), p->f.t);
+        for (int h = 0; h < 2; h++)
             factor_load_unit(cg, pull_zt_unit(p, p->f.row[h], at), packed[i].pair[h]);
-        }
     }
     for (int i = 0; i < together; i++) {
         Tile z;
@@ -337,12 +336,15 @@ static void left_row(Pull *p, int f, int h, Val slab, Val out[8]) {
     }
 }
 
+static Elem left_elem(const Pull *p, int f) {
+    const Kernel *k = p->grad->k;
+    return k->in.at[inst_at(k, p->g->family[f].left)->index].elem;
+}
+
 /* Whether a family's left rows can be measured as they were copied, two of 2 bytes at once. */
 static bool measured_in_pairs(Pull *p, int f) {
-    const Kernel *k = p->grad->k;
-    if (pull_erase(p, f) || !pull_is_copied(p, f) || p->vq > p->s->V)
-        return false;
-    return elem_size(k->in.at[inst_at(k, p->g->family[f].left)->index].elem) == 2;
+    bool plain = !pull_erase(p, f) && pull_is_copied(p, f) && p->vq == p->s->V;
+    return plain && elem_size(left_elem(p, f)) == 2;
 }
 
 /* The larger magnitudes of both: without its sign such an element is larger if its bits are. */
@@ -374,9 +376,8 @@ static Val measured(Pull *p, int f, int h, Val most) {
     Cg *cg = p->cg;
     if (!measured_in_pairs(p, f))
         return most;
-    const Kernel *k = p->grad->k;
     Val two[2], here = has_left_row(p, f, h);
-    nv_unpack(cg, k->in.at[inst_at(k, p->g->family[f].left)->index].elem, most, two);
+    nv_unpack(cg, left_elem(p, f), most, two);
     most = nv_larger(cg, two[0], two[1]);
     return here ? cg_select(cg, here, most, cg_float(cg, 0)) : most;
 }
@@ -386,10 +387,9 @@ static void measure_left(Pull *p) {
     Cg *cg = p->cg;
     int families = p->s->families;
     Var most[MAX_FAMILIES][2];
-    for (int i = 0; i < 2 * families; i++) {
-        bool pairs = measured_in_pairs(p, i / 2);
-        most[i / 2][i % 2] = pairs ? cg_var(cg, cg->i32, cg_int(cg, 0)) : cg_var(cg, cg->f32, cg_float(cg, 0));
-    }
+    for (int i = 0; i < 2 * families; i++)
+        most[i / 2][i % 2] = measured_in_pairs(p, i / 2) ? cg_var(cg, cg->i32, cg_int(cg, 0))
+                                                         : cg_var(cg, cg->f32, cg_float(cg, 0));
     int together = slabs_at_once(p);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs(p)), together, false);
     for (int i = 0; i < 2 * families * together; i++) {
@@ -521,17 +521,16 @@ static void load_left(Pull *p, int f, Val slab, LeftSlab *l) {
 
 /* acc += dG */
 static void multiply_dg(Pull *p, Val a[2][4], LeftSlab *l, Var (*acc)[2][4]) {
-    Cg *cg = p->cg;
-    for (int step = 0; step < 2; step++)
-        for (int i = 0; i < 2 * p->s->warps; i++) {
-            Var *sum = acc[i / 2][i % 2];
-            Val c[4];
-            for (int e = 0; e < 4; e++)
-                c[e] = cg_get(cg, sum[e]);
-            nv_mma(cg, p->s->operand, c, a[step], l->zt[i / 2][i % 2] + 2 * step);
-            for (int e = 0; e < 4; e++)
-                cg_set(cg, sum[e], c[e]);
-        }
+    int blocks = 2 * p->s->warps;
+    for (int i = 0; i < 2 * blocks; i++) { /* step by step: neighbours do not wait for each other */
+        int step = i / blocks, d = i % blocks / 2, n = i % 2;
+        Val c[4];
+        for (int e = 0; e < 4; e++)
+            c[e] = cg_get(p->cg, acc[d][n][e]);
+        nv_mma(p->cg, p->s->operand, c, a[step], l->zt[d][n] + 2 * step);
+        for (int e = 0; e < 4; e++)
+            cg_set(p->cg, acc[d][n][e], c[e]);
+    }
 }
 
 /* A slab of family f's left rows to the stash, and times Zt. */
