@@ -42,7 +42,7 @@
 #include <string.h>
 
 enum { MAX_FAMILIES = 8, MAX_WARPS = 4, BLOCK_ROWS = 16, SLAB = 32, ROW_TABLE = 20,
-       MAX_STAGED_INPUTS = 8 };
+       MAX_STAGED_INPUTS = 8, MAX_HELD_SLABS = 4 };
 
 typedef struct Family {
     int x;            /* erase: the weave [R,K]; out read: a [C,K] value */
@@ -136,7 +136,9 @@ typedef struct Factor {
     Val shrink;               /* 1 / the record's scale */
     Val key_shrink[2];        /* p_scaled: 1 over the keys' scales, which are in sh_keys */
     Val **loaded[2];          /* accesses of an input that are at hand, by value number, or NULL */
-    int parked[MAX_FAMILIES + 1], nparked;  /* inputs that the row sums leave where keys and stash go */
+    int parked[MAX_FAMILIES + 1], nparked;  /* inputs that the row sums leave where keys and stash go, */
+    int nheld;                /* or, the first of them, in registers: accesses by slab, half, number */
+    Val held[MAX_HELD_SLABS][2][MAX_FAMILIES + 1];
     int staged[MAX_STAGED_INPUTS], nstaged; /* inputs whose next slab is copied ahead of use */
     void (*meanwhile)(void *user); /* called by factor_reduce once what it reads first is under way; or NULL */
     void *meanwhile_user;
@@ -218,7 +220,8 @@ void factor_hold_scalars(Factor *f);       /* from now on in registers, not read
 void factor_plan_stage(Factor *f);                 /* which inputs are parked or copied ahead */
 int factor_stage_bytes(const Factor *f);
 void factor_copy_ahead(Factor *f, Val slab);       /* start copying a slab's inputs */
-/* Move to slab `slab`: wait for its copies, take them, start the next slab's. */
+/* Move to slab `slab`, a constant when inputs are held: wait for its copies, take them, start the next
+ * slab's. */
 void factor_enter_slab(Factor *f, Val slab);
 /* The same when its copies are known to be there. One group of copies is committed, whether or not there is
  * a next slab. */

@@ -3,8 +3,9 @@
  *
  * Memory is far: the sums over a row's channels (l2norm), which come before everything else, load
  * several slabs before they use the first, and park what they loaded where the rows made from it will
- * go; a slab's other inputs are copied to shared memory while the slab before it is worked on. All of
- * it is read by the lane that wrote it, so no barrier is needed.
+ * go, or hold it in registers where these are enough; a slab's other inputs are copied to shared memory
+ * while the slab before it is worked on. All of it is read by the lane that wrote it, so no barrier is
+ * needed.
  */
 #include "codegen/nvptx/factor.h"
 
@@ -98,6 +99,16 @@ void factor_hold_scalars(Factor *f) {
         }
 }
 
+/* How many of the parked inputs registers hold, all slabs of them, until the rows are made. Scalar decay has
+ * some, as its scores come after the rows. */
+static int inputs_held(const Factor *f) {
+    enum { REGISTERS = 32, ACCESS = 4 };
+    int slabs = f->s->kp / SLAB, most = REGISTERS / (2 * slabs * ACCESS);
+    if (f->s->a_key || slabs > MAX_HELD_SLABS)
+        return 0;
+    return f->nparked < most ? f->nparked : most;
+}
+
 /* Inputs that come in 16-byte accesses only, whatever the lane. One access a slab and row can be
  * parked, as long as there are places. */
 void factor_plan_stage(Factor *f) {
@@ -113,6 +124,7 @@ void factor_plan_stage(Factor *f) {
         else if (f->nstaged < MAX_STAGED_INPUTS)
             f->staged[f->nstaged++] = v;
     }
+    f->nheld = inputs_held(f);
 }
 
 /* Where parked input number `i` has half h's 8 channels of a slab. */
@@ -123,18 +135,37 @@ static Val parking_place(Factor *f, int i, int h, Val slab) {
     return factor_key_unit(f, f->sh_p, f->row[h], cg_add(cg, cg_shl(cg, slab, 2), f->t));
 }
 
+/* Where the access to a slab's held input number `i` is kept; the slab is a constant. */
+static Val *held(Factor *f, int i, int h, Val slab) {
+    return &f->held[LLVMConstIntGetZExtValue(slab)][h][i];
+}
+
 static void park(Factor *f, int v, int h, Val slab, const Val *words) {
     for (int i = 0; i < f->nparked; i++)
-        if (f->parked[i] == v)
+        if (f->parked[i] == v && i < f->nheld)
+            *held(f, i, h, slab) = words[0];
+        else if (f->parked[i] == v)
             cg_store(f->cg, words[0], parking_place(f, i, h, slab), 16);
+}
+
+/* An access's four words, as far as LLVM knows others: what the sums made of them is made again, as it takes
+ * twice the registers. */
+static Val words_anew(Cg *cg, Val words) {
+    for (int j = 0; j < 4; j++)
+        words = cg_insert(cg, words, nv_anew(cg, cg_extract(cg, words, j)), j);
+    return words;
 }
 
 static void take_parked(Factor *f, Val slab) {
     for (int i = 0; i < f->nparked; i++)
         for (int h = 0; h < 2; h++) {
+            Val *loaded = f->loaded[h][f->parked[i]] = NEW_ARRAY(f->cg->arena, Val, 1);
+            if (i < f->nheld) {
+                loaded[0] = words_anew(f->cg, *held(f, i, h, slab));
+                continue;
+            }
             Val place = parking_place(f, i, h, slab);
-            f->loaded[h][f->parked[i]] = NEW_ARRAY(f->cg->arena, Val, 1);
-            value_load_copy(&f->at[h], f->parked[i], &place, f->loaded[h][f->parked[i]]);
+            value_load_copy(&f->at[h], f->parked[i], &place, loaded);
         }
 }
 
@@ -194,7 +225,7 @@ static void take_slab(Factor *f, Val slab, bool always) {
     Val next = cg_add(cg, slab, cg_int(cg, 1));
     If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, cg_int(cg, f->s->kp / SLAB)));
     start_copies(f, next);
-    if (!always)
+    if (!always && f->nstaged > 0)
         nv_copy_commit(cg);
     cg_end_if(cg, &more);
     if (always)
@@ -204,7 +235,8 @@ static void take_slab(Factor *f, Val slab, bool always) {
 }
 
 void factor_enter_slab(Factor *f, Val slab) {
-    nv_copy_wait(f->cg, 0);
+    if (f->nstaged > 0)
+        nv_copy_wait(f->cg, 0);
     take_slab(f, slab, false);
 }
 
@@ -229,7 +261,7 @@ static int sum_depth(const Factor *f, int v) {
     return depth[v];
 }
 
-enum { MAX_AHEAD = 4 };
+enum { MAX_AHEAD = MAX_HELD_SLABS };
 
 /* Slabs loaded before the first is used: a divisor of their number. */
 static int slabs_ahead(int slabs) {

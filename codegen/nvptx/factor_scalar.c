@@ -74,18 +74,11 @@ static void pack_low(Factor *f, const Val x[8], const Val high[4], Val low[4]) {
 }
 
 /* Keys and left rows as they are go to shared memory. */
-void factor_scalar_rows_pass(Factor *f) {
+static void rows_slab(Factor *f, Val slab) {
     Cg *cg = f->cg;
     const System *s = f->s;
-    value_begin(&f->at[0]);
-    value_begin(&f->at[1]);
-    for (int h = 0; s->key_multiple >= 0 && h < 2; h++)
-        f->multiple[h] = factor_row_scalar(f, s->key_multiple, h, 0);
-    if (s->a >= 0)
-        factor_decay_table(f);
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
-    Val unit = cg_add(cg, cg_shl(cg, slab.i, 2), f->t);
-    factor_enter_slab(f, slab.i);
+    Val unit = cg_add(cg, cg_shl(cg, slab, 2), f->t);
+    factor_enter_slab(f, slab);
     Val p[2][8], x[8], key[2][4], left[2][4], low[2][4];
     for (int h = 0; h < 2; h++) {
         factor_keys(f, h, p[h]);
@@ -104,10 +97,28 @@ void factor_scalar_rows_pass(Factor *f) {
             if (s->split && i == 0)
                 pack_low(f, x, left[h], low[h]);
         }
-        factor_store_left(f, f->sh_left, i, slab.i, is_key ? key : left);
+        factor_store_left(f, f->sh_left, i, slab, is_key ? key : left);
         if (s->split && i == 0)
-            factor_store_left(f, f->sh_low_left, 0, slab.i, low);
+            factor_store_left(f, f->sh_low_left, 0, slab, low);
     }
+}
+
+void factor_scalar_rows_pass(Factor *f) {
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    int slabs = s->kp / SLAB;
+    value_begin(&f->at[0]);
+    value_begin(&f->at[1]);
+    for (int h = 0; s->key_multiple >= 0 && h < 2; h++)
+        f->multiple[h] = factor_row_scalar(f, s->key_multiple, h, 0);
+    if (s->a >= 0)
+        factor_decay_table(f);
+    for (int i = 0; i < slabs && f->nheld > 0; i++)
+        rows_slab(f, cg_int(cg, i));
+    if (f->nheld > 0)
+        return;
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), 1, false);
+    rows_slab(f, slab.i);
     cg_end_for(cg, &slab);
 }
 
