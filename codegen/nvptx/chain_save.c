@@ -50,15 +50,29 @@ static Val warp_live(Chain *c) {
     return cg_cmp(cg, LLVMIntSLT, first, cg_int(cg, c->s->vp));
 }
 
-static void save(Chain *c, Val x, int64_t offset, Val byte) {
+/* Four words, or one. Four leave the L2 cache before all else: the grad kernel reads them when the walk
+ * has ended, long after as much as the cache holds was written, while the factors still in there, of chunks yet
+ * to come, are about to be read. */
+static void store(Chain *c, const Val *word, int words, Val p) {
+    Cg *cg = c->cg;
+    Val arg[5];
+    if (words == 1) {
+        cg_store(cg, word[0], p, 4);
+        return;
+    }
+    memcpy(arg, word, 4 * sizeof *arg);
+    arg[4] = LLVMBuildPtrToInt(cg->b, p, cg->i64, "");
+    cg_asm(cg, cg->voidt, "st.global.cs.v4.b32 [$4], {$0, $1, $2, $3};", "r,r,r,r,l,~{memory}", true, arg, 5);
+}
+
+static void save(Chain *c, const Val *word, int words, int64_t offset, Val byte) {
     Cg *cg = c->cg;
     Val live = warp_live(c);
     If there = {0};
     if (live)
         there = cg_if(cg, live);
-    int bytes = LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind ? 16 : 4;
     Val base = cg_gep8(cg, c->record, cg_int64(cg, offset));
-    cg_store(cg, x, cg_gep8(cg, base, cg_zext64(cg, byte)), bytes);
+    store(c, word, words, cg_gep8(cg, base, cg_zext64(cg, byte)));
     if (live)
         cg_end_if(cg, &there);
 }
@@ -67,10 +81,7 @@ static void save(Chain *c, Val x, int64_t offset, Val byte) {
 static void save_unit(Chain *c, const Val word[4], int64_t offset, int rows, int columns, Val row,
                       Val unit) {
     Cg *cg = c->cg;
-    Val x = LLVMGetPoison(LLVMVectorType(cg->i32, 4));
-    for (int j = 0; j < 4; j++)
-        x = cg_insert(cg, x, word[j], j);
-    save(c, x, offset, cg_shl(cg, nv_place(cg, rows, columns, row, unit), 4));
+    save(c, word, 4, offset, cg_shl(cg, nv_place(cg, rows, columns, row, unit), 4));
 }
 
 /* Lanes t and t + 2 of a quad store the same. */
@@ -82,7 +93,8 @@ static void save_units(Chain *c, int64_t units, const Val scale[2]) {
     Val second = cg_cmp(cg, LLVMIntNE, h, cg_int(cg, 0));
     Val v = cg_add(cg, cg_add(cg, c->v_first, cg_shl(cg, c->warp, 4)),
                    cg_add(cg, here(c, c->g), cg_shl(cg, h, 3)));
-    save(c, cg_select(cg, second, x[1], x[0]), units, cg_shl(cg, v, 2));
+    Val unit = cg_select(cg, second, x[1], x[0]);
+    save(c, &unit, 1, units, cg_shl(cg, v, 2));
 }
 
 void chain_save_state(Chain *c, int64_t offset, int64_t units, const Val scale[2]) {

@@ -72,6 +72,7 @@ static const Known assembly[] = {
      .together = warp_movmatrix,
      .scope = SCOPE_warp},
     {.begin = "ld.global.", .run = run_load},
+    {.begin = "st.global.cs.v4.b32 [$4], {$0, $1, $2, $3};", .run = run_store_words},
     {.begin = "{\n.reg .b64 d;\nwgmma.fence.sync.aligned;\n",
      .together = group_product,
      .scope = SCOPE_group},
@@ -101,7 +102,7 @@ static const Known *find(const Known *table, size_t n, const char *text, size_t 
 static bool decode_text(Arena *arena, const char *text, Code *c) {
     c->space = 1;
     c->element_bytes = c->run == run_load && strstr(text, ".b16 ") ? 2 : 4;
-    c->align = c->element_bytes * c->lanes;
+    c->align = c->run == run_store_words ? 16 : c->element_bytes * c->lanes;
     if (c->together == group_wait)
         c->number = strtol(strrchr(text, ' '), NULL, 10);
     if (c->together == group_product)

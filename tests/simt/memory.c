@@ -164,6 +164,15 @@ void run_store(Thread *t, const Code *c) {
     memcpy(access(t, c, t->reg[c->arg[1]], size, data), data, (size_t)size);
 }
 
+/* Assembly: its words, then the address. */
+void run_store_words(Thread *t, const Code *c) {
+    char data[16];
+    int words = c->nargs - 1;
+    for (int i = 0; i < words; i++)
+        put_element(data + 4 * i, 4, t->reg[c->arg[i]]);
+    memcpy(access(t, c, t->reg[c->arg[words]], 4 * words, data), data, (size_t)(4 * words));
+}
+
 /* asynchronous copies -------------------------------------------------------------------------- */
 
 static void mark(Simt *s, const Copy *copy, bool in_flight) {
