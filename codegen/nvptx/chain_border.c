@@ -91,8 +91,9 @@ static Val saved_state(Chain *c, Val which) {
     return cg_add(cg, cg_frame_field(cg, FRAME_SAVED), at);
 }
 
-/* The segment's slots from one multiple of GRAD_SAVE_EVERY to the next; with 0 all of them. A launch has less
- * than 2^31 blocks, so slots are 32-bit numbers. */
+/* The segment's slots from one multiple of GRAD_SAVE_EVERY to the next; with 0 all of them. The first blocks have
+ * the last interval: the L2 cache still holds factors of its chunks, and reverse begins with them. A launch has
+ * less than 2^31 blocks, so slots are 32-bit numbers. */
 Val chain_place_interval(Chain *c, Val n) {
     Cg *cg = c->cg;
     Val slots = cg_frame_field(cg, frame_segment(c->k, SEGMENT_SLOTS));
@@ -107,7 +108,8 @@ Val chain_place_interval(Chain *c, Val n) {
     every = cg_select(cg, cg_cmp(cg, LLVMIntSGT, every, zero), every, end);
     Val first = cg_udiv(cg, slot, every);
     Val last = cg_udiv(cg, cg_sub(cg, end, one), every);
-    Val intervals = cg_add(cg, cg_sub(cg, last, first), one), which = cg_urem(cg, n, intervals);
+    Val intervals = cg_add(cg, cg_sub(cg, last, first), one);
+    Val which = cg_sub(cg, cg_sub(cg, intervals, one), cg_urem(cg, n, intervals));
     c->interval = cg_add(cg, first, which);
     c->inner = cg_cmp(cg, LLVMIntSGT, which, zero);
     Val here = cg_zext64(cg, cg_mul(cg, c->interval, every)), next = cg_add(cg, here, cg_zext64(cg, every));
