@@ -7,6 +7,8 @@
  *         wait for its copy; barrier; start copying the next chunk into the other stage
  *         W_f S for every family; X; M_f X; outs; S = D S + P' X
  *
+ * With a third stage "the next chunk" is everywhere the one after it.
+ *
  * On Hopper the record comes as one bulk copy, and the next chunk's copies start while the first
  * products run. A stage holds the chunk's workspace record as the factor kernel wrote it, the V-side inputs'
  * tokens, and the values of single tokens. Warps share nothing but the stages.
@@ -37,20 +39,34 @@ static int64_t plan_stage(Chain *c) {
     return round_up(at, 1024);
 }
 
-/* Shared memory: two stages, on Hopper a barrier for each, what is recalled. */
+/* Shared memory: the stages, on Hopper a barrier for each, what is recalled. */
+static int64_t shared_bytes(Chain *c, int stages) {
+    c->stages = stages;
+    c->recall_offset = stages * (c->stage_bytes + (c->wgmma ? BARRIER_BYTES : 0));
+    return c->recall_offset + (int64_t)c->nrecalled * 2 * c->threads * 4;
+}
+
+/* Blocks a multiprocessor has the memory for. */
+static int64_t blocks_in(const Chain *c, int64_t bytes) {
+    enum { LIMIT_BESIDE = 1024 };
+    return (c->cg->target->smem_limit + LIMIT_BESIDE) / (bytes + LIMIT_BESIDE);
+}
+
+/* Two stages; reverse, where that takes no other block's place, three: it walks from end to end while chains
+ * beside it keep memory busy, and then a record may come later than a chunk takes. */
 static bool fits(Chain *c, int v_tile) {
     c->v_tile = v_tile;
-    int64_t stage = plan_stage(c), all = 2 * stage + (c->wgmma ? 2 * BARRIER_BYTES : 0);
-    int threads = 32 * (v_tile / 16);
-    c->recall_offset = (int)all;
-    all += (int64_t)c->nrecalled * 2 * threads * 4;
-    if (all > c->cg->target->smem_limit)
+    int64_t stage = plan_stage(c), limit = c->cg->target->smem_limit;
+    if (stage > limit)
         return false;
     c->stage_bytes = (int)stage;
-    c->sh_bytes = (int)all;
     c->warps = v_tile / 16;
-    c->threads = threads;
-    return true;
+    c->threads = 32 * c->warps;
+    int64_t two = shared_bytes(c, 2), three = shared_bytes(c, 3);
+    bool more = c->back && c->wgmma && three <= limit && blocks_in(c, three) == blocks_in(c, two);
+    int64_t all = more ? three : shared_bytes(c, 2);
+    c->sh_bytes = (int)all;
+    return all <= limit;
 }
 
 /* The widest V tile up to `widest` that fits: fewer blocks read each record. */
@@ -231,7 +247,8 @@ static void store_state(Chain *c) {
 /* the loop ------------------------------------------------------------------------------------- */
 
 static Val barrier(Chain *c, Val which) {
-    return cg_gep8(c->cg, nv_shared(c->cg, 2 * (int64_t)c->stage_bytes), cg_shl(c->cg, which, 3));
+    int64_t base = (int64_t)c->stages * c->stage_bytes;
+    return cg_gep8(c->cg, nv_shared(c->cg, base), cg_shl(c->cg, which, 3));
 }
 
 /* The record by all threads, 16 bytes at a time. */
@@ -250,6 +267,11 @@ static void copy_by_threads(Chain *c, Val src, Val stage) {
         if (partial)
             cg_end_if(cg, &inside);
     }
+}
+
+/* Which stage (i32) the chunk that is walked as number i (i64) has. */
+static Val stage_of(Chain *c, Val i) {
+    return cg_urem(c->cg, cg_trunc32(c->cg, i), cg_int(c->cg, c->stages));
 }
 
 static Val stage_offset(Chain *c, Val which) {
@@ -285,8 +307,8 @@ static Val record_of(Chain *c, Val i) {
     return cg_gep8(cg, nv_records(cg), cg_mul(cg, record, cg_int64(cg, c->s->ws_bytes)));
 }
 
-/* Start copying the record of the chunk that is walked as number i (i64) into stage `which` (i32, 0 or
- * 1). On Hopper there may be no such chunk, and nothing branches. */
+/* Start copying the record of the chunk that is walked as number i (i64) into stage `which` (i32). On Hopper
+ * there may be no such chunk, and nothing branches. */
 static void copy_record(Chain *c, Val i, Val which) {
     Cg *cg = c->cg;
     Val stage = stage_offset(c, which), src = record_of(c, i);
@@ -317,10 +339,10 @@ static void write_outs(Chain *c) {
 static void wait_for_copies(Chain *c, Val number, Val here) {
     Cg *cg = c->cg;
     if (c->wgmma) {
-        Val parity = cg_and(cg, cg_shr(cg, cg_trunc32(cg, number), 1), cg_int(cg, 1));
-        nv_arrival_wait(cg, barrier(c, here), parity);
+        Val round = cg_udiv(cg, cg_trunc32(cg, number), cg_int(cg, c->stages));
+        nv_arrival_wait(cg, barrier(c, here), cg_and(cg, round, cg_int(cg, 1)));
     }
-    nv_copy_wait(cg, 0);
+    nv_copy_wait(cg, c->stages - 2);
     nv_barrier(cg);
 }
 
@@ -388,16 +410,27 @@ static void chunk_by_warpgroups(Chain *c, Val next, Val other) {
     advance(c);
 }
 
+/* What the loop expects to be under way: all stages but one are asked for. */
+static void ask_for_first(Chain *c) {
+    Cg *cg = c->cg;
+    for (int n = 0; n < c->stages - 1; n++) {
+        Val i = cg_int64(cg, n), which = cg_int(cg, n);
+        copy_record(c, i, which);
+        copy_inputs(c, i, which);
+        If there = cg_if(cg, cg_cmp(cg, LLVMIntSLT, i, c->count));
+        chain_rows(c, chunk_start(c, i), stage_offset(c, which));
+        cg_end_if(cg, &there);
+    }
+}
+
 static void walk_chunks(Chain *c) {
     Cg *cg = c->cg;
     Val zero = cg_int64(cg, 0);
     If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, c->count, zero));
-    copy_record(c, zero, cg_int(cg, 0));
-    copy_inputs(c, zero, cg_int(cg, 0));
-    chain_rows(c, chunk_start(c, zero), cg_int(cg, 0));
+    ask_for_first(c);
     cg_end_if(cg, &any);
     Loop chunk = cg_for(cg, zero, c->count, 1, false);
-    Val here = cg_and(cg, cg_trunc32(cg, chunk.i), cg_int(cg, 1));
+    Val here = stage_of(c, chunk.i);
     if (cg->opt->save_every > 0 && !c->gradient)
         chain_save_start(c, chunk_number(c, chunk.i));
     wait_for_copies(c, chunk.i, here);
@@ -405,7 +438,7 @@ static void walk_chunks(Chain *c) {
     c->start = chunk_start(c, chunk.i);
     c->record = c->s->trail ? record_of(c, chunk.i) : NULL;
     chain_begin_values(c);
-    Val next = cg_add(cg, chunk.i, cg_int64(cg, 1)), other = cg_xor(cg, here, cg_int(cg, 1));
+    Val next = cg_add(cg, chunk.i, cg_int64(cg, c->stages - 1)), other = stage_of(c, next);
     (c->wgmma ? chunk_by_warpgroups : chunk_by_warps)(c, next, other);
     cg_end_for(cg, &chunk);
     nv_copy_wait(cg, 0);
@@ -414,7 +447,7 @@ static void walk_chunks(Chain *c) {
 static void init_barriers(Chain *c) {
     Cg *cg = c->cg;
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, c->tid, cg_int(cg, 0)));
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < c->stages; i++)
         nv_arrival_init(cg, barrier(c, cg_int(cg, i)));
     cg_end_if(cg, &one);
     nv_barrier(cg);

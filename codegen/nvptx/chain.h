@@ -53,7 +53,8 @@ typedef struct Chain {
     bool wgmma;                    /* which schedule */
     int64_t copied;                /* the record's first bytes, which come into the stage */
     int v_tile, warps, threads;
-    int stage_bytes, sh_bytes;     /* two stages; wgmma: and a barrier for each */
+    int stages;                    /* chunks that are in shared memory, or on their way to it */
+    int stage_bytes, sh_bytes;     /* the stages; wgmma: and a barrier for each */
     Staged staged[MAX_STAGED];
     int nstaged;
     bool *planned;                 /* [earlier][value] looked at by chain_plan_values */
@@ -62,7 +63,7 @@ typedef struct Chain {
     int nrecalled, recall_offset;
     RowValue row_value[MAX_ROW_VALUES]; /* f32 [rows] in a stage */
     int nrow_values, row_value_offset;
-    Var row_ahead[MAX_ROW_VALUES]; /* wgmma: of the next chunk, this thread's row */
+    Var row_ahead[MAX_ROW_VALUES]; /* wgmma: of the next chunk asked for, this thread's row */
 
     Val tid, lane, warp, g, t;
     Val head, heads, factor_head;

@@ -490,6 +490,22 @@ static void test_ranges(void **state) {
     }
 }
 
+/* Records so large that a third of them takes no block's place: walks that are shorter than the stages, and that
+ * come back to the first stage twice; token scalars among what is staged. */
+static void test_three_stages(void **state) {
+    (void)state;
+    static const char scaled[] = "variant scaled {\n dim K = 128, V = 64\n"
+                                 " in q[K], k[K], v[V], h\n state S[K, V]\n S = S + k * v'\n"
+                                 " out o[V] = (S' * q) * (1 + sigmoid(h))\n}\n";
+    for (int i = 0; i < 2; i++) {
+        GradCase c = usual;
+        c.spec = i ? "scaled" : "gated_deltanet", c.text = i ? scaled : NULL;
+        c.K = 128, c.V = 64, c.rows = 64, c.elem = ELEM_bf16, c.H = 1, c.N = 3, c.cu_width = 8;
+        memcpy(c.length, (int[]){70, 5, 64 * 6 + 2}, sizeof(int[3]));
+        assert_true(run_case(&c));
+    }
+}
+
 /* Outs that are more than a read: dO is then an expression of inputs along V, of tokens and of
  * params; two reads at different places of a token with two updates; the state's cotangent is no
  * input. */
@@ -528,7 +544,7 @@ int main(void) {
         cmocka_unit_test(test_specs),    cmocka_unit_test(test_packed),
         cmocka_unit_test(test_segments), cmocka_unit_test(test_resets),
         cmocka_unit_test(test_tiles),    cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_outs),
+        cmocka_unit_test(test_outs),     cmocka_unit_test(test_three_stages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
