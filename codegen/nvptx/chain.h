@@ -173,7 +173,6 @@ void chain_wgmma_decay(Chain *c);                     /* S *= D */
 
 /* reverse.c, reverse_wgmma.c: the same of the costate */
 void reverse_left(Chain *c, int f, Val *x);           /* dO_f on stored rows, times what W_f, M_f lack */
-void reverse_dx(Chain *c, Val *x);                    /* P dS' + M' dO becomes dX */
 void reverse_read(Chain *c);                          /* operands of dS' and dO_f; P dS' + sum of M_f' dO_f */
 void reverse_mix(Chain *c);                           /* dX, as a value */
 void reverse_advance(Chain *c);                       /* dS = D dS' + sum of Q_f' dO_f - E' dX */

@@ -35,15 +35,6 @@ void reverse_left(Chain *c, int f, Val *x) {
     chain_scale_rows(c, f, x);
 }
 
-void reverse_dx(Chain *c, Val *x) {
-    Cg *cg = c->cg;
-    Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
-    for (int i = 0; scale && i < chain_fragment(c); i++)
-        x[i] = cg_fmul(cg, x[i], scale);
-    chain_scale_keys(c, x);
-    chain_set(c, c->gradient->dX, x);
-}
-
 /* The schedule by warps ------------------------------------------------------------------------ */
 
 static void zero(Chain *c, Val *x, int count) {
@@ -88,13 +79,23 @@ void reverse_read(Chain *c) {
     }
 }
 
+/* P dS' + M' dO becomes dX. */
+static void set_dx(Chain *c, Val *x) {
+    Cg *cg = c->cg;
+    Val scale = c->s->has_scale ? chain_record_scale(c) : NULL;
+    for (int i = 0; scale && i < chain_fragment(c); i++)
+        x[i] = cg_fmul(cg, x[i], scale);
+    chain_scale_keys(c, x);
+    chain_set(c, c->gradient->dX, x);
+}
+
 void reverse_mix(Chain *c) {
     if (c->wgmma) {
         reverse_wgmma_mix(c);
         return;
     }
     Val x[MAX_FRAGMENT];
-    reverse_dx(c, c->product[0]);
+    set_dx(c, c->product[0]);
     if (!c->s->erase)
         return;
     memcpy(x, c->product[0], sizeof x);

@@ -103,19 +103,32 @@ void reverse_wgmma_read(Chain *c) {
         chain_wgmma(c, chain_w(c, f), c->left_operand[f], c->next, true);
 }
 
-/* - dX's operand; nothing is under way. */
-static void x_operand(Chain *c, const Val *x) {
+/* sign times what M and P lack, and the columns' units or not. */
+static void product_factor(Chain *c, double sign, bool units, Val factor[2]) {
     Cg *cg = c->cg;
-    int half = chain_fragment(c) / 2;
+    Val scale = cg_float(cg, sign), unit[2];
+    if (c->s->has_scale)
+        scale = cg_fmul(cg, chain_record_scale(c), scale);
+    chain_units(c, unit);
+    for (int h = 0; h < 2; h++)
+        factor[h] = units ? cg_fmul(cg, unit[h], scale) : scale;
+}
+
+/* - dX's operand, of the product as it is: the units are on both sides. Nothing is under way. */
+static void x_operand(Chain *c, Val *product) {
+    Cg *cg = c->cg;
+    int count = chain_fragment(c), half = count / 2;
     Val factor[2], ratio[2];
     Var kept[MAX_FRAGMENT / 2];
-    unit_factor(c, -1, factor);
-    chain_pack(c, x, chain_fragment(c), factor, c->x_operand);
+    product_factor(c, -1, false, factor);
+    chain_pack(c, product, count, factor, c->x_operand);
     keep(c, kept, c->x_operand, half);
     If seldom = cg_if(cg, chain_too_large(c, c->x_operand, half));
-    chain_fit_units(c, x, NULL, ratio);
+    product_factor(c, 1, true, factor);
+    chain_scale_columns(c, product, count, factor);
+    chain_fit_units(c, product, NULL, ratio);
     unit_factor(c, -1, factor);
-    chain_pack(c, x, chain_fragment(c), factor, c->x_operand);
+    chain_pack(c, product, count, factor, c->x_operand);
     chain_set_all(c, kept, c->x_operand, half);
     cg_end_if(cg, &seldom);
     take(c, kept, c->x_operand, half);
@@ -124,18 +137,19 @@ static void x_operand(Chain *c, const Val *x) {
 void reverse_wgmma_mix(Chain *c) {
     const System *s = c->s;
     int count = chain_fragment(c);
-    Val *x = c->product[0], row[MAX_FRAGMENT], unit[2];
-    nv_wgmma_wait(c->cg, s->families - s->erase, x, count);
-    chain_units(c, unit);
-    chain_scale_columns(c, x, count, unit);
-    reverse_dx(c, x);
+    Val *product = c->product[0], x[MAX_FRAGMENT], factor[2];
+    nv_wgmma_wait(c->cg, s->families - s->erase, product, count);
+    chain_scale_keys(c, product);
+    memcpy(x, product, sizeof x);
+    product_factor(c, 1, true, factor);
+    chain_scale_columns(c, x, count, factor);
+    chain_set(c, c->gradient->dX, x);
     if (!s->erase)
         return;
-    memcpy(row, x, sizeof row);
-    chain_scale_rows(c, 0, row);
+    chain_scale_rows(c, 0, product);
     nv_wgmma_wait(c->cg, 0, c->next, chain_state_elements(c));
     chain_set_state(c, c->next);
-    x_operand(c, row);
+    x_operand(c, product);
     chain_wgmma_settle(c);
     chain_wgmma(c, chain_w(c, 0), c->x_operand, c->next, true);
 }
