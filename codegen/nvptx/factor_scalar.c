@@ -73,6 +73,11 @@ static void pack_low(Factor *f, const Val x[8], const Val high[4], Val low[4]) {
     }
 }
 
+/* Whether a family's rows are the keys: then nothing else is kept of them. */
+static bool is_keys(const Factor *f, int family) {
+    return family == 0 && f->s->key_multiple >= 0;
+}
+
 /* Keys and left rows as they are go to shared memory. */
 static void rows_slab(Factor *f, Val slab) {
     Cg *cg = f->cg;
@@ -89,15 +94,14 @@ static void rows_slab(Factor *f, Val slab) {
         pack_low(f, p[h], key[h], left[h]);
         factor_store_unit(cg, factor_key_unit(f, f->sh_low_p, f->row[h], unit), left[h]);
     }
-    for (int i = 0; i < s->families; i++) {
-        bool is_key = i == 0 && s->key_multiple >= 0;
-        for (int h = 0; h < 2 && !is_key; h++) {
+    for (int i = is_keys(f, 0); i < s->families; i++) {
+        for (int h = 0; h < 2; h++) {
             factor_family_row(f, i, h, x);
             factor_pack(cg, s->operand, left[h], x);
             if (s->split && i == 0)
                 pack_low(f, x, left[h], low[h]);
         }
-        factor_store_left(f, f->sh_left, i, slab, is_key ? key : left);
+        factor_store_left(f, f->sh_left, i, slab, left);
         if (s->split && i == 0)
             factor_store_left(f, f->sh_low_left, 0, slab, low);
     }
@@ -146,7 +150,7 @@ static void blocks_slab(Factor *f, Val slab, Val (*scale)[2]) {
     Cg *cg = f->cg;
     const System *s = f->s;
     Val left[MAX_FAMILIES][2][4], low[2][4], low_key[2][4];
-    for (int i = 0; i < s->families; i++)
+    for (int i = is_keys(f, 0); i < s->families; i++)
         factor_load_left(f, f->sh_left, i, slab, left[i]);
     if (s->split)
         factor_load_left(f, f->sh_low_left, 0, slab, low);
@@ -155,6 +159,8 @@ static void blocks_slab(Factor *f, Val slab, Val (*scale)[2]) {
         Val block = cg_sub(cg, f->warp, cg_int(cg, distance));
         block = cg_select(cg, exists, block, cg_int(cg, 0)); /* factor_scores.c says why */
         factor_load_keys(f, f->sh_p, block, slab, key);
+        if (distance == 0 && is_keys(f, 0))
+            memcpy(left[0], key, sizeof key); /* the lane's own rows, which it has as columns too */
         factor_multiply(f, f->block[distance], left, key);
         if (!s->split)
             continue;
@@ -240,7 +246,7 @@ void factor_scalar_blocks(Factor *f) {
     factor_begin_blocks(f, 0);
     for (int i = 0; i < s->families; i++)
         for (int h = 0; h < 2; h++) {
-            Val multiple = i == 0 && s->key_multiple >= 0 ? f->multiple[h] : NULL;
+            Val multiple = is_keys(f, i) ? f->multiple[h] : NULL;
             scale[i][h] = s->a >= 0 ? factor_carried_decay(f, &s->family[i], h) : NULL;
             if (multiple)
                 scale[i][h] = scale[i][h] ? cg_fmul(cg, scale[i][h], multiple) : multiple;
