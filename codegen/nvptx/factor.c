@@ -185,8 +185,8 @@ static void build_body(Factor *f) {
     nv_barrier(cg);
     (s->a_key ? factor_off_diagonal : factor_scalar_blocks)(f);
     nv_barrier(cg);
-    (s->a_key ? factor_tail : factor_scalar_tail)(f);
     factor_store_scores(f);
+    (s->a_key ? factor_tail : factor_scalar_tail)(f);
     nv_barrier(cg);
     if (s->erase)
         factor_solve(f);

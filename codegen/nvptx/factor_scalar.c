@@ -281,6 +281,32 @@ Val factor_chunk_decay(Factor *f) {
     return x;
 }
 
+enum { MAX_TOGETHER = 4 };
+
+/* A divisor of their number. */
+static int slabs_together(int slabs) {
+    int n = slabs < MAX_TOGETHER ? slabs : MAX_TOGETHER;
+    while (slabs % n != 0)
+        n--;
+    return n;
+}
+
+/* The lane's keys in `count` slabs from `first` on: all are loaded before one is stored, as no load may pass a
+ * store. */
+static void scale_keys(Factor *f, Val first, int count, const Val scale[2]) {
+    Cg *cg = f->cg;
+    Val pair[MAX_TOGETHER][2][4], place[MAX_TOGETHER][2];
+    for (int i = 0; i < count; i++)
+        for (int h = 0; h < 2; h++) {
+            Val unit = cg_add(cg, cg_shl(cg, cg_add(cg, first, cg_int(cg, i)), 2), f->t);
+            place[i][h] = factor_key_unit(f, f->sh_p, f->row[h], unit);
+            factor_load_unit(cg, place[i][h], pair[i][h]);
+        }
+    for (int i = 0; i < count; i++)
+        for (int h = 0; h < 2; h++)
+            store_scaled(f, place[i][h], pair[i][h], scale[h]);
+}
+
 void factor_scalar_tail(Factor *f) {
     Cg *cg = f->cg;
     const System *s = f->s;
@@ -289,12 +315,9 @@ void factor_scalar_tail(Factor *f) {
     Val all = factor_chunk_decay(f), scale[2];
     for (int h = 0; h < 2; h++)
         scale[h] = factor_tail_decay(f, f->row[h]);
-    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), 1, false);
-    for (int h = 0; h < 2; h++) {
-        Val pair[4], p = factor_key_unit(f, f->sh_p, f->row[h], cg_add(cg, cg_shl(cg, slab.i, 2), f->t));
-        factor_load_unit(cg, p, pair);
-        store_scaled(f, p, pair, scale[h]);
-    }
+    int together = slabs_together(s->kp / SLAB);
+    Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, s->kp / SLAB), together, false);
+    scale_keys(f, slab.i, together, scale);
     cg_end_for(cg, &slab);
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, nv_tid(cg), cg_int(cg, 0)));
     cg_store(cg, all, cg_gep8(cg, f->record, cg_int(cg, (int)s->ws_d)), 4);
