@@ -180,6 +180,8 @@ static void build_body(Factor *f) {
     const System *s = f->s;
     factor_copy_ahead(f, cg_int(cg, 0));
     factor_reduce(f);
+    if (s->trail)
+        factor_save_sums(f);
     factor_scale_rows(f);
     (s->a_key ? factor_rows_pass : factor_scalar_rows_pass)(f);
     nv_barrier(cg);

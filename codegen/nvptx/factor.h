@@ -42,7 +42,7 @@
 #include <string.h>
 
 enum { MAX_FAMILIES = 8, MAX_WARPS = 4, BLOCK_ROWS = 16, SLAB = 32, ROW_TABLE = 20,
-       MAX_STAGED_INPUTS = 8, MAX_HELD_SLABS = 4 };
+       MAX_STAGED_INPUTS = 8, MAX_HELD_SLABS = 4, MAX_SUMS = 32 };
 
 typedef struct Family {
     int x;            /* erase: the weave [R,K]; out read: a [C,K] value */
@@ -80,6 +80,8 @@ typedef struct System {
     /* with `trail`: see gradient.h */
     int64_t ws_columns, ws_a_rows; /* grows */
     int64_t ws_reversed, ws_a, ws_s, ws_ds, ws_x, ws_dx, ws_unit_s, ws_unit_ds, ws_unit_x, ws_unit_dx;
+    int64_t ws_sums;
+    int sum[MAX_SUMS], sums;  /* the sums over K that rows, keys and decays are made of */
     bool trail;       /* records are those of gradient kernels: theirs, and forward ones' that save all */
     bool trains;      /* states are those of gradient kernels bit for bit: theirs, and forward ones' that save */
     int slots, chunk; /* updates a token, tokens a chunk */
@@ -109,10 +111,12 @@ bool nv_system_sizes(Arena *arena, const Kernel *tile, System *s, const char **w
 void nv_system_scales(const Kernel *tile, System *s);
 void nv_system_place(System *s);
 /* The system of a forward kernel that saves states, or all, from nv_system's. */
-void nv_system_keep(const Kernel *tile, System *s, bool all);
+bool nv_system_keep(const Kernel *tile, System *s, bool all, const char **why);
 /* Where the records begin, in global memory. */
 Val nv_records(Cg *cg);
-/* record.c: CgModule.records */
+/* record.c: the sums and, with a trail, their place behind all others, once `scan` is there; false with *why.
+ * CgModule.records. */
+bool nv_record_sums(const Kernel *tile, System *s, const char **why);
 uint64_t nv_record_number(const Kernel *tile, const System *s);
 
 /* The factor kernel in the making. Lane l of warp w works on lattice rows 16w + 2g and 16w + 2g + 1
@@ -140,8 +144,6 @@ typedef struct Factor {
     int nheld;                /* or, the first of them, in registers: accesses by slab, half, number */
     Val held[MAX_HELD_SLABS][2][MAX_FAMILIES + 1];
     int staged[MAX_STAGED_INPUTS], nstaged; /* inputs whose next slab is copied ahead of use */
-    void (*meanwhile)(void *user); /* called by factor_reduce once what it reads first is under way; or NULL */
-    void *meanwhile_user;
     Var *sum[2];              /* finished OP_sum values by value number; p == NULL if not finished */
     /* shared memory, byte offsets */
     int sh_p;                 /* [rows][kp] operand type, units permuted: factor_key_unit */
@@ -215,6 +217,8 @@ void factor_products(Factor *f);       /* M_f, P to the workspace */
 /* factor_input.c: reading the rows' inputs. */
 bool factor_sums_fit(Factor *f, const char **why);
 void factor_reduce(Factor *f);         /* row sums, finished before the rows pass */
+void factor_save_sums(Factor *f);      /* to the record, and from there instead of factor_reduce */
+void factor_load_sums(Factor *f);
 void factor_scale_rows(Factor *f);                 /* scales of rows and keys that need them */
 void factor_hold_scalars(Factor *f);       /* from now on in registers, not read again for every slab */
 void factor_plan_stage(Factor *f);                 /* which inputs are parked or copied ahead */

@@ -294,13 +294,7 @@ static void add_parts(Factor *f, Reduction *r, int h) {
     }
 }
 
-static void work_meanwhile(Factor *f) {
-    if (f->meanwhile)
-        f->meanwhile(f->meanwhile_user);
-    f->meanwhile = NULL;
-}
-
-static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead, bool all) {
+static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead) {
     Cg *cg = f->cg;
     int count = f->k->inst.count;
     Val **words[MAX_AHEAD][2];
@@ -315,8 +309,6 @@ static void reduce_slabs(Factor *f, Reduction *r, Val first, int ahead, bool all
                 value_load(&f->at[h], v, words[i][h][v]);
             }
         }
-    if (all)
-        work_meanwhile(f);
     for (int i = 0; i < ahead && r->parks; i++)
         for (int h = 0; h < 2; h++)
             for (int v = 0; v < count; v++)
@@ -338,12 +330,11 @@ static void reduce_all_slabs(Factor *f, Reduction *r) {
     Cg *cg = f->cg;
     int slabs = f->s->kp / SLAB, ahead = slabs_ahead(slabs);
     if (ahead == slabs) {
-        reduce_slabs(f, r, cg_int(cg, 0), ahead, true);
+        reduce_slabs(f, r, cg_int(cg, 0), ahead);
         return;
     }
-    work_meanwhile(f);
     Loop slab = cg_for(cg, cg_int(cg, 0), cg_int(cg, slabs), ahead, false);
-    reduce_slabs(f, r, slab.i, ahead, false);
+    reduce_slabs(f, r, slab.i, ahead);
     cg_end_for(cg, &slab);
 }
 
@@ -408,7 +399,47 @@ void factor_reduce(Factor *f) {
     }
     for (int depth = 1; depth <= deepest; depth++)
         reduce_depth(f, needed, depth);
-    work_meanwhile(f);
+}
+
+/* Where lattice row `row` of the system's sum number i (i32) is. */
+static Val saved_sum(Factor *f, Val i, Val row) {
+    Cg *cg = f->cg;
+    Val at = cg_add(cg, row, cg_mul(cg, i, cg_int(cg, f->s->rows)));
+    Val p = cg_gep8(cg, f->record, cg_zext64(cg, cg_shl(cg, at, 2)));
+    return cg_gep8(cg, p, cg_int64(cg, f->s->ws_sums));
+}
+
+/* All four lanes of a row have them: two sums' two halves at a time, one a lane. */
+void factor_save_sums(Factor *f) {
+    Cg *cg = f->cg;
+    const System *s = f->s;
+    Val upper = cg_shr(cg, f->t, 1), h = cg_and(cg, f->t, cg_int(cg, 1));
+    Val second = cg_cmp(cg, LLVMIntNE, upper, cg_int(cg, 0)), odd = cg_cmp(cg, LLVMIntNE, h, cg_int(cg, 0));
+    for (int i = 0; i < s->sums; i += 2) {
+        bool two = i + 1 < s->sums;
+        Val x[2], first = cg_select(cg, odd, cg_get(cg, f->sum[1][s->sum[i]]),
+                                    cg_get(cg, f->sum[0][s->sum[i]]));
+        for (int j = 0; j < 2; j++)
+            x[j] = cg_get(cg, f->sum[j][s->sum[two ? i + 1 : i]]);
+        Val y = cg_select(cg, second, cg_select(cg, odd, x[1], x[0]), first);
+        Val number = two ? cg_add(cg, upper, cg_int(cg, i)) : cg_int(cg, i);
+        If mine = {0};
+        if (!two)
+            mine = cg_if(cg, cg_cmp(cg, LLVMIntEQ, upper, cg_int(cg, 0)));
+        cg_store(cg, y, saved_sum(f, number, cg_add(cg, f->row[0], h)), 4);
+        if (!two)
+            cg_end_if(cg, &mine);
+    }
+}
+
+void factor_load_sums(Factor *f) {
+    Cg *cg = f->cg;
+    for (int i = 0; i < f->s->sums; i++)
+        for (int h = 0; h < 2; h++)
+            {
+            Val p = saved_sum(f, cg_int(cg, i), f->row[h]);
+            f->sum[h][f->s->sum[i]] = cg_var(cg, cg->f32, cg_load(cg, cg->f32, p, 4));
+        }
 }
 
 /* row scales ----------------------------------------------------------------------------------- */

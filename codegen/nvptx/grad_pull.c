@@ -383,10 +383,6 @@ static void row_scales(Pull *p) {
     }
 }
 
-static void copy_left(void *pull) {
-    pull_copy_left(pull);
-}
-
 void grad_pull(Grad *g) {
     Pull *p = pull_new(g);
     Cg *cg = p->cg;
@@ -398,10 +394,9 @@ void grad_pull(Grad *g) {
     factor_place_rows(&p->f, g->seq, g->start, g->head, g->heads);
     pull_state_begin(p);
     factor_hold_scalars(&p->f);
-    p->f.meanwhile = copy_left;
-    p->f.meanwhile_user = p;
+    factor_load_sums(&p->f);
     row_scales(p);
-    factor_reduce(&p->f);
+    pull_copy_left(p);
     pull_copy_state(p, cg_int(cg, 0));
     if (!p->s->a_key)
         pull_scalar_begin(p);

@@ -1,5 +1,5 @@
 /* What the pull phase reads before its slabs, on its way to shared memory from a task's start on: each thing
- * to a place that waits for it, so that one wait, when the row sums are done, is for all of it.
+ * to a place that waits for it, so that one wait is for all of it.
  *
  *     units       to every warp, where Zt's fragments will be                     grad_pull_unit.c
  *     X, A        where Zt will be, and behind it

@@ -5,6 +5,7 @@
  *     rows x_f, keys, decays    in the block's scratch, from the pull phase
  *     dX                        f16 in units of V columns, in the chunk's record
  *     what the outs read        f32, in the scratch, from grad_read.c
+ *     sums over a row           f32, in the record, of keys, rows and decays (norms)
  * What a token needs of memory is read first, so that it is under way at once.
  */
 #include "codegen/nvptx/grad_token.h"
@@ -38,13 +39,21 @@ static int read_of(const Gradient *g, int v) {
     return -1;
 }
 
+/* Number of the record's sum that v is, or -1. */
+static int sum_of(const Gradient *g, int v) {
+    for (int i = 0; i < g->s.sums; i++)
+        if (g->s.sum[i] == v)
+            return i;
+    return -1;
+}
+
 /* Whether v is among what the chunk's kernels leave for the tokens phase. */
 bool tokens_in_memory(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     if (x->late)
         return false;
     return v == g->dX || v == g->p_root || v == g->a_root || family_of(g, v) >= 0 ||
-           read_of(g, v) >= 0;
+           read_of(g, v) >= 0 || sum_of(g, v) >= 0;
 }
 
 /* The lattice row of this token's update `place`. */
@@ -106,6 +115,10 @@ static Val row_pointer(Tokens *x, int v, int place) {
     Val row = lattice_row(x, place), element = row;
     if (v == g->dX)
         return dx_pointer(x, row);
+    if (sum_of(g, v) >= 0) {
+        Val p = cg_gep8(cg, grad->record, cg_zext64(cg, cg_shl(cg, row, 2)));
+        return cg_gep8(cg, p, cg_int64(cg, g->s.ws_sums + 4 * (int64_t)sum_of(g, v) * g->s.rows));
+    }
     int64_t base = v == g->a_root   ? grad->scratch_da
                    : v == g->p_root ? grad->scratch_dp
                    : read >= 0      ? grad->scratch_o[read]

@@ -304,6 +304,8 @@ bool nv_gradient(Arena *arena, const Kernel *k, Gradient *g, const char **why) {
         return false;
     nv_system_place(&g->s);
     g->s.scan = scan_plan(k, &g->s, g);
+    if (!nv_record_sums(k, &g->s, why))
+        return false;
     if (g->s.scan->rounds > SCAN_ROUNDS_MAX)
         return fail(why, "running sums of running sums, more than four deep, have no GPU chunk gradient");
     if (g->a_root >= 0 && !g->a_log && g->s.a_key) {
@@ -324,7 +326,5 @@ bool nv_system_of(Arena *arena, const Kernel *k, const CgOptions *opt, System *s
     }
     if (!nv_system(arena, k, s, why))
         return false;
-    if (opt->save_all || opt->save_every > 0)
-        nv_system_keep(k, s, opt->save_all);
-    return true;
+    return (!opt->save_all && opt->save_every == 0) || nv_system_keep(k, s, opt->save_all, why);
 }

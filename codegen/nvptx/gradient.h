@@ -39,6 +39,8 @@
  *     dX    [rows][vp]    f16, divided by unit_dx[v]
  *     units [vp]          f32 each, powers of two
  *     a_rows [rows]       f32, System.grows: A's rows lack these, which stand in place of scale
+ *     sums  [sums][rows]  f32, System.sum: row by row what keys, rows and decays are made of over channels
+ *                         (norms), for which grad would read whole rows before it can begin
  * all placed by nv_place, all elements written (zeros past K, V and the last token), also where the
  * sequence has no such chunk's tokens; slots of no chunk are neither written nor read.
  *

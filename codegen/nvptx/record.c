@@ -33,6 +33,45 @@ static uint64_t *expressions(const Kernel *k) {
     return number;
 }
 
+/* Sums over K that v is made of at its own token. */
+static void mark_sums(const Kernel *k, const System *s, int v, bool *sum) {
+    bool *needed = NEW_ARRAY(k->arena, bool, k->inst.count);
+    scan_mark(k, s->scan, SCAN_ALL, v, needed);
+    for (int u = 0; u < k->inst.count; u++)
+        sum[u] = sum[u] || (needed[u] && inst_at(k, u)->op == OP_sum && inst_at(k, u)->axis == AXIS_K &&
+                            !scan_stored(s->scan, u));
+}
+
+/* They stand in the order of their numbers, which is the same in every kernel that has these expressions. */
+static void add_sum(System *s, const uint64_t *number, int v) {
+    int at = s->sums++;
+    for (; at > 0 && number[s->sum[at - 1]] > number[v]; at--)
+        s->sum[at] = s->sum[at - 1];
+    s->sum[at] = v;
+}
+
+bool nv_record_sums(const Kernel *k, System *s, const char **why) {
+    const uint64_t *number = expressions(k);
+    bool *sum = NEW_ARRAY(k->arena, bool, k->inst.count);
+    for (int f = 0; f < s->families; f++)
+        mark_sums(k, s, s->family[f].x, sum);
+    mark_sums(k, s, s->p, sum);
+    if (s->a >= 0)
+        mark_sums(k, s, s->a, sum);
+    for (int v = 0; v < k->inst.count; v++) {
+        if (sum[v] && s->sums == MAX_SUMS) {
+            *why = "rows, keys and decays are made of more sums than the GPU kernels hold";
+            return false;
+        }
+        if (sum[v])
+            add_sum(s, number, v);
+    }
+    s->ws_sums = s->ws_bytes;
+    if (s->trail)
+        s->ws_bytes += ((int64_t)s->sums * s->rows * 4 + 1023) / 1024 * 1024;
+    return true;
+}
+
 uint64_t nv_record_number(const Kernel *k, const System *s) {
     const uint64_t *number = expressions(k);
     const int64_t size[] = {s->slots, s->chunk, s->rows, s->K, s->V, s->kp, s->vp, s->erase, s->split,
@@ -40,7 +79,7 @@ uint64_t nv_record_number(const Kernel *k, const System *s) {
     const int64_t place[] = {s->ws_p, s->ws_d, s->ws_scale, s->ws_keys, s->ws_copied, s->ws_reversed,
                              s->ws_a, s->ws_s, s->ws_ds, s->ws_x, s->ws_dx, s->ws_unit_s,
                              s->ws_unit_ds, s->ws_unit_x, s->ws_unit_dx, s->ws_columns,
-                             s->ws_a_rows, s->ws_bytes};
+                             s->ws_a_rows, s->ws_sums, s->ws_bytes};
     uint64_t h = start;
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         mix(&h, (uint64_t)size[i]);
@@ -55,6 +94,8 @@ uint64_t nv_record_number(const Kernel *k, const System *s) {
         mix(&h, (uint64_t)fam->ws_m);
         mix(&h, (uint64_t)fam->ws_rows);
     }
+    for (int i = 0; i < s->sums; i++)
+        mix(&h, number[s->sum[i]]);
     mix(&h, number[s->p]);
     mix(&h, s->a < 0 ? 0 : number[s->a]);
     return h ? h : 1;

@@ -324,12 +324,13 @@ bool nv_system(Arena *arena, const Kernel *k, System *s, const char **why) {
            !fail(why, "running sums of running sums, more than four deep, have no GPU chunk kernel");
 }
 
-void nv_system_keep(const Kernel *k, System *s, bool all) {
+bool nv_system_keep(const Kernel *k, System *s, bool all, const char **why) {
     s->trail = all;
     s->trains = true;
     nv_system_scales(k, s);
     nv_system_place(s);
     s->scan = scan_plan(k, s, NULL);
+    return nv_record_sums(k, s, why);
 }
 
 Val nv_records(Cg *cg) {

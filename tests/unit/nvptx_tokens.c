@@ -321,6 +321,33 @@ static void judge(GradRun *r, int o, const char *what, double error) {
         fail_msg("%s: %s of %s off by %g", grad_described(r), what, port->name, error);
 }
 
+/* One head of one sequence; its arena is to be freed. */
+static Plain plain_open(GradRun *r, const Gradient *g, const Grad *plan, int n, int head) {
+    Plain p = {.r = r, .k = r->code, .g = g, .plan = *plan, .n = n, .head = head, .T = grad_length(r->c, n)};
+    arena_init(&p.arena, NULL);
+    p.memo = NEW_ARRAY(&p.arena, double *, p.k->inst.count * p.T + 1);
+    return p;
+}
+
+/* The sums of a segment's rows, which are what they are: a late kernel makes them of the inputs. */
+static void put_sums(GradRun *r, const Gradient *g, const Grad *plan, int64_t segment) {
+    const System *s = &g->s;
+    for (int n = 0; n < r->c->N; n++)
+        for (int head = 0; head < r->c->H; head++) {
+            Plain p = plain_open(r, g, plan, n, head);
+            for (int64_t t = 0; t < p.T; t++) {
+                int64_t slot = grad_first_slot(r, n) + t / r->module.chunk;
+                int64_t row = t % r->module.chunk * s->slots;
+                float *sums = (float *)((char *)r->ws + task_of(&p, t) * s->ws_bytes + s->ws_sums);
+                bool here = slot >= segment && slot < segment + r->segment;
+                for (int i = 0; i < s->sums && here; i++)
+                    for (int place = 0; place < s->slots; place++)
+                        sums[i * s->rows + row + place] = (float)plain(&p, s->sum[i], t)[0];
+            }
+            arena_free(&p.arena);
+        }
+}
+
 static void compare(GradRun *r, const Gradient *g, const Grad *plan) {
     GradError e[MAX_PORTS] = {0};
     double *want[MAX_PORTS];
@@ -331,10 +358,8 @@ static void compare(GradRun *r, const Gradient *g, const Grad *plan) {
     }
     for (int n = 0; n < r->c->N; n++)
         for (int head = 0; head < r->c->H; head++) {
-            Plain p = {.r = r, .k = r->code, .g = g, .plan = *plan, .n = n, .head = head, .want = want,
-                       .T = grad_length(r->c, n)};
-            arena_init(&p.arena, NULL);
-            p.memo = NEW_ARRAY(&p.arena, double *, p.k->inst.count * p.T + 1);
+            Plain p = plain_open(r, g, plan, n, head);
+            p.want = want;
             check_sequence(&p, e);
             arena_free(&p.arena);
         }
@@ -367,6 +392,7 @@ static bool run_case(const GradCase *c) {
         for (int64_t slot = (r.slots - 1) / r.segment * r.segment; slot >= 0; slot -= r.segment) {
             int64_t frame[GRAD_FRAME] = {0};
             grad_frame(&r, frame, slot);
+            put_sums(&r, &g, &plan, slot);
             grad_launch_scans(&r, frame, false);
             grad_launch(&r, ENTRY_grad, frame, r.blocks);
             grad_launch_scans(&r, frame, true);

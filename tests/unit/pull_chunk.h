@@ -42,7 +42,7 @@ typedef struct World {
 
 /* A chunk on the lattice, and what is expected of it. */
 typedef struct Chunk {
-    int live; /* rows of tokens that are there */
+    int start, live; /* first token; rows of tokens that are there */
     double x[MAX_FAMILIES][ROWS_MAX][AXIS_MAX], left[MAX_FAMILIES][ROWS_MAX][AXIS_MAX];
     double p[ROWS_MAX][AXIS_MAX], a[ROWS_MAX][AXIS_MAX];
     double S[AXIS_MAX][AXIS_MAX], dS[AXIS_MAX][AXIS_MAX]; /* [v][k] */
@@ -173,6 +173,7 @@ static inline void solve(const World *w, Chunk *c) {
 static inline void chunk_make(World *w, Chunk *c, int start) {
     const System *s = w->s;
     double up = w->c->upstream;
+    c->start = start;
     for (int l = 0; l < s->rows; l++) {
         bool live = l / s->slots < s->chunk && start + l / s->slots < w->c->T;
         c->live += live;
@@ -354,6 +355,16 @@ static inline void put_inverse(const World *w, const Chunk *c, unsigned char *r,
     }
 }
 
+static inline void put_sums(const World *w, const Chunk *c, unsigned char *r) {
+    const System *s = w->s;
+    for (int i = 0; i < s->sums; i++)
+        for (int l = 0; l < s->rows; l++) {
+            int t = l / s->slots;
+            bool live = t < s->chunk && c->start + t < w->c->T;
+            put_f32(r, s->ws_sums, i * s->rows + l, live ? at(w, s->sum[i], c->start + t, 0) : 0);
+        }
+}
+
 static inline void chunk_record(World *w, const Chunk *c, unsigned char *r) {
     const System *s = w->s;
     double keys[ROWS_MAX];
@@ -369,6 +380,7 @@ static inline void chunk_record(World *w, const Chunk *c, unsigned char *r) {
                         fam->corrected ? scale * 1.002 : scale);
         }
     }
+    put_sums(w, c, r);
     if (s->erase)
         put_inverse(w, c, r, keys);
     put_matrix(w, c, r, s->ws_s, s->ws_unit_s, true, state_at);
