@@ -94,6 +94,24 @@ static int read_lists(Aot *a) {
     return EXIT_done;
 }
 
+static bool on_gpu(const char *target) {
+    return strcmp(target, "host") != 0;
+}
+
+/* Whether --save has a kernel to be for: only a forward pass on a GPU keeps anything. */
+static int check_save(const Aot *a) {
+    bool gpu = false, forward = false;
+    for (int i = 0; i < a->target.count; i++)
+        gpu |= on_gpu(a->target.at[i]);
+    for (int i = 0; i < a->pass.count; i++)
+        forward |= !strcmp(a->pass.at[i], "fwd");
+    if (a->d->opt.save == GDR_SAVE_NOTHING || (gpu && forward))
+        return EXIT_done;
+    return fail(EXIT_usage, "compile: --save: %s",
+                gpu ? "the forward pass by chunks saves, and fwd is not among --passes"
+                    : "nothing is saved on the CPU, and no GPU is among --target");
+}
+
 /* making --------------------------------------------------------------------------------------- */
 
 static void add_file(Aot *a, const char *base, const char *suffix, const void *bytes, size_t len) {
@@ -164,6 +182,7 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
         .pass = strcmp(pass, "bwd") ? GDR_PASS_FORWARD : GDR_PASS_BACKWARD,
         .chunk_rows = d->opt.chunk,
         .opt_level = d->opt.opt_level,
+        .save = strcmp(pass, "fwd") ? GDR_SAVE_NOTHING : (gdr_save)d->opt.save,
     };
     if (o.pass == GDR_PASS_FORWARD) {
         o.state_dtype = (gdr_dtype)d->opt.state_type;
@@ -186,7 +205,7 @@ static int make_kernel(Aot *a, const Spec *s, const char *variant, const char *n
         return fail_status(d, status);
     VEC_PUSH(&d->arena, &a->kernel, k);
     const CgModule *m = &k->rec.module;
-    bool gpu = strcmp(k->rec.target, "host") != 0;
+    bool gpu = on_gpu(k->rec.target);
     if (a->emit.ir && a->last_ir)
         add_file(a, base.text, ".gir", a->last_ir, strlen(a->last_ir));
     if (gpu && a->emit.ptx)
@@ -216,6 +235,37 @@ static void add_manifest(Aot *a, const char *name, int first) {
     add_file(a, name, ".json", text.text, text.len);
 }
 
+/* Why what `forward` saves is of no use to `backward`; NULL: it is. */
+static const char *why_useless(const Record *forward, const Record *backward) {
+    if (backward->algo != ALGO_chunk)
+        return "the backward pass goes token by token";
+    if (backward->module.chunk != forward->module.chunk)
+        return "the backward pass has chunks of another length";
+    if (record_saves_all(forward) && backward->module.records != forward->module.records)
+        return "chunks of the backward pass hold other values";
+    return NULL;
+}
+
+/* Says where --save is without effect: it is no reason to leave a spec out of many. */
+static void warn_saving(const Aot *a, int first) {
+    for (int i = first; i < a->kernel.count; i++) {
+        const Record *f = &a->kernel.at[i]->rec;
+        if (!f->save || !record_on_gpu(f))
+            continue;
+        if (!record_save_every(f))
+            fprintf(stderr, "gdrc: warning: %s, target %s: no kernel by chunks, nothing is saved\n",
+                    f->shell->name, f->target);
+        for (int j = first; j < a->kernel.count && record_save_every(f); j++) {
+            const Record *b = &a->kernel.at[j]->rec;
+            bool pair = b->pass == GDR_PASS_BACKWARD && !strcmp(b->target, f->target);
+            const char *why = pair ? why_useless(f, b) : NULL;
+            if (why)
+                fprintf(stderr, "gdrc: warning: %s, target %s: what is saved is of no use: %s\n",
+                        f->shell->name, f->target, why);
+        }
+    }
+}
+
 static int make_variant(Aot *a, const Spec *s, const char *variant) {
     Driver *d = a->d;
     Buf name;
@@ -228,6 +278,7 @@ static int make_variant(Aot *a, const Spec *s, const char *variant) {
             if (status)
                 return status;
         }
+    warn_saving(a, first);
     if (a->emit.header) {
         Buf text;
         buf_init(&text, &d->arena);
@@ -285,6 +336,8 @@ int command_compile(Driver *d) {
     int status = read_emit(&a);
     if (!status)
         status = read_lists(&a);
+    if (!status)
+        status = check_save(&a);
     if (!status)
         status = make_all(&a);
     if (!status)

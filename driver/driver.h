@@ -14,7 +14,7 @@
  *   measure.c    how far results are from the reference
  *   sgemm.c      what one core can do
  *   decode.c     decoding steps: pools, what must hold
- *   header_grad.c  what header.c says of a backward pass on a GPU
+ *   header_*.c   the rest of it: what is saved, backward passes on a GPU (header.h)
  *   check.c explain.c compile.c header.c run.c verify.c cases.c property.c bench.c   the calls
  *
  * Exit status: 0 done; 1 the input was refused or a check failed; 2 usage; 3 the environment
@@ -359,9 +359,6 @@ double sgemm_measure(const char **name);
 void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out);
 /* A port's name as a member of the frame. */
 const char *header_field(Arena *a, const Port *p);
-/* header_grad.c: what backward passes on a GPU add to the frame, and the functions that plan and run one. */
-void header_gradient_fields(const Kernel *k, Buf *out);
-void header_gradient(const char *name, const gdr_kernel *kernel, Buf *out);
 
 /* cases.c, property.c -------------------------------------------------------------------------- */
 

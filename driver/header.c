@@ -4,7 +4,7 @@
  * ports. The header gives it as a struct whose fields carry the spec's names, and for every entry
  * its prototype (CPU) or its symbol and launch rule (GPU), so that a caller never counts fields.
  */
-#include "driver/driver.h"
+#include "driver/header.h"
 
 #include <ctype.h>
 #include <string.h>
@@ -69,7 +69,7 @@ static void put_gradients(const Record *r, bool gpu, Buf *out) {
 }
 
 /* Where states lie when they are not [N,H,..] one after the other. */
-static void put_pools(int past, Buf *out) {
+static void put_pools(int past, const char *saved, Buf *out) {
     buf_puts(out,
              "    /* Pools of states; all 0: none. Indices and counts are integers of\n"
              "     * index_width (4 or 8) bytes. A sequence starts from state S0_slots[n] of the\n"
@@ -91,10 +91,10 @@ static void put_pools(int past, Buf *out) {
             past);
     else
         buf_puts(out, "    int64_t past0, past; /* 0: nothing is remembered beside states */\n");
-    buf_puts(out, "    int64_t saved;       /* 0 */\n");
+    buf_printf(out, "    int64_t saved;       /* %s */\n", saved ? saved : "0");
 }
 
-static void put_frame(const char *name, const Record *r, int past, bool gpu, Buf *out) {
+static void put_frame(const char *name, const Record *r, int past, bool gpu, const char *saved, Buf *out) {
     const Kernel *k = r->shell;
     bool backward = r->pass == GDR_PASS_BACKWARD;
     buf_puts(out,
@@ -118,7 +118,7 @@ static void put_frame(const char *name, const Record *r, int past, bool gpu, Buf
     buf_printf(out, "    int64_t S0, S;      /* %s [N,H,%d,%d]; 0: zero, not wanted */\n",
                elem_name(r->state), rows, columns);
     buf_puts(out, "    int64_t workspace, slots;\n");
-    put_pools(past, out);
+    put_pools(past, saved, out);
     for (int i = 0; i < k->in.count; i++) {
         const Port *p = &k->in.at[i];
         const char *field = header_field(out->arena, p);
@@ -188,22 +188,22 @@ static void put_gpu_entry(const char *name, const char *target, const gdr_kernel
                e->threads, e->symbol, target, e->smem_bytes);
 }
 
-/* An expression: bytes of the records of a piece, up to the next multiple of 256. */
-static void put_records(const CgModule *m, Buf *out) {
-    buf_printf(out, "    int64_t records = (piece * f->HF * INT64_C(%lld) + 255) / 256 * 256;\n",
-               (long long)m->ws_bytes_per_slot_head);
-}
-
-/* The slots of a piece, at most all. */
-static void put_piece(Buf *out) {
-    buf_puts(out, "    piece = piece > 0 && piece < f->slots ? piece : f->slots;\n");
+/* The slots of a piece, at most all, and bytes of its records in the workspace, up to the next multiple of
+ * 256. Saved records are all there at once, elsewhere. */
+static void put_piece(const Record *r, Buf *out) {
+    if (record_saves_all(r))
+        buf_puts(out, "    piece = f->slots; /* all is saved */\n    int64_t records = 0;\n");
+    else
+        buf_printf(out,
+                   "    piece = piece > 0 && piece < f->slots ? piece : f->slots;\n"
+                   "    int64_t records = (piece * f->HF * INT64_C(%lld) + 255) / 256 * 256;\n",
+                   (long long)r->module.ws_bytes_per_slot_head);
 }
 
 /* The workspace in bytes: records, states at borders, then what is made ahead (codegen.h at SCAN_TOKENS). */
 static void put_workspace_bytes(const Record *r, Buf *out) {
     const CgModule *m = &r->module;
-    put_piece(out);
-    put_records(m, out);
+    put_piece(r, out);
     buf_printf(out, "    int64_t bytes = records + (piece < f->slots ? 2 * f->H * INT64_C(%lld) : 0);\n",
                (long long)border_bytes(r));
     if (m->scan_token_bytes + m->scan_carry_bytes > 0)
@@ -227,8 +227,7 @@ static void put_segment(const char *name, const char *label, const Record *r, Bu
                " * is launched once, at segment 0, then factor and chain at every one, in one stream. */\n"
                "static inline int %s_segment(%s_frame *f, int64_t piece, int64_t i)\n{\n",
                label, name);
-    put_piece(out);
-    put_records(&r->module, out);
+    put_piece(r, out);
     buf_printf(out,
                "    int64_t state = f->workspace + records, first = i * piece;\n"
                "    int64_t border = f->H * INT64_C(%lld), all = piece < f->slots ? 2 * border : 0;\n"
@@ -242,17 +241,12 @@ static void put_segment(const char *name, const char *label, const Record *r, Bu
                state);
 }
 
-/* Slots, factor heads and workspace of a kernel that works by chunks on the GPU. */
-static void put_workspace(const char *name, const char *label, const gdr_kernel *kernel, Buf *out) {
-    const Record *r = &kernel->rec;
-    buf_printf(out,
-               "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns the bytes of\n"
-               " * workspace, aligned to 256 bytes, that the %s kernels need for `piece` chunk\n"
-               " * slots at a time (0: all; fewer need less and take longer). */\n",
-               label);
-    buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f, int64_t piece)\n{\n", label, name);
-    buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
-               r->module.chunk, r->module.chunk - 1, r->module.chunk);
+/* The least common multiple of the heads of what the factor kernel reads; a saved record is one head's. */
+static void put_factor_heads(const Record *r, Buf *out) {
+    if (record_saves_all(r)) {
+        buf_puts(out, "    f->HF = f->H;\n");
+        return;
+    }
     buf_puts(out, "    f->HF = 1;\n");
     for (int i = 0; i < r->shell->in.count; i++)
         if (r->factor_reads[i])
@@ -260,6 +254,32 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
                        "    for (int64_t step = f->HF; f->HF %% f->%s_heads;)\n"
                        "        f->HF += step;\n",
                        header_field(out->arena, &r->shell->in.at[i]));
+}
+
+/* What the runtime refuses: a place for what is saved that is none; a start that no backward pass has. */
+static void put_refusal(const Record *r, Buf *out) {
+    if (record_save_every(r))
+        buf_printf(out, "    if (f->saved %% 256 || %s)\n        return -1;\n",
+                   record_saves_all(r) ? "!f->saved || f->past0" : "(f->saved && f->past0)");
+}
+
+/* Slots, factor heads and workspace of a kernel that works by chunks on the GPU. */
+static void put_workspace(const char *name, const char *label, const gdr_kernel *kernel, Buf *out) {
+    const Record *r = &kernel->rec;
+    buf_printf(out,
+               "/* Fills slots and HF of a frame whose T, N, H, cu and heads are set, and returns the bytes of\n"
+               " * workspace, aligned to 256 bytes, that the %s kernels need for `piece` chunk\n"
+               " * slots at a time (0: all; fewer need less and take longer).%s */\n",
+               label,
+               record_saves_all(r)    ? " All is saved and stays, so piece says\n"
+                                        " * nothing. -1: `saved` is not set or not aligned, or past0 is set."
+               : record_save_every(r) ? "\n * -1: `saved` is not aligned, or is set and past0 as well."
+                                      : "");
+    buf_printf(out, "static inline int64_t %s_prepare(%s_frame *f, int64_t piece)\n{\n", label, name);
+    buf_printf(out, "    f->slots = f->cu ? f->T / %d + f->N : f->N * ((f->T + %d) / %d);\n",
+               r->module.chunk, r->module.chunk - 1, r->module.chunk);
+    put_factor_heads(r, out);
+    put_refusal(r, out);
     put_workspace_bytes(r, out);
     put_segment(name, label, r, out);
 }
@@ -267,10 +287,6 @@ static void put_workspace(const char *name, const char *label, const gdr_kernel 
 static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
     const CgModule *m = &kernel->rec.module;
     const char *target = kernel->rec.target;
-    if (kernel->rec.pass == GDR_PASS_BACKWARD && record_on_gpu(&kernel->rec)) {
-        header_gradient(name, kernel, out);
-        return;
-    }
     for (int i = 0; i < m->entry.count; i++) {
         const CgEntry *e = &m->entry.at[i];
         if (e->kind == ENTRY_host) {
@@ -283,6 +299,7 @@ static void put_kernel(const char *name, const gdr_kernel *kernel, Buf *out) {
             Buf label;
             buf_init(&label, out->arena);
             buf_printf(&label, "%s_%s", e->symbol, target);
+            header_saved_bytes(name, label.text, &kernel->rec, out);
             put_workspace(name, label.text, kernel, out);
         }
         put_gpu_entry(name, target, kernel, e, out);
@@ -305,6 +322,13 @@ static bool any_on_gpu(gdr_kernel *const *kernel, int count, gdr_pass pass) {
     return any;
 }
 
+const CgEntry *header_entry(const Record *r, EntryKind kind) {
+    for (int i = 0; i < r->module.entry.count; i++)
+        if (r->module.entry.at[i].kind == kind)
+            return &r->module.entry.at[i];
+    return NULL;
+}
+
 void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *out) {
     const Kernel *k = kernel[0]->rec.shell;
     Buf backward;
@@ -316,17 +340,23 @@ void header_print(const char *name, gdr_kernel *const *kernel, int count, Buf *o
     buf_puts(out, "_H\n#define GDR_");
     put_upper(out, name);
     buf_puts(out, "_H\n\n#include <stdint.h>\n\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n\n");
+    header_saved_type(name, kernel, count, out);
     for (int pass = GDR_PASS_FORWARD; pass <= GDR_PASS_BACKWARD; pass++) {
         bool first = true;
         for (int i = 0; i < count; i++) {
             if ((int)kernel[i]->rec.pass != pass)
                 continue;
             const char *prefix = pass == GDR_PASS_BACKWARD ? backward.text : name;
+            bool gpu = any_on_gpu(kernel, count, (gdr_pass)pass);
             if (first)
-                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count),
-                          any_on_gpu(kernel, count, (gdr_pass)pass), out);
+                put_frame(prefix, &kernel[i]->rec, past_of(kernel, count), gpu,
+                          pass == GDR_PASS_FORWARD ? header_saved_comment(kernel, count)
+                          : gpu                    ? "GPU: set by ..._prepare" : NULL, out);
             first = false;
-            put_kernel(prefix, kernel[i], out);
+            if (pass == GDR_PASS_BACKWARD && record_on_gpu(&kernel[i]->rec))
+                header_gradient(name, kernel[i], out);
+            else
+                put_kernel(prefix, kernel[i], out);
         }
     }
     buf_puts(out, "#ifdef __cplusplus\n}\n#endif\n#endif\n");

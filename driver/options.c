@@ -93,6 +93,8 @@ static const OptionSpec option_list[] = {
      "the backward pass: gradients of inputs, parameters and the initial state"},
     {"save", 0, "nothing|states|all", BENCH, KIND_choice, AT(save), 0, 0,
      "what the forward pass of a training step keeps for the backward pass, on a GPU (states)"},
+    {"save", 0, "nothing|states|all", COMPILE, KIND_choice, AT(save), 0, 0,
+     "what forward kernels by chunks on a GPU keep for a backward pass (nothing)"},
     {"check-ranges", 0, NULL, RUN, KIND_flag, AT(check_ranges), 0, 0,
      "refuse inputs outside their declared ranges"},
     {"output", 'o', "DIR", COMPILE, KIND_text, AT(dir), 0, 0, "where the files go"},
@@ -263,7 +265,7 @@ static int unknown_option(const Command *c, const char *arg, const char *name, s
 
 int options_parse(Driver *d, const Command *c, int argc, char **argv) {
     bool only_files = false;
-    d->opt.save = GDR_SAVE_STATES;
+    d->opt.save = c->bit == BENCH ? GDR_SAVE_STATES : GDR_SAVE_NOTHING;
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
         if (only_files || arg[0] != '-' || !arg[1]) {

@@ -102,13 +102,13 @@ static int64_t sequences_in(const BoundLaunch *b, int64_t every) {
     return most < b->N ? most : b->N;
 }
 
-/* Blocks of an entry that a multiprocessor holds for sure: threads may have all 255 registers. */
-static int64_t blocks_at_once(const Queue *q, const CgEntry *e) {
+/* Threads may have all 255 registers. */
+int record_blocks_at_once(const Record *r, const CgEntry *e) {
     enum { THREADS = 256, SHARED_BESIDE = 1024 };
-    const Target *t = target_find(q->kernel->rec.target);
-    int64_t by_threads = THREADS / e->threads;
-    int64_t by_shared = (t->smem_limit + SHARED_BESIDE) / (e->smem_bytes + SHARED_BESIDE);
-    int64_t least = by_threads < by_shared ? by_threads : by_shared;
+    const Target *t = target_find(r->target);
+    int by_threads = THREADS / e->threads;
+    int by_shared = (t->smem_limit + SHARED_BESIDE) / (e->smem_bytes + SHARED_BESIDE);
+    int least = by_threads < by_shared ? by_threads : by_shared;
     return least > 0 ? least : 1;
 }
 
@@ -137,7 +137,7 @@ static int64_t chain_time(const Queue *q, const CgEntry *e, int64_t every) {
     }
     int64_t processors = b->processors > 0 ? b->processors : 1;
     int64_t blocks = divide_up(walks * b->H * entry_tiles(q->kernel, e), processors);
-    int64_t turns = divide_up(blocks, blocks_at_once(q, e));
+    int64_t turns = divide_up(blocks, record_blocks_at_once(&q->kernel->rec, e));
     return (chunks + 1) * (turns * COLUMNS_OF_LATENCY + blocks * e->v_tile);
 }
 

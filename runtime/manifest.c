@@ -152,7 +152,7 @@ static void put_entry(const Record *r, const CgEntry *e, Buf *out) {
                    e->per_sm, (long long)e->scratch_bytes);
     else if (e->kind == ENTRY_factor)
         buf_printf(out, "\"blocks\": \"slot_count*%s\"}",
-                   r->pass == GDR_PASS_BACKWARD ? "H" : "HF");
+                   r->pass == GDR_PASS_BACKWARD || record_saves_all(r) ? "H" : "HF");
     else if (e->kind == ENTRY_scan)
         buf_puts(out, "\"blocks\": \"stretches*H\"}");
     else if (e->kind == ENTRY_carry || e->kind == ENTRY_past)
@@ -172,6 +172,25 @@ static void put_scan(const CgModule *m, Buf *out) {
                "\"align\": 256",
                (long long)m->scan_token_bytes, (long long)m->scan_carry_bytes, SCAN_TOKENS,
                SCAN_TOKENS);
+}
+
+/* What a forward pass saves, or a backward pass may use. A number of 64 bits is text: readers of JSON
+ * would round it. */
+static void put_saved(const Record *r, Buf *out) {
+    bool backward = r->pass == GDR_PASS_BACKWARD, all = record_saves_all(r);
+    int every = record_save_every(r);
+    if (!every)
+        return;
+    buf_printf(out, "  \"saved\": {\"choice\": \"%s\", \"chunk\": %d, \"align\": 256",
+               backward ? "any" : all ? "all" : "states", r->module.chunk);
+    if (!all)
+        buf_printf(out, ", \"slots_per_state\": %d, \"states\": \"floor((slots-1)/%d)\", "
+                        "\"bytes_per_state_and_head\": %lld",
+                   every, every, (long long)border_bytes(r));
+    if (all || backward)
+        buf_printf(out, ", \"records\": \"%016llx\", \"bytes_per_slot_and_head\": %lld",
+                   (unsigned long long)r->module.records, (long long)r->module.ws_bytes_per_slot_head);
+    buf_puts(out, "},\n");
 }
 
 int record_entries(const Record *r, EntryKind kind) {
@@ -212,9 +231,10 @@ void manifest_print(const Record *r, Buf *out) {
                "  \"workspace\": {\"bytes_per_slot_and_%s\": %lld, "
                "\"slots_dense\": \"N*ceil(T/chunk)\", \"slots_packed\": \"floor(T/chunk)+N\"",
                r->pass == GDR_PASS_BACKWARD ? "head" : "factor_head",
-               (long long)r->module.ws_bytes_per_slot_head);
+               record_saves_all(r) ? 0LL : (long long)r->module.ws_bytes_per_slot_head);
     put_scan(&r->module, out);
     buf_puts(out, "},\n");
+    put_saved(r, out);
     buf_puts(out, "  \"factor_inputs\": [");
     bool any = false;
     for (int i = 0; i < k->in.count; i++) {

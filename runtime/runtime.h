@@ -404,6 +404,8 @@ gdr_status driver_failed(gdr_context *ctx, const CudaError *e);
 bool record_on_gpu(const Record *r);
 /* V tiles of an entry: blocks a sequence and head. */
 int64_t entry_tiles(const gdr_kernel *kernel, const CgEntry *e);
+/* Blocks of an entry that a multiprocessor holds for sure. */
+int record_blocks_at_once(const Record *r, const CgEntry *e);
 /* Of several entries of a kind with different tiles the one that is fastest for so many sequences and
  * heads at a time; -1: there is none. */
 int choose_entry(const gdr_kernel *kernel, EntryKind kind, int64_t sequences_heads);
