@@ -251,8 +251,8 @@ void manifest_print(const Record *r, Buf *out) {
     }
     buf_puts(out, "\n  ],\n");
     if (record_entries(r, ENTRY_chain) > 1)
-        buf_puts(out, "  \"choose\": \"one chain entry: the first with a block for every "
-                      "multiprocessor, else the last\",\n");
+        buf_puts(out, "  \"choose\": \"one chain entry: that with the least turns * (64 + v_tile), turns = "
+                      "ceil(blocks / multiprocessors)\",\n");
     buf_puts(out, "  \"warnings\": [");
     for (int i = 0; i < r->warning.count; i++) {
         buf_puts(out, i ? ", " : "");

@@ -11,7 +11,7 @@ static const char spec[] = "variant s { dim K = 64, V = 96; in q[K], k[K], v[V];
                            "param A\nstate S[K, V]\nS = exp(A * g) * S\n"
                            "S = S + k * (v - S' * k)'\nout o[V] = S' * q\n}\n";
 
-static void add_entry(gdr_kernel *k, EntryKind kind, const char *name, int v_tile) {
+static inline void add_entry(gdr_kernel *k, EntryKind kind, const char *name, int v_tile) {
     CgEntry e = {.kind = kind, .symbol = name, .threads = 128, .v_tile = v_tile};
     if (kind == ENTRY_grad || kind == ENTRY_sums)
         e.per_sm = PER_SM;
@@ -22,7 +22,7 @@ static void add_entry(gdr_kernel *k, EntryKind kind, const char *name, int v_til
 }
 
 /* A kernel of the spec with entries of our own. */
-static gdr_kernel *made_up(gdr_context *ctx, gdr_pass pass) {
+static inline gdr_kernel *made_up(gdr_context *ctx, gdr_pass pass) {
     enum { ENTRIES = 8 };
     gdr_kernel *k;
     gdr_compile_options o = {.size = sizeof o, .pass = pass, .dtype = GDR_BF16, .opt_level = 1};

@@ -1,12 +1,8 @@
 /* A gradient token by token, ahead of time: the header that `gdrc compile` writes, compiled and called, plans
  * and queues what the runtime does. The GPU only notes (cuda_stub.h). */
-#include "driver/driver.h"
-#include "tests/unit/cuda_stub.h"
+#include "tests/unit/header_run.h"
 
-#include <dlfcn.h>
-#include <unistd.h>
-
-enum { K = 16, V = 8, PORTS = 11, PROCESSORS = 132, NOTES = 8 };
+enum { K = 16, V = 8, PORTS = 11 };
 
 /* Decay and erase along V: no chunk form. */
 static const char spec[] = "variant s { dim K = 16, V = 8; in q[K], k[K], v[V]; in g[V] <= 0\n"
@@ -26,9 +22,6 @@ static const char wrapper[] =
     "    return LABEL(run)(f, &p, launch, zero, user);\n"
     "}\n";
 
-typedef int LaunchFn(void *user, const char *symbol, int64_t blocks, int threads, int shared,
-                     const int64_t *frame);
-typedef int ZeroFn(void *user, int64_t address, int64_t bytes);
 typedef struct Header {
     void *library;
     int64_t (*fields)(void);
@@ -36,98 +29,18 @@ typedef struct Header {
     int (*run)(int64_t *frame, int64_t processors, LaunchFn *launch, ZeroFn *zero, void *user);
 } Header;
 
-static void write_text(const char *dir, const char *name, const char *text) {
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_true(fputs(text, f) >= 0 && fclose(f) == 0);
-}
-
-static Header header_open(gdr_kernel *k) {
-    char dir[] = "/tmp/gdr_header_XXXXXX", text[512];
-    Arena arena;
-    Buf b;
-    Header h;
-    arena_init(&arena, NULL);
-    buf_init(&b, &arena);
-    header_print("s", &k, 1, &b);
-    assert_non_null(mkdtemp(dir));
-    write_text(dir, "s.h", b.text);
-    write_text(dir, "s.c", wrapper);
-    arena_free(&arena);
-    snprintf(text, sizeof text, "cd %s && '%s' -Wall -Wextra -Werror -shared -fPIC -o s.so s.c", dir,
-             GDR_TEST_CC);
-    assert_int_equal(system(text), 0);
-    snprintf(text, sizeof text, "%s/s.so", dir);
-    h.library = dlopen(text, RTLD_NOW | RTLD_LOCAL);
-    assert_non_null(h.library);
-    *(void **)&h.fields = dlsym(h.library, "fields");
-    *(void **)&h.plan = dlsym(h.library, "plan");
-    *(void **)&h.run = dlsym(h.library, "run");
-    snprintf(text, sizeof text, "rm -r %s", dir);
-    assert_int_equal(system(text), 0);
+static Header functions(void *library) {
+    Header h = {.library = library};
+    *(void **)&h.fields = dlsym(library, "fields");
+    *(void **)&h.plan = dlsym(library, "plan");
+    *(void **)&h.run = dlsym(library, "run");
     return h;
-}
-
-/* what is queued --------------------------------------------------------------------------------- */
-
-typedef struct Notes {
-    int count;
-    StubLaunch at[NOTES];
-} Notes;
-
-static int note_launch(void *user, const char *symbol, int64_t blocks, int threads, int shared,
-                       const int64_t *frame) {
-    Notes *n = user;
-    StubLaunch *l = &n->at[n->count++];
-    assert_true(n->count <= NOTES);
-    *l = (StubLaunch){.name = symbol, .grid = (unsigned)blocks, .block = (unsigned)threads,
-                      .shared = (unsigned)shared};
-    memcpy(l->frame, frame, (size_t)stub.fields * sizeof *frame);
-    return 0;
-}
-
-static int note_zero(void *user, int64_t address, int64_t bytes) {
-    Notes *n = user;
-    n->at[n->count++] = (StubLaunch){.dst = (uint64_t)address, .bytes = (uint64_t)bytes};
-    assert_true(n->count <= NOTES);
-    return 0;
 }
 
 static int fail_launch(void *user, const char *symbol, int64_t blocks, int threads, int shared,
                        const int64_t *frame) {
     note_launch(user, symbol, blocks, threads, shared, frame);
     return 7;
-}
-
-/* Where nothing is summed, how many heads there would be does not matter. */
-static void same_queue(const gdr_kernel *kernel, const Notes *n) {
-    const Kernel *k = kernel->rec.shell;
-    int at = 0;
-    for (int i = 0; i < stub.launches; i++) {
-        StubLaunch *want = &stub.launch[i];
-        if (!want->name && !want->bytes)
-            continue;
-        assert_true(at < n->count);
-        StubLaunch have = n->at[at++];
-        assert_int_equal(have.dst, want->dst);
-        assert_int_equal(have.bytes, want->bytes);
-        if (!want->name)
-            continue;
-        assert_string_equal(have.name, want->name);
-        assert_int_equal(have.grid, want->grid);
-        assert_int_equal(have.block, want->block);
-        assert_int_equal(have.shared, want->shared);
-        for (int o = 0; o < k->out.count; o++)
-            if (!want->frame[frame_sum(k, o)])
-                have.frame[frame_sum_heads(k, o)] = want->frame[frame_sum_heads(k, o)];
-        for (int f = 0; f < stub.fields; f++)
-            if (have.frame[f] != want->frame[f])
-                fail_msg("%s: field %d is %lld, of the runtime %lld", want->name, f,
-                         (long long)have.frame[f], (long long)want->frame[f]);
-    }
-    assert_int_equal(at, n->count);
 }
 
 /* calls ------------------------------------------------------------------------------------------ */
@@ -195,7 +108,7 @@ static void the_header_queues_what_the_runtime_does(void **state) {
     assert_int_equal(k->rec.algo, ALGO_recurrent);
     stub.fields = record_frame_fields(&k->rec);
     assert_true(stub.fields <= FIELDS_MAX);
-    Header h = header_open(k);
+    Header h = functions(header_open(&k, 1, wrapper));
     assert_int_equal(h.fields(), stub.fields);
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         check(k, &h, &size[i]);
