@@ -1,7 +1,8 @@
 /* Gradients by kernels that `gdrc compile` made ahead of time: the object file serves the CPU, the PTX
- * beside it the first GPU, where there is one. The header plans the pass and queues its kernels.
+ * beside it the first GPU, where there is one. The header plans the pass and queues its kernels: by itself it
+ * makes all of the forward pass again; after one that saved what it works on, nothing.
  *
- *     aot_backward DIR      DIR holds the output of gdrc compile --passes fwd,bwd
+ *     aot_backward DIR      DIR holds the output of gdrc compile --passes fwd,bwd --save all
  */
 #include "gated_delta_f32.h"
 #include "gpu.h"
@@ -52,12 +53,19 @@ static int backward_cpu(const Problem *p, const Gradients *d) {
     return ok;
 }
 
+static gated_delta_f32_frame forward_frame(const int64_t in[TENSORS], int64_t outputs) {
+    gated_delta_f32_frame f = {.T = T, .N = B, .H = H, .o = outputs};
+    f.q = in[Q], f.k = in[KEY], f.v = in[VALUE], f.g = in[G], f.beta = in[BETA];
+    f.q_heads = f.k_heads = f.v_heads = f.g_heads = f.beta_heads = H;
+    return f;
+}
+
 /* The sum of outputs times their upstream gradients, by the forward kernel. */
 static double weighted(const Problem *p, float *outputs, void *scratch) {
-    gated_delta_f32_frame f = {.T = T, .N = B, .H = H, .o = address(outputs)};
-    f.q = address(p->data[Q]), f.k = address(p->data[KEY]), f.v = address(p->data[VALUE]);
-    f.g = address(p->data[G]), f.beta = address(p->data[BETA]);
-    f.q_heads = f.k_heads = f.v_heads = f.g_heads = f.beta_heads = H;
+    int64_t in[TENSORS];
+    for (int i = 0; i < TENSORS; i++)
+        in[i] = address(p->data[i]);
+    gated_delta_f32_frame f = forward_frame(in, address(outputs));
     gdr_f32_fwd_gated_delta(&f, 0, TASKS, scratch);
     double sum = 0;
     for (size_t i = 0; i < p->count[OUT]; i++)
@@ -95,12 +103,9 @@ typedef struct Queue {
     int launches;
 } Queue;
 
-static int queue_kernel(void *user, const char *symbol, int64_t blocks, int threads, int shared,
-                        const Frame *f) {
+static int queue_any(Queue *q, const char *symbol, int64_t blocks, int threads, int shared, void *frame) {
     enum { MAX_DYNAMIC_SHARED = 8 };
-    Queue *q = user;
-    Frame copy = *f;
-    void *function, *param[] = {&copy};
+    void *function, *param[] = {frame};
     q->launches++;
     if (!q->gpu)
         return 0;
@@ -108,6 +113,12 @@ static int queue_kernel(void *user, const char *symbol, int64_t blocks, int thre
            q->gpu->function_attribute(function, MAX_DYNAMIC_SHARED, shared) ||
            q->gpu->launch(function, (unsigned)blocks, 1, 1, (unsigned)threads, 1, 1,
                           (unsigned)shared, NULL, param, NULL);
+}
+
+static int queue_kernel(void *user, const char *symbol, int64_t blocks, int threads, int shared,
+                        const Frame *f) {
+    Frame copy = *f;
+    return queue_any(user, symbol, blocks, threads, shared, &copy);
 }
 
 /* Only packed sequences with params need zeros. */
@@ -144,6 +155,25 @@ static int count_launches(void) {
     return run(&f, &plan, &q) && plan.pieces == 2 && q.launches == (int)plan.ranges * sequence;
 }
 
+/* What was saved is where a backward pass begins, with reverse and grad; what other kernels saved is refused. */
+static int count_saved(void) {
+    const int64_t zero[TENSORS] = {0};
+    gated_delta_f32_frame forward = forward_frame(zero, 0);
+    gated_delta_f32_saved saved = gdr_f32_fwd_gated_delta_factor_sm_80_saved(&forward);
+    Frame f = frame_of(zero, zero);
+    Queue q = {.gpu = NULL};
+    if (saved.bytes <= 0 || gdr_f32_fwd_gated_delta_factor_sm_80_prepare(&forward, 0) >= 0)
+        return 0; /* there must be a place for it */
+    saved.data = forward.saved = 1 << 20;
+    gdr_f32_bwd_gated_delta_sm_80_plan plan =
+        gdr_f32_bwd_gated_delta_sm_80_prepare_saved(&f, 132, 0, &saved);
+    int ok = gdr_f32_fwd_gated_delta_factor_sm_80_prepare(&forward, 0) >= 0 && !plan.refused &&
+             run(&f, &plan, &q) && q.launches == 2;
+    saved.records++;
+    plan = gdr_f32_bwd_gated_delta_sm_80_prepare_saved(&f, 132, 0, &saved);
+    return ok && plan.refused && !run(&f, &plan, &q) && q.launches == 2;
+}
+
 static char *read_text(const char *dir, const char *name) {
     char path[4096], *text = NULL;
     snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -161,9 +191,42 @@ static char *read_text(const char *dir, const char *name) {
     return text;
 }
 
-static int backward_gpu(const Gpu *gpu, const char *dir, const Problem *p, const Gradients *d) {
-    uint64_t memory[TENSORS] = {0}, result[INPUTS] = {0}, workspace = 0;
+/* What a launch needs besides tensors. No bytes, no memory. */
+static int allocate(const Gpu *gpu, uint64_t *memory, int64_t bytes) {
+    return bytes == 0 || (bytes > 0 && !gpu->mem_alloc(memory, (size_t)bytes));
+}
+
+/* A forward pass that saves all: factor, then the one chain kernel that there is. extra: its outputs, what is
+ * saved and its workspace. */
+static int forward_gpu(const Gpu *gpu, const char *dir, const int64_t in[TENSORS], int64_t outputs,
+                       gated_delta_f32_saved *saved, uint64_t extra[3]) {
+    Queue q = {.gpu = gpu};
+    char *ptx = read_text(dir, "gated_delta_f32_fwd_sm_80.ptx");
+    int ok = ptx && !gpu->module_load(&q.module, ptx) && allocate(gpu, &extra[0], outputs);
+    gated_delta_f32_frame f = forward_frame(in, (int64_t)extra[0]);
+    *saved = gdr_f32_fwd_gated_delta_factor_sm_80_saved(&f);
+    ok = ok && allocate(gpu, &extra[1], saved->bytes);
+    f.saved = saved->data = (int64_t)extra[1];
+    ok = ok && allocate(gpu, &extra[2], gdr_f32_fwd_gated_delta_factor_sm_80_prepare(&f, 0));
+    f.workspace = (int64_t)extra[2];
+    ok = ok && gdr_f32_fwd_gated_delta_factor_sm_80_segment(&f, 0, 0) &&
+         !queue_any(&q, "gdr_f32_fwd_gated_delta_factor",
+                    gdr_f32_fwd_gated_delta_factor_sm_80_blocks(&f),
+                    gdr_f32_fwd_gated_delta_factor_sm_80_threads,
+                    gdr_f32_fwd_gated_delta_factor_sm_80_shared, &f) &&
+         !queue_any(&q, "gdr_f32_fwd_gated_delta_chain_v64",
+                    gdr_f32_fwd_gated_delta_chain_v64_sm_80_blocks(&f),
+                    gdr_f32_fwd_gated_delta_chain_v64_sm_80_threads,
+                    gdr_f32_fwd_gated_delta_chain_v64_sm_80_shared, &f);
+    free(ptx);
+    return ok;
+}
+
+static int backward_gpu(const Gpu *gpu, const char *dir, const Problem *p, const Gradients *d,
+                        int saves) {
+    uint64_t memory[TENSORS] = {0}, result[INPUTS] = {0}, workspace = 0, extra[3] = {0};
     int64_t in[TENSORS] = {0}, out[INPUTS] = {0};
+    gated_delta_f32_saved saved = {0, 0, 0, 0};
     Queue q = {.gpu = gpu};
     char *ptx = read_text(dir, "gated_delta_f32_bwd_sm_80.ptx");
     int ok = ptx && !gpu->module_load(&q.module, ptx);
@@ -176,9 +239,12 @@ static int backward_gpu(const Gpu *gpu, const char *dir, const Problem *p, const
         ok = !gpu->mem_alloc(&result[i], p->count[i] * sizeof(float));
         out[i] = (int64_t)result[i];
     }
+    if (ok && saves)
+        ok = forward_gpu(gpu, dir, in, (int64_t)(p->count[OUT] * sizeof(float)), &saved, extra);
     Frame f = frame_of(in, out);
-    gdr_f32_bwd_gated_delta_sm_80_plan plan = gdr_f32_bwd_gated_delta_sm_80_prepare(&f, 132, 3);
-    ok = ok && !gpu->mem_alloc(&workspace, (size_t)plan.bytes);
+    gdr_f32_bwd_gated_delta_sm_80_plan plan =
+        gdr_f32_bwd_gated_delta_sm_80_prepare_saved(&f, 132, 3, &saved);
+    ok = ok && allocate(gpu, &workspace, plan.bytes);
     f.workspace = (int64_t)workspace;
     ok = ok && run(&f, &plan, &q);
     for (int i = 0; i < INPUTS; i++)
@@ -187,6 +253,8 @@ static int backward_gpu(const Gpu *gpu, const char *dir, const Problem *p, const
         gpu->mem_free(memory[i]);
     for (int i = 0; i < INPUTS; i++)
         gpu->mem_free(result[i]);
+    for (int i = 0; i < 3; i++)
+        gpu->mem_free(extra[i]);
     gpu->mem_free(workspace);
     free(ptx);
     return ok;
@@ -207,6 +275,13 @@ static double distance(const Problem *p, const Gradients *a, const Gradients *b)
     return worst;
 }
 
+static int same_bits(const Problem *p, const Gradients *a, const Gradients *b) {
+    int same = 1;
+    for (int i = 0; i < INPUTS; i++)
+        same &= !memcmp(a->data[i], b->data[i], p->count[i] * sizeof(float));
+    return same;
+}
+
 static int gradients_new(const Problem *p, Gradients *d) {
     int ok = 1;
     for (int i = 0; i < INPUTS; i++)
@@ -222,29 +297,32 @@ static void gradients_free(Gradients *d) {
 int main(int argc, char **argv) {
     Gpu gpu;
     Problem p;
-    Gradients cpu, other;
+    Gradients cpu, other, again;
     if (argc != 2) {
         fprintf(stderr, "usage: aot_backward DIR\n");
         return 2;
     }
-    if (!problem_new(&p) || !gradients_new(&p, &cpu) || !gradients_new(&p, &other))
+    if (!problem_new(&p) || !gradients_new(&p, &cpu) || !gradients_new(&p, &other) ||
+        !gradients_new(&p, &again))
         return 3;
-    int ok = backward_cpu(&p, &cpu) && count_launches() && count_shared();
+    int ok = backward_cpu(&p, &cpu) && count_launches() && count_shared() && count_saved();
     if (ok) {
         double error = difference_error(&p, &cpu);
         printf("CPU: off a difference by %.1e\n", error);
         ok = error < 1e-2;
     }
     if (ok && gpu_open(&gpu)) {
-        ok = backward_gpu(&gpu, argv[1], &p, &other);
+        ok = backward_gpu(&gpu, argv[1], &p, &other, 0);
         double error = ok ? distance(&p, &cpu, &other) : 1;
         printf("GPU: relative distance from the CPU %.1e\n", error);
-        ok = error < 1e-2;
+        ok = error < 1e-2 && backward_gpu(&gpu, argv[1], &p, &again, 1) && same_bits(&p, &other, &again);
+        printf("GPU, after a forward pass that saved all: %s\n", ok ? "the same bits" : "other bits");
     } else if (ok) {
         printf("GPU: there is none\n");
     }
     problem_free(&p);
     gradients_free(&cpu);
     gradients_free(&other);
+    gradients_free(&again);
     return !ok;
 }
