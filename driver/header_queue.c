@@ -260,19 +260,25 @@ static const char begin_text[] =
     "    f->ahead = workspace + p->ahead;\n    f->group = p->group;\n"
     "    f->costate_in = f->costate_out = 0;\n    (void)zero;\n";
 
+static const char beside_text[] =
+    "/* Queues the pass of a frame that was prepared and has its workspace. `side` may be 0: all is queued on\n"
+    " * one stream. Else a piece's reverse kernel runs beside the chain, and of these calls each returns 0 when\n"
+    " * that worked:\n"
+    " *     side(user, 1)    what is launched now goes on a second stream, which goes on from where the first\n"
+    " *                      one is; it is faster if blocks of the second one go before those of the first\n"
+    " *     side(user, 0)    what is launched now goes on the first one again\n"
+    " *     side(user, 2)    and that waits for all that the second one has\n"
+    " * -1: what was saved is refused, nothing was queued. */\n"
+    "static inline int $L_run_beside(const $F *given, const $L_plan *p, $L_launch *launch,\n"
+    "                                $L_zero *zero, $L_side *side, void *user)\n{\n";
+
+static const char alone_text[] =
+    "/* Queues the pass of a frame that was prepared and has its workspace. */\n"
+    "static inline int $L_run(const $F *given, const $L_plan *p, $L_launch *launch, $L_zero *zero,\n"
+    "                         void *user)\n{\n";
+
 static void put_run(const Writer *w, bool beside) {
-    header_text(w, beside ? "/* Queues the pass of a frame that was prepared and has its workspace. `side` may be 0: all is queued\n"
-                            " * on one stream. Else a piece's reverse kernel runs beside the chain:\n"
-                            " *     side(user, 1)    what is launched now goes on a second stream, which goes on from where\n"
-                            " *                      the first one is; blocks of a stream of higher priority help most\n"
-                            " *     side(user, 0)    on the first one again\n"
-                            " *     side(user, 2)    and that waits for all that the second one has\n"
-                            " * Each returns 0 when that worked. -1: what was saved is refused. */\n"
-                            "static inline int $L_run_beside(const $F *given, const $L_plan *p, $L_launch *launch,\n"
-                            "                                $L_zero *zero, $L_side *side, void *user)\n{\n"
-                          : "/* Queues the pass of a frame that was prepared and has its workspace. */\n"
-                            "static inline int $L_run(const $F *given, const $L_plan *p, $L_launch *launch,\n"
-                            "                         $L_zero *zero, void *user)\n{\n");
+    header_text(w, beside ? beside_text : alone_text);
     header_text(w, "    $F copy = *given, *f = &copy;\n"
                    "    int status = 0, sums = 0;\n"
                    "    const int64_t workspace = given->workspace, out[$N] = {");
