@@ -16,7 +16,8 @@ enum {
     REGISTERS = 255,       /* of a thread: both phases hold many rows */
     SM_REGISTERS = 65536,
     SM_THREADS = 2048,
-    SCRATCH_UNIT = 128     /* of the scratch's matrices, bytes */
+    L2_LINE = 128,         /* bytes */
+    SCRATCH_UNIT = L2_LINE /* of the scratch's matrices */
 };
 
 Val grad_blocks(Cg *cg) {
@@ -253,6 +254,20 @@ static Val has_chunk(const Grad *g) {
     return cg_and(cg, behind, cg_cmp(cg, LLVMIntSLT, g->start, g->seq.length));
 }
 
+/* Nobody reads the task's scratch again: its lines need not leave the L2 cache for memory. A caller's workspace
+ * may begin within a line, which is left alone then. */
+static void drop_scratch(Grad *g) {
+    Cg *cg = g->cg;
+    Val begin = LLVMBuildPtrToInt(cg->b, g->scratch, cg->i64, "");
+    Val skip = cg_and(cg, cg_sub(cg, cg_int64(cg, 0), begin), cg_int64(cg, L2_LINE - 1));
+    Val from = cg_gep8(cg, g->scratch, skip);
+    Val whole = cg_sub(cg, cg_int(cg, (int)(g->scratch_bytes - L2_LINE + 1)), cg_trunc32(cg, skip));
+    int step = L2_LINE * 32 * g->g->s.warps;
+    Loop l = cg_for(cg, cg_mul(cg, nv_tid(cg), cg_int(cg, L2_LINE)), whole, step, false);
+    nv_discard_line(cg, cg_gep8(cg, from, cg_zext64(cg, l.i)));
+    cg_end_for(cg, &l);
+}
+
 /* The loop over tasks. Between the first phase and the last one not even the task's number is in a register:
  * the loop goes on from what was kept of it. */
 static void build(Grad *g, const GradPhase *phase, int phases) {
@@ -274,6 +289,8 @@ static void build(Grad *g, const GradPhase *phase, int phases) {
             cg_set(cg, task, kept_task(g));
         nv_barrier(cg);
     }
+    if (g->scratch_is_done)
+        drop_scratch(g);
     cg_end_if(cg, &some);
     l.i = cg_get(cg, task);
     l.step = step_behind(g, l.i);

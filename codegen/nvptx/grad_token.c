@@ -392,6 +392,7 @@ static bool plan(Grad *g, bool late, int *sh_bytes, const char **why) {
 }
 
 bool grad_token_plan(Grad *g, int *sh_bytes, const char **why) {
+    g->scratch_is_done = true;
     return plan(g, false, sh_bytes, why);
 }
 

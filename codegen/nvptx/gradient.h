@@ -132,6 +132,7 @@ typedef struct Grad {
     int64_t scratch_da;       /* [rows][kp], or f32 [rows] */
     int64_t scratch_o[MAX_FAMILIES];  /* [rows][vp] f32, of families with a read: a token's last row */
     int64_t scratch_bytes;
+    bool scratch_is_done;     /* once the phases are over, nobody looks at it */
     int sh_bytes;             /* shared memory: the larger of the phases', and what is kept of the task */
     int sh_place;
     struct Tokens *tokens;    /* grad_token.h: the plan of phase 2 */

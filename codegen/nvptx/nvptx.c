@@ -129,6 +129,11 @@ void nv_copy_async(Cg *cg, Val dst, Val src, Val bytes) {
         cg_intrinsic(cg, "llvm.nvvm.cp.async.cg.shared.global.16.s", NULL, 0, arg, 3);
 }
 
+void nv_discard_line(Cg *cg, Val p) {
+    Val arg[2] = {p, cg_int64(cg, 128)};
+    cg_intrinsic(cg, "llvm.nvvm.discard.global.L2", NULL, 0, arg, 2);
+}
+
 void nv_copy_commit(Cg *cg) {
     cg_intrinsic(cg, "llvm.nvvm.cp.async.commit.group", NULL, 0, NULL, 0);
 }

@@ -40,6 +40,8 @@ Val nv_global(Cg *cg, int frame_field);             /* pointer field as addrspac
 
 /* 16 bytes global -> shared, asynchronously; only `bytes` (i32, 0 or 16) are read, the rest is zero. */
 void nv_copy_async(Cg *cg, Val dst, Val src, Val bytes);
+/* The 128 bytes at p, a multiple of that in global memory, may be anything from now on. */
+void nv_discard_line(Cg *cg, Val p);
 void nv_copy_commit(Cg *cg);
 void nv_copy_wait(Cg *cg, int groups_in_flight);
 

@@ -41,6 +41,7 @@ static const Known intrinsics[] = {
     {.begin = "llvm.nvvm.f2tf32.rna", .run = run_tf32},
     {.begin = "llvm.nvvm.cp.async.cg.shared.global.16.s", .run = run_cp_async_some},
     {.begin = "llvm.nvvm.cp.async.cg.shared.global.16", .run = run_cp_async},
+    {.begin = "llvm.nvvm.discard.global.L2", .run = run_discard},
     {.begin = "llvm.nvvm.cp.async.commit.group", .run = run_cp_commit},
     {.begin = "llvm.nvvm.cp.async.wait.group", .run = run_cp_wait},
     {.begin = "llvm.nvvm.barrier.cta.sync.aligned.all",

@@ -164,7 +164,7 @@ Run run_add, run_sub, run_mul, run_udiv, run_urem, run_sdiv, run_srem, run_and, 
     run_uitofp, run_fptosi, run_fptoui, run_tid, run_ctaid, run_nctaid, run_pack, run_tf32,
     run_ex2, run_rcp, run_rsqrt, run_copysign, run_truncate, run_sqrt, run_br, run_condbr, run_ret,
     run_load, run_store, run_store_words, run_cp_async, run_cp_async_some, run_cp_async_if, run_cp_commit,
-    run_cp_wait, run_arrival_init, run_arrival_wait, run_copy_bulk;
+    run_cp_wait, run_discard, run_arrival_init, run_arrival_wait, run_copy_bulk;
 Together warp_sync, warp_shuffle_xor, warp_shuffle_from, warp_ballot, warp_ldmatrix,
     warp_ldmatrix_trans, warp_movmatrix, warp_mma, warp_mma_tf32, warp_barrier, group_product,
     group_wait;

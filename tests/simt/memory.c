@@ -173,6 +173,14 @@ void run_store_words(Thread *t, const Code *c) {
     memcpy(access(t, c, t->reg[c->arg[words]], 4 * words, data), data, (size_t)(4 * words));
 }
 
+/* What the bytes are from now on nobody may rely on. */
+void run_discard(Thread *t, const Code *c) {
+    uint64_t at = t->reg[c->arg[0]], bytes = t->reg[c->arg[1]];
+    if (bytes != 128 || at % bytes)
+        simt_fail(t, c, "discard of %llu bytes at %llx", (unsigned long long)bytes, (unsigned long long)at);
+    memset(memory_global(t, c, at, (int)bytes, true), 0xff, bytes);
+}
+
 /* asynchronous copies -------------------------------------------------------------------------- */
 
 static void mark(Simt *s, const Copy *copy, bool in_flight) {

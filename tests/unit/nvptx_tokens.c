@@ -7,9 +7,15 @@
  */
 #include "tests/unit/grad_run.h"
 
+/* The scratch, filled here, serves one task after another. */
+static bool plan_tokens(Grad *g, int *sh_bytes, const char **why) {
+    bool ok = grad_token_plan(g, sh_bytes, why);
+    g->scratch_is_done = false;
+    return ok;
+}
 
 static bool build_tokens(Cg *cg, CgModule *out, const char **why) {
-    const GradPhase phase[] = {{grad_read_plan, grad_read}, {grad_token_plan, grad_tokens}};
+    const GradPhase phase[] = {{grad_read_plan, grad_read}, {plan_tokens, grad_tokens}};
     return grad_build(cg, out, ENTRY_grad, phase, 2, why);
 }
 
