@@ -153,6 +153,30 @@ int pull_key_bytes(const Pull *p);                    /* of sums */
 void pull_key_chunk(Pull *p);
 void pull_key_dg(Pull *p, int family, Var (*acc)[2][4], Val unit[2]);
 int pull_scalar_bytes(const Pull *p);
+/* Scalar decay: what the slabs leave for its cotangent. A lane's columns of a block are 4t .. 4t+3; of
+ * accumulators [n][2h + c] that is 4t + 2c + n. */
+enum { PULL_RUN = 4 };
+typedef struct Scalar {
+    Val slab;
+    Val carried[MAX_FAMILIES][2], tail[2];    /* Lam(l, start), Lam(end, u), times the products' units */
+    Var score[MAX_FAMILIES][MAX_WARPS][2][4]; /* x . p, by distance of the blocks */
+    Var start[MAX_FAMILIES][2], end[2], dd;   /* this lane's part of x . dW, p . dKt, without units; S . dS' */
+} Scalar;
+static inline Val pull_column(Pull *p, int i) {
+    return cg_add(p->cg, cg_shl(p->cg, p->f.t, 2), cg_int(p->cg, i));
+}
+/* Shared sums: at sh_sum f32 [rows] p . dKt; [rows] what the end gives, or for log a [warps] what the start
+ * gives the warp's rows; [warps] S . dS'; [warp][rows] columns, added up over the warp's rows. */
+static inline int pull_end_base(const Pull *p) { return p->sh_sum + p->s->rows * 4; }
+static inline int pull_dd_base(const Pull *p) { return pull_end_base(p) + p->s->rows * 4; }
+static inline int pull_column_base(const Pull *p) { return pull_dd_base(p) + MAX_WARPS * 4; }
+/* H of half h's row with the lane's columns of the block at distance d, of whose dG `raw` are the fragments;
+ * 0 where it is not `there`. */
+void pull_scores(Pull *p, const Scalar *c, int f, int d, int h, const Val raw[4], Val there,
+                 Val H[PULL_RUN]);
+void pull_put_columns(Pull *p, Val (*sum)[PULL_RUN]);  /* [distance], of this lane's rows */
+void pull_store_decay(Pull *p, Val row, Val x);        /* its cotangent over sigma */
+void pull_log_decays(Pull *p, Scalar *c);              /* grad_pull_log.c */
 void pull_scalar_begin(Pull *p);                      /* before dG: decays */
 void pull_scalar_chunk(Pull *p);
 void pull_scalar_dg(Pull *p, int family, Var (*acc)[2][4], Val unit[2]);

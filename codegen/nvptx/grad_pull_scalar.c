@@ -8,33 +8,13 @@
  *
  * with before[0] = x_l . dW_l, what the state at the start gives. The chunk's end is one more row:
  * H is p_u . dKt_u, before[0] the sum of S dS'. For log a everything has its Lam, and these are
- * plain sums over u < m <= l. Nothing cancels, nothing is divided. */
+ * plain sums over u < m <= l: grad_pull_log.c. Nothing cancels, nothing is divided. */
 #include "codegen/nvptx/grad_pull.h"
 
-/* One lane's columns of a block are 4t .. 4t+3; of accumulators [n][2h + c] that is 4t + 2c + n. */
-enum { RUN = 4 };
+enum { RUN = PULL_RUN };
 
-typedef struct Scalar {
-    Val slab;
-    Val carried[MAX_FAMILIES][2], tail[2];    /* Lam(l, start), Lam(end, u), times the products' units */
-    Var score[MAX_FAMILIES][MAX_WARPS][2][4]; /* x . p, by distance of the blocks */
-    Var start[MAX_FAMILIES][2], end[2], dd;   /* this lane's part of x . dW, p . dKt, without units; S . dS' */
-} Scalar;
+static int update_base(const Pull *p) { return p->sh_sum; }
 
-/* shared sums: f32 [rows] p . dKt, [rows] what the end gives, [warps] S . dS', [warp][rows]
- * columns */
-static int update_base(const Pull *p) {
-    return p->sh_sum;
-}
-static int end_base(const Pull *p) {
-    return update_base(p) + p->s->rows * 4;
-}
-static int dd_base(const Pull *p) {
-    return end_base(p) + p->s->rows * 4;
-}
-static int column_base(const Pull *p) {
-    return dd_base(p) + MAX_WARPS * 4;
-}
 int pull_scalar_bytes(const Pull *p) {
     int rows = p->s->rows;
     return p->decays ? (2 * rows + MAX_WARPS + p->s->warps * rows) * 4 : 0;
@@ -42,10 +22,6 @@ int pull_scalar_bytes(const Pull *p) {
 
 static const Family *family(const Pull *p, int f) {
     return &p->s->family[f];
-}
-
-static Val column(Pull *p, int i) {
-    return cg_add(p->cg, cg_shl(p->cg, p->f.t, 2), cg_int(p->cg, i));
 }
 
 /* dG ------------------------------------------------------------------------------------------- */
@@ -56,7 +32,7 @@ static void decay(Pull *p, int f, int distance, Var (*x)[4]) {
     for (int i = 0; i < RUN && distance == 0; i++)
         for (int h = 0; h < 2; h++) {
             Var v = x[i % 2][2 * h + i / 2];
-            cg_set(cg, v, factor_own_score(&p->f, family(p, f), h, column(p, i), cg_get(cg, v)));
+            cg_set(cg, v, factor_own_score(&p->f, family(p, f), h, pull_column(p, i), cg_get(cg, v)));
         }
     if (distance > 0 && p->s->a >= 0)
         factor_decay_block(&p->f, family(p, f), distance, x);
@@ -247,11 +223,42 @@ typedef struct Affine {
     Val factor, sum;
 } Affine;
 
-/* Decays of a lane's columns of a block (1 where it is not there, and for log a), running
+/* Decays of a lane's columns of a block (1 where it is not there), running
  * products, and the inclusive products over the lanes of a row by steps 1 and 2. */
 typedef struct Columns {
     Val a[RUN], product[RUN + 1], scan[3];
 } Columns;
+
+void pull_scores(Pull *p, const Scalar *c, int f, int d, int h, const Val raw[4], Val there,
+                 Val H[RUN]) {
+    Cg *cg = p->cg;
+    Val two[2], zero = cg_float(cg, 0);
+    for (int n = 0; n < 2; n++) {
+        nv_unpack(cg, p->s->operand, raw[2 * n + h], two);
+        for (int i = 0; i < 2; i++) {
+            H[2 * i + n] = cg_fmul(cg, two[i], cg_get(cg, c->score[f][d][n][2 * h + i]));
+            H[2 * i + n] = cg_select(cg, there, H[2 * i + n], zero);
+        }
+    }
+}
+
+void pull_put_columns(Pull *p, Val (*sum)[RUN]) {
+    Cg *cg = p->cg;
+    int warps = p->s->warps;
+    for (int d = 0; d < warps; d += 2) { /* lane g: column g % 4 of distance d + g / 4 */
+        Val all[2 * RUN];
+        memcpy(all, sum[d], sizeof all);
+        Val x = pull_rows_sum(p, all);
+        Val distance = cg_add(cg, cg_shr(cg, p->f.g, 2), cg_int(cg, d));
+        Val block = cg_sub(cg, p->f.warp, distance);
+        Val index = cg_add(cg, cg_shl(cg, p->f.t, 2), cg_and(cg, p->f.g, cg_int(cg, 3)));
+        index = cg_add(cg, index, cg_shl(cg, block, 4));
+        index = cg_add(cg, index, cg_mul(cg, p->f.warp, cg_int(cg, p->s->rows)));
+        If there = cg_if(cg, cg_cmp(cg, LLVMIntULE, distance, p->f.warp));
+        cg_store(cg, x, pull_f32(p, pull_column_base(p), index), 4);
+        cg_end_if(cg, &there);
+    }
+}
 
 static Val from_lane(Pull *p, Val x, int step) {
     return nv_shuffle_from(p->cg, x, cg_sub(p->cg, p->f.lane, cg_int(p->cg, step)));
@@ -267,9 +274,7 @@ static Columns block_columns(Pull *p, Val block, Val there) {
     Val one = cg_float(cg, 1);
     c.product[0] = one;
     for (int i = 0; i < RUN; i++) {
-        c.a[i] = one;
-        if (!p->g->a_log)
-            c.a[i] = factor_own_decay(&p->f, cg_add(cg, cg_shl(cg, block, 4), column(p, i)));
+        c.a[i] = factor_own_decay(&p->f, cg_add(cg, cg_shl(cg, block, 4), pull_column(p, i)));
         c.a[i] = there ? cg_select(cg, there, c.a[i], one) : c.a[i];
         c.product[i + 1] = cg_fmul(cg, c.product[i], c.a[i]);
     }
@@ -303,48 +308,27 @@ static void run_block(Pull *p, const Columns *c, const Val H[RUN], Val *carry, V
     *carry = nv_shuffle_from(cg, behind, last);
 }
 
-/* As decay, without decays: for log a. */
-static void mask(Pull *p, int f, int distance, Var (*x)[4]) {
-    Cg *cg = p->cg;
-    for (int i = 0; i < RUN && distance == 0; i++)
-        for (int h = 0; h < 2; h++) {
-            Val row = cg_add(cg, cg_shl(cg, p->f.g, 1), cg_int(cg, h));
-            LLVMIntPredicate order = family(p, f)->inclusive ? LLVMIntUGE : LLVMIntUGT;
-            Var v = x[i % 2][2 * h + i / 2];
-            Val seen = cg_cmp(cg, order, row, column(p, i));
-            cg_set(cg, v, cg_select(cg, seen, cg_get(cg, v), cg_float(cg, 0)));
-        }
-}
-
 /* Family f's rows of this warp: column[distance][i] += Lam before, summed over the lane's rows. */
 static void add_columns(Pull *p, Scalar *c, int f, const Columns *columns, Val (*sum)[RUN]) {
     Cg *cg = p->cg;
     Val carry[2];
     for (int h = 0; h < 2; h++) {
-        Val unit = p->g->a_log ? c->carried[f][h] : p->dw_unit[f][h];
-        carry[h] = cg_fmul(cg, pull_quad_sum(p, cg_get(cg, c->start[f][h])), unit);
+        carry[h] = cg_fmul(cg, pull_quad_sum(p, cg_get(cg, c->start[f][h])), p->dw_unit[f][h]);
     }
     for (int d = p->s->warps - 1; d >= 0; d--) {
         Val there = cg_cmp(cg, LLVMIntUGE, p->f.warp, cg_int(cg, d)), zero = cg_float(cg, 0);
         Val block = cg_select(cg, there, cg_sub(cg, p->f.warp, cg_int(cg, d)), cg_int(cg, 0));
         Val raw[4], row_block = cg_select(cg, there, p->f.warp, cg_int(cg, 0));
         Var lam[2][4];
-        pull_get_block(p, p->g->a_log ? p->sh_dg : p->sh_raw, f, pull_pair(p, row_block, block),
-                       false, raw);
+        pull_get_block(p, p->sh_raw, f, pull_pair(p, row_block, block), false, raw);
         for (int i = 0; i < 8; i++)
             lam[i / 4][i % 4] = cg_var(cg, cg->f32, cg_select(cg, there, cg_float(cg, 1), zero));
         If seen = cg_if(cg, there);
-        (p->g->a_log ? mask : decay)(p, f, d, lam);
+        decay(p, f, d, lam);
         cg_end_if(cg, &seen);
         for (int h = 0; h < 2; h++) {
-            Val H[RUN], before[RUN], two[2];
-            for (int n = 0; n < 2; n++) {
-                nv_unpack(cg, p->s->operand, raw[2 * n + h], two);
-                for (int i = 0; i < 2; i++) {
-                    H[2 * i + n] = cg_fmul(cg, two[i], cg_get(cg, c->score[f][d][n][2 * h + i]));
-                    H[2 * i + n] = cg_select(cg, there, H[2 * i + n], zero);
-                }
-            }
+            Val H[RUN], before[RUN];
+            pull_scores(p, c, f, d, h, raw, there, H);
             run_block(p, &columns[d], H, &carry[h], before);
             for (int i = 0; i < RUN; i++)
                 sum[d][i] = cg_fma(cg, cg_get(cg, lam[i % 2][2 * h + i / 2]), before[i], sum[d][i]);
@@ -366,19 +350,7 @@ static void rows_decays(Pull *p, Scalar *c) {
         sum[i / RUN][i % RUN] = cg_float(cg, 0);
     for (int f = 0; f < p->s->families; f++)
         add_columns(p, c, f, columns, sum);
-    for (int d = 0; d < warps; d += 2) { /* lane g: column g % 4 of distance d + g / 4 */
-        Val all[2 * RUN];
-        memcpy(all, sum[d], sizeof all);
-        Val x = pull_rows_sum(p, all);
-        Val distance = cg_add(cg, cg_shr(cg, p->f.g, 2), cg_int(cg, d));
-        Val block = cg_sub(cg, p->f.warp, distance);
-        Val index = cg_add(cg, cg_shl(cg, p->f.t, 2), cg_and(cg, p->f.g, cg_int(cg, 3)));
-        index = cg_add(cg, index, cg_shl(cg, block, 4));
-        index = cg_add(cg, index, cg_mul(cg, p->f.warp, cg_int(cg, p->s->rows)));
-        If there = cg_if(cg, cg_cmp(cg, LLVMIntULE, distance, p->f.warp));
-        cg_store(cg, x, pull_f32(p, column_base(p), index), 4);
-        cg_end_if(cg, &there);
-    }
+    pull_put_columns(p, sum);
 }
 
 /* The chunk's end as a row; every warp runs over all blocks and keeps its own. */
@@ -387,23 +359,21 @@ static void end_decays(Pull *p) {
     int warps = p->s->warps;
     Val carry = cg_float(cg, 0), mine[RUN] = {NULL};
     for (int w = 0; w < warps; w++)
-        carry = cg_fadd(cg, carry, pull_load(p, dd_base(p), cg_int(cg, w)));
-    if (p->g->a_log)
-        carry = cg_fmul(cg, carry, factor_chunk_decay(&p->f));
+        carry = cg_fadd(cg, carry, pull_load(p, pull_dd_base(p), cg_int(cg, w)));
     for (int w = 0; w < warps; w++) {
         Columns columns = block_columns(p, cg_int(cg, w), NULL);
         Val H[RUN], before[RUN], its = cg_cmp(cg, LLVMIntEQ, p->f.warp, cg_int(cg, w));
         for (int i = 0; i < RUN; i++)
-            H[i] = pull_load(p, update_base(p), cg_add(cg, column(p, i), cg_int(cg, 16 * w)));
+            H[i] = pull_load(p, update_base(p), cg_add(cg, pull_column(p, i), cg_int(cg, 16 * w)));
         run_block(p, &columns, H, &carry, before);
         for (int i = 0; i < RUN; i++)
             mine[i] = w ? cg_select(cg, its, before[i], mine[i]) : before[i];
     }
     If one = cg_if(cg, cg_cmp(cg, LLVMIntEQ, p->f.g, cg_int(cg, 0)));
     for (int i = 0; i < RUN; i++) {
-        Val row = cg_add(cg, column(p, i), cg_shl(cg, p->f.warp, 4));
-        Val x = p->g->a_log ? mine[i] : cg_fmul(cg, mine[i], factor_tail_decay(&p->f, row));
-        cg_store(cg, x, pull_f32(p, end_base(p), row), 4);
+        Val row = cg_add(cg, pull_column(p, i), cg_shl(cg, p->f.warp, 4));
+        Val x = cg_fmul(cg, mine[i], factor_tail_decay(&p->f, row));
+        cg_store(cg, x, pull_f32(p, pull_end_base(p), row), 4);
     }
     cg_end_if(cg, &one);
 }
@@ -413,7 +383,7 @@ static void put_parts(Pull *p, Scalar *c) {
     Val dd = cg_get(cg, c->dd);
     for (int lane = 1; lane < 32; lane *= 2)
         dd = cg_fadd(cg, dd, nv_shuffle_xor(cg, dd, lane));
-    cg_store(cg, dd, pull_f32(p, dd_base(p), p->f.warp), 4);
+    cg_store(cg, dd, pull_f32(p, pull_dd_base(p), p->f.warp), 4);
     for (int h = 0; h < 2; h++) {
         Val unit = p->g->a_log ? c->tail[h] : p->dkt_unit[h];
         Val x = cg_fmul(cg, pull_quad_sum(p, cg_get(cg, c->end[h])), unit);
@@ -421,18 +391,22 @@ static void put_parts(Pull *p, Scalar *c) {
     }
 }
 
+void pull_store_decay(Pull *p, Val row, Val x) {
+    Cg *cg = p->cg;
+    Val to = cg_gep8(cg, p->grad->scratch, cg_int64(cg, p->grad->scratch_da));
+    cg_store(cg, cg_fmul(cg, x, p->sigma), cg_gep8(cg, to, cg_zext64(cg, cg_shl(cg, row, 2))), 4);
+}
+
 static void store_decays(Pull *p) {
     Cg *cg = p->cg;
     If row = cg_if(cg, cg_cmp(cg, LLVMIntULT, p->f.lane, cg_int(cg, BLOCK_ROWS)));
     Val m = cg_add(cg, cg_shl(cg, p->f.warp, 4), p->f.lane);
-    Var sum = cg_var(cg, cg->f32, pull_load(p, end_base(p), m));
+    Var sum = cg_var(cg, cg->f32, pull_load(p, pull_end_base(p), m));
     Loop w = cg_for(cg, p->f.warp, cg_int(cg, p->s->warps), 1, false);
     Val at = cg_add(cg, m, cg_mul(cg, w.i, cg_int(cg, p->s->rows)));
-    cg_set(cg, sum, cg_fadd(cg, cg_get(cg, sum), pull_load(p, column_base(p), at)));
+    cg_set(cg, sum, cg_fadd(cg, cg_get(cg, sum), pull_load(p, pull_column_base(p), at)));
     cg_end_for(cg, &w);
-    Val da = cg_fmul(cg, cg_get(cg, sum), p->sigma);
-    Val to = cg_gep8(cg, p->grad->scratch, cg_int64(cg, p->grad->scratch_da));
-    cg_store(cg, da, cg_gep8(cg, to, cg_zext64(cg, cg_shl(cg, m, 2))), 4);
+    pull_store_decay(p, m, cg_get(cg, sum));
     cg_end_if(cg, &row);
 }
 
@@ -481,6 +455,10 @@ void pull_scalar_chunk(Pull *p) {
     if (!p->decays)
         return;
     put_parts(p, c);
+    if (p->g->a_log) {
+        pull_log_decays(p, c);
+        return;
+    }
     rows_decays(p, c);
     nv_barrier(cg);
     end_decays(p);
