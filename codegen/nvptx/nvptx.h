@@ -11,7 +11,7 @@
  *   factor*.c    everything of a chunk that does not need the state
  *   chain*.c     the serial walk over chunks, state in registers
  *   reverse*.c   the same walk backwards, for gradients: gradient.h
- *   recurrent.c  token by token: the step kernel, and every spec without a chunk form
+ *   recurrent*.c token by token: the step kernel, and every spec without a chunk form
  *   recurrent_grad*.c  its gradient
  */
 #ifndef GDR_CODEGEN_NVPTX_H

@@ -6,12 +6,19 @@
  *      a lane holds rows    base_k .. base_k + n_k - 1      (row_groups lanes side by side make K)
  *                   columns base_v .. base_v + 3
  *
- * S'x sums over a lane's rows, then over the row groups by shuffles; warps share nothing.
- * At K = 128 a lane holds 16 x 4 values in 16 loads of 16 bytes, all in flight at once, and a load
- * of a warp covers 64 contiguous bytes of 8 rows: a token costs little more than moving the state.
- * While a token is worked on, the inputs of the next are on their way. Every task has a block of its own: as
- * many blocks as fit the GPU, each with the next task's state on its way to shared memory, were slower (256 x
- * 32 heads of gdn2 on an H100: 0.426 ms against 0.379 with f32 states, 0.217 against 0.202 with bf16).
+ * S'x sums over a lane's rows, then over the row groups by shuffles. At K = 128 a lane holds 16 x 4 values
+ * in 16 loads of 16 bytes, all in flight at once, and a load of a warp covers 64 contiguous bytes of 8
+ * rows: a token costs little more than moving the state.
+ *
+ * What a token's inputs alone make, its warps make together, once for all of the block, and tokens take it
+ * from shared memory (recurrent_made.c). Another way was that every lane makes what it needs for its own
+ * rows from inputs in registers, those of the next token read ahead: then warps share nothing, but at
+ * K = V = 128 a token was 605 to 730 instructions a warp, of which 256 are the state's, and took registers of
+ * a third block on each SM.
+ *
+ * Every task has a block of its own: as many blocks as fit the GPU, each with the next task's state on its
+ * way to shared memory, were slower (256 x 32 heads of gdn2 on an H100: 0.426 ms against 0.379 with f32
+ * states, 0.217 against 0.202 with bf16).
  *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
@@ -28,10 +35,8 @@ enum {
     MAX_SIZE = 256,       /* of K and V */
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
-    BASE_REGISTERS = 34,  /* of a lane: addresses, counters, what a token makes of its inputs */
+    BASE_REGISTERS = 42,  /* of a lane: addresses, counters, sums on their way */
     RAGGED_REGISTERS = 8, /* where some rows do not exist */
-    PAST_REGISTERS = 16,  /* addresses of what is remembered; */
-    SPARE_REGISTERS = 24, /* else: what the count may be wrong by */
     MAX_REGISTERS = 255,
     QUARTERS = 4,         /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
@@ -71,31 +76,48 @@ static int lane_rows(int K, int row_groups) {
     return round_up(round_up(K, row_groups) / row_groups, ROW_UNIT);
 }
 
-static bool is_token_input(const Recurrent *r, int v) {
-    const Inst *i = inst_at(r->k, v);
-    return i->op == OP_in && !r->k->in.at[i->index].is_param;
+static int lane_count(const Recurrent *r, int v) {
+    Shape s = inst_at(r->k, v)->shape;
+    return shape_has(s, AXIS_K) ? r->n_k : shape_has(s, AXIS_V) ? r->n_v : 1;
 }
 
-/* n elements of an input read ahead, and those in use; f32 ones can be taken from where they were
- * read, and LLVM keeps some of them longer. */
-static int input_registers(int n, Elem e) {
-    return elem_size(e) == 4 ? 2 * n + n / 2 : n + (n + 1) / 2;
+static bool is_carried(const Inst *i) {
+    return i->op == OP_prev || i->op == OP_cumsum;
 }
 
-/* Registers that a lane needs: the state; what lives from token to token, which is what is carried,
- * constant vectors (LLVM moves them out of the loop), inputs read ahead; and a token's inputs. */
+/* Adds the elements of v wherever the lane holds them: from where they are made, or taken from what the
+ * block has made, to their last use; what the next token looks back at, to the end. */
+static void add_live(const Recurrent *r, int v, int *live) {
+    int count = r->k->inst.count, first = -1, last = -1;
+    for (int u = v + 1; u < count; u++)
+        for (int a = 0; a < inst_at(r->k, u)->nargs; a++) {
+            if (inst_at(r->k, u)->arg[a] != v)
+                continue;
+            first = first < 0 ? u : first;
+            last = inst_at(r->k, u)->op == OP_prev ? count : u > last ? u : last;
+        }
+    if (is_carried(inst_at(r->k, v)))
+        last = count;
+    for (int u = r->made[v] ? first : v; u >= 0 && u <= last; u++)
+        live[u] += lane_count(r, v);
+}
+
+/* Registers that a lane needs: the state; what is carried from token to token; and the values of a
+ * token where they are most. What the block makes once is taken where it is used, unless it is used for
+ * more of the same. */
 static int lane_registers(const Recurrent *r) {
-    int sum = BASE_REGISTERS + r->n_k * r->n_v + (r->past_k ? RAGGED_REGISTERS : 0);
+    int sum = BASE_REGISTERS + r->n_k * r->n_v + (r->past_k ? RAGGED_REGISTERS : 0), most = 0;
+    int *live = NEW_ARRAY(r->cg->arena, int, r->k->inst.count + 1);
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
-        bool constant = i->shape.rank > 0 && value_is_constant(r->k, v);
-        int n = shape_has(i->shape, AXIS_K) ? r->n_k : shape_has(i->shape, AXIS_V) ? r->n_v : 1;
-        if (is_token_input(r, v))
-            sum += input_registers(n, r->k->in.at[i->index].elem);
-        else if (i->op == OP_prev || i->op == OP_cumsum || constant)
-            sum += n;
+        if (is_carried(i))
+            sum += lane_count(r, v);
+        if (i->op != OP_const && op_gives_value(i->op) && (!r->made[v] || recurrent_made_wants(r, v)))
+            add_live(r, v, live);
     }
-    return sum;
+    for (int u = 0; u <= r->k->inst.count; u++)
+        most = live[u] > most ? live[u] : most;
+    return sum + most;
 }
 
 /* As few row groups as the registers allow, so that rows are read in long pieces; more when V is
@@ -144,6 +166,11 @@ static int blocks_per_sm(const Recurrent *r) {
     return blocks > 0 ? blocks : 1;
 }
 
+/* Shared memory of sums over columns. */
+static int sum_bytes(const Recurrent *r) {
+    return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
+}
+
 static bool plan(Recurrent *r, const char **why) {
     r->K = r->k->axis.at[AXIS_K].size;
     r->V = r->k->axis.at[AXIS_V].size;
@@ -158,75 +185,36 @@ static bool plan(Recurrent *r, const char **why) {
             return false;
         }
     }
+    recurrent_made_mark(r);
     r->whole = needs_all_columns(r);
     r->remembers = r->k->facts.past > 0;
     choose_lanes(r);
-    r->crowded = lane_registers(r) + (r->remembers ? PAST_REGISTERS : SPARE_REGISTERS) > MAX_REGISTERS;
     int warp_columns = r->column_groups * r->n_v;
     r->warps = choose_warps(r, warp_columns);
     CHECK(r->warps * WARP <= MAX_THREADS);
     r->v_tile = r->warps * warp_columns;
     r->turns = r->remembers ? round_up(r->V, r->v_tile) / r->v_tile : 1;
     r->past_v = r->V % r->v_tile != 0;
+    if (!recurrent_made_plan(r, sum_bytes(r))) {
+        *why = "a token's values do not fit in shared memory";
+        return false;
+    }
     return true;
-}
-
-static int shared_bytes(const Recurrent *r) {
-    return r->whole && r->warps > 1 ? r->warps * r->row_groups * r->n_k * 4 : 0;
-}
-
-/* the next token's inputs ---------------------------------------------------------------------- */
-
-/* Start reading the inputs of token `t` of the sequence. */
-static void read_ahead(Recurrent *r, Val t) {
-    Cg *cg = r->cg;
-    ValueAt next = r->at;
-    next.token = cg_add(cg, r->seq.begin, t);
-    for (int v = 0; v < r->k->inst.count; v++) {
-        if (!is_token_input(r, v))
-            continue;
-        int n = value_accesses(&next, v);
-        Val *x = NEW_ARRAY(cg->arena, Val, n);
-        value_load(&next, v, x);
-        if (!r->ahead[v]) {
-            r->ahead[v] = NEW_ARRAY(cg->arena, Var, n);
-            for (int j = 0; j < n; j++)
-                r->ahead[v][j] = cg_var(cg, LLVMTypeOf(x[j]), NULL);
-        }
-        for (int j = 0; j < n; j++)
-            cg_set(cg, r->ahead[v][j], x[j]);
-    }
-}
-
-/* Inputs of token `t`, read during the token before; then those of the next set out. Without registers
- * for them every input is read where it is wanted. */
-static void take_inputs(Recurrent *r, Val t) {
-    Cg *cg = r->cg;
-    if (r->crowded)
-        return;
-    for (int v = 0; v < r->k->inst.count; v++) {
-        if (!is_token_input(r, v))
-            continue;
-        int n = value_accesses(&r->at, v);
-        Val *x = NEW_ARRAY(cg->arena, Val, n);
-        for (int j = 0; j < n; j++)
-            x[j] = cg_get(cg, r->ahead[v][j]);
-        r->at.memo[v] = NEW_ARRAY(cg->arena, Val, value_count(&r->at, v));
-        value_unpack(&r->at, v, x, r->at.memo[v]);
-    }
-    Val next = cg_add(cg, t, cg_int64(cg, 1));
-    If more = cg_if(cg, cg_cmp(cg, LLVMIntSLT, next, r->seq.length));
-    read_ahead(r, next);
-    cg_end_if(cg, &more);
 }
 
 /* the kernel ----------------------------------------------------------------------------------- */
 
 static void build_token(Recurrent *r, Val t) {
     Cg *cg = r->cg;
+    Val in_batch = cg_and(cg, cg_trunc32(cg, t), cg_int(cg, r->batch - 1));
+    Val starts = cg_cmp(cg, LLVMIntEQ, in_batch, cg_int(cg, 0));
+    Val later = cg_cmp(cg, LLVMIntSGT, t, cg_int64(cg, 0));
+    If batch = cg_if(cg, cg_and(cg, starts, later));
+    recurrent_made_batch(r, t);
+    cg_end_if(cg, &batch);
     r->at.token = cg_add(cg, r->seq.begin, t);
     value_begin(&r->at);
-    take_inputs(r, t);
+    recurrent_made_token(r, t);
     for (int i = 0; i < r->n_k; i++)
         for (int c = 0; c < r->n_v; c++)
             r->s[i][c] = cg_get(cg, r->state[i][c]);
@@ -260,12 +248,11 @@ static void find_place(Recurrent *r) {
         .n_v = r->n_v,
         .past_k = r->past_k,
         .past_v = r->past_v,
-        .frugal = r->crowded,
         .lookup = recurrent_lookup,
         .sum = recurrent_sum,
         .user = r,
     };
-    value_ports(&r->at);
+    recurrent_made_open(r);
 }
 
 /* No branch around a token: where two states meet, all of one would be moved. */
@@ -284,17 +271,16 @@ static void loop_tokens(Recurrent *r) {
 static void walk_tokens(Recurrent *r) {
     Cg *cg = r->cg;
     Val group = cg_add(cg, cg_mul(cg, r->warp, cg_int(cg, r->column_groups)), r->column_group);
-    Val tile = cg_mul(cg, r->tile, cg_int(cg, r->v_tile));
+    Val tile = cg_mul(cg, r->tile, cg_int(cg, r->v_tile)), zero = cg_int64(cg, 0);
     r->at.base_v = cg_add(cg, tile, cg_mul(cg, group, cg_int(cg, r->n_v)));
     value_begin(&r->at);
-    r->ahead = NEW_ARRAY(cg->arena, Var *, r->k->inst.count);
-    Val zero = cg_int64(cg, 0);
-    If some = cg_if(cg, cg_cmp(cg, LLVMIntSGT, r->seq.length, zero));
-    if (!r->crowded)
-        read_ahead(r, zero);
-    cg_end_if(cg, &some);
+    recurrent_made_read(r, zero);
     r->pool = pool_of_sequence(cg, &r->seq);
     recurrent_load_state(r);
+    if (r->turns > 1)
+        nv_barrier(cg); /* all are through with the turn before */
+    recurrent_made_batch(r, zero);
+    recurrent_take_state(r);
     loop_tokens(r);
 }
 
@@ -322,7 +308,8 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why) {
     nv_kernel_close(cg);
 
     CgEntry e = {.kind = ENTRY_recurrent, .symbol = symbol.text, .threads = threads,
-                 .smem_bytes = shared_bytes(r), .v_tile = r->turns * r->v_tile};
+                 .smem_bytes = r->shared_from + 2 * r->batch * r->token_bytes,
+                 .v_tile = r->turns * r->v_tile};
     VEC_PUSH(cg->arena, &out->entry, e);
     out->past = r->k->facts.past;
     return true;

@@ -23,27 +23,50 @@ typedef struct Recurrent {
     int turns;            /* tiles that it takes one after the other */
     bool whole;           /* a block has all of V at once, for sums over it */
     bool remembers;       /* a head is one block's: its columns share what is remembered */
-    bool crowded;         /* no registers are left to read inputs ahead */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
     Val tile;             /* which V tile the block owns */
+    bool *made;           /* [value] whether inputs alone make it */
+    int *place;           /* [value] where a token's shared memory has it; -1: it has not */
+    int token_bytes;      /* of such memory, */
+    int batch;            /* for so many tokens at a time, a power of two, twice, */
+    int shared_from;      /* from this byte on */
     Seq seq;
     Pool pool;
     ValueAt at;
+    ValueAt maker;        /* likewise, spread over all lanes of a warp */
+    Val memory;           /* shared memory of the token at work */
     Val s[MAX_ROWS][MAX_COLUMNS];     /* the state while a token is being built */
     Var state[MAX_ROWS][MAX_COLUMNS]; /* and between tokens */
+    Var *word;                        /* and as it was read */
     Var **carried;                    /* [value] elements of prev and cumsum from the token before */
-    Var **ahead;                      /* [value] what the next token's inputs were read as */
+    Var **ahead;                      /* [value] what inputs of the next batch were read as */
 } Recurrent;
 
-/* recurrent_state.c: the state and what is remembered beside it, from where the sequence starts; and
- * to where states after `t` (i64) tokens go, if they go anywhere. */
+/* recurrent_state.c: the state and what is remembered beside it set out from where the sequence
+ * starts, and arrive; and to where states after `t` (i64) tokens go, if they go anywhere. */
 void recurrent_load_state(Recurrent *r);
+void recurrent_take_state(Recurrent *r);
 void recurrent_store_state(Recurrent *r, Val t);
 /* n neighbouring elements (16 bytes at most), at a multiple of their size. */
 void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x);
 /* The largest power of two that divides both and whose elements fit an access. */
 int recurrent_group(int size, int run, Elem e);
+
+/* recurrent_made.c: what is made of a token's inputs alone, once for a block. Which values those are
+ * (r->made), and which of them anything else uses; shared memory for these behind `from` bytes, false:
+ * there is not enough. */
+void recurrent_made_mark(Recurrent *r);
+bool recurrent_made_wants(const Recurrent *r, int v);
+bool recurrent_made_plan(Recurrent *r, int from);
+void recurrent_made_open(Recurrent *r);
+/* The inputs of the batch of tokens from `t` (i64) on set out; they are made into values, which the
+ * block has when this returns, and those of the next batch set out. */
+void recurrent_made_read(Recurrent *r, Val t);
+void recurrent_made_batch(Recurrent *r, Val t);
+/* A lane's run of v at token t, to which recurrent_made_token has come; false if it is not made so. */
+void recurrent_made_token(Recurrent *r, Val t);
+bool recurrent_made_get(Recurrent *r, int v, Val *out);
 
 /* recurrent_token.c: what is carried from token to token, to be opened before the token loop; the
  * two hooks of values; one token, from its inputs to its outputs, on r->s. */

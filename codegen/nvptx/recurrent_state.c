@@ -103,31 +103,39 @@ static Val element_offset(const Recurrent *r, int i, int c) {
     return cg_int64(r->cg, i * pool_step(r->cg, AXIS_K) + c * pool_step(r->cg, AXIS_V));
 }
 
-/* Places that do not exist read the state's first elements and hold 0. */
+static int accesses_of(Piece p) {
+    return p.lines * p.run / p.group;
+}
+
+/* The first row and column of access n. */
+static void place_of(Piece p, int n, int *i, int *c) {
+    int line = n / (p.run / p.group), j = n % (p.run / p.group) * p.group;
+    *i = p.vk ? j : line;
+    *c = p.vk ? line : j;
+}
+
+static int words_of(Piece p) {
+    int bytes = p.group * elem_size(p.e);
+    return bytes <= 4 ? 1 : bytes / 4;
+}
+
+/* Places that do not exist read the state's first elements. */
 static void load_piece(Recurrent *r) {
     Cg *cg = r->cg;
     Piece p = piece_of(r);
-    Val zero = cg_float(cg, 0), word[MAX_ROWS * MAX_COLUMNS][MAX_WORDS], x[MAX_COLUMNS];
+    Val word[MAX_ROWS * MAX_COLUMNS][MAX_WORDS];
     Val state = pool_state(cg, FRAME_S0, r->pool.first, r->at.head);
     Val lane = cg_gep8(cg, state, pool_element(cg, r->at.base_k, r->at.base_v));
-    int n = 0;
-    for (int line = 0; line < p.lines; line++)
-        for (int j = 0; j < p.run; j += p.group) {
-            int i = p.vk ? j : line, c = p.vk ? line : j;
-            Val exists = exists_at(r, i, c), from = cg_gep8(cg, lane, element_offset(r, i, c));
-            from = exists ? cg_select(cg, exists, from, state) : from;
-            load_words(cg, from, p.group * elem_size(p.e), word[n++]);
-        }
-    n = 0;
-    for (int line = 0; line < p.lines; line++)
-        for (int j = 0; j < p.run; j += p.group) {
-            int i = p.vk ? j : line, c = p.vk ? line : j;
-            Val exists = exists_at(r, i, c);
-            unpack(cg, p.e, word[n++], p.group, x);
-            for (int m = 0; m < p.group; m++)
-                cg_set(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m],
-                       exists ? cg_select(cg, exists, x[m], zero) : x[m]);
-        }
+    for (int n = 0; n < accesses_of(p); n++) {
+        int i, c;
+        place_of(p, n, &i, &c);
+        Val exists = exists_at(r, i, c), from = cg_gep8(cg, lane, element_offset(r, i, c));
+        from = exists ? cg_select(cg, exists, from, state) : from;
+        load_words(cg, from, p.group * elem_size(p.e), word[n]);
+    }
+    for (int n = 0; n < accesses_of(p); n++)
+        for (int w = 0; w < words_of(p); w++)
+            cg_set(cg, r->word[n * words_of(p) + w], word[n][w]);
 }
 
 static void store_piece(Recurrent *r, Val number) {
@@ -135,19 +143,19 @@ static void store_piece(Recurrent *r, Val number) {
     Piece p = piece_of(r);
     Val x[MAX_COLUMNS], state = pool_state(cg, FRAME_S, number, r->at.head);
     Val lane = cg_gep8(cg, state, pool_element(cg, r->at.base_k, r->at.base_v));
-    for (int line = 0; line < p.lines; line++)
-        for (int j = 0; j < p.run; j += p.group) {
-            int i = p.vk ? j : line, c = p.vk ? line : j;
-            for (int m = 0; m < p.group; m++)
-                x[m] = cg_get(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m]);
-            Val exists = exists_at(r, i, c);
-            If g = {0};
-            if (exists)
-                g = cg_if(cg, exists);
-            recurrent_store(cg, p.e, cg_gep8(cg, lane, element_offset(r, i, c)), p.group, x);
-            if (exists)
-                cg_end_if(cg, &g);
-        }
+    for (int n = 0; n < accesses_of(p); n++) {
+        int i, c;
+        place_of(p, n, &i, &c);
+        for (int m = 0; m < p.group; m++)
+            x[m] = cg_get(cg, p.vk ? r->state[i + m][c] : r->state[i][c + m]);
+        Val exists = exists_at(r, i, c);
+        If g = {0};
+        if (exists)
+            g = cg_if(cg, exists);
+        recurrent_store(cg, p.e, cg_gep8(cg, lane, element_offset(r, i, c)), p.group, x);
+        if (exists)
+            cg_end_if(cg, &g);
+    }
 }
 
 /* what is remembered --------------------------------------------------------------------------- */
@@ -233,9 +241,12 @@ static Val is_given(Cg *cg, int field) {
 
 void recurrent_load_state(Recurrent *r) {
     Cg *cg = r->cg;
-    for (int i = 0; i < r->n_k; i++)
-        for (int c = 0; c < r->n_v; c++)
-            r->state[i][c] = cg_var(cg, cg->f32, cg_float(cg, 0));
+    Piece p = piece_of(r);
+    int words = accesses_of(p) * words_of(p);
+    Ty word = p.group * elem_size(p.e) == 2 ? cg->i16 : cg->i32;
+    r->word = NEW_ARRAY(cg->arena, Var, words);
+    for (int n = 0; n < words; n++)
+        r->word[n] = cg_var(cg, word, LLVMConstInt(word, 0, false)); /* zeros of every type */
     Val numbered = cg_cmp(cg, LLVMIntSGE, r->pool.first, cg_int64(cg, 0));
     If given = cg_if(cg, cg_and(cg, numbered, is_given(cg, FRAME_S0)));
     load_piece(r);
@@ -248,6 +259,23 @@ void recurrent_load_state(Recurrent *r) {
     cg_end_if(cg, &past);
     if (r->warps > 1)
         nv_barrier(cg); /* all have read what one of them may write over */
+}
+
+void recurrent_take_state(Recurrent *r) {
+    Cg *cg = r->cg;
+    Piece p = piece_of(r);
+    Val zero = cg_float(cg, 0), word[MAX_WORDS], x[MAX_COLUMNS];
+    for (int n = 0; n < accesses_of(p); n++) {
+        int i, c;
+        place_of(p, n, &i, &c);
+        Val exists = exists_at(r, i, c);
+        for (int w = 0; w < words_of(p); w++)
+            word[w] = cg_get(cg, r->word[n * words_of(p) + w]);
+        unpack(cg, p.e, word, p.group, x);
+        for (int m = 0; m < p.group; m++)
+            r->state[i + (p.vk ? m : 0)][c + (p.vk ? 0 : m)] =
+                cg_var(cg, cg->f32, exists ? cg_select(cg, exists, x[m], zero) : x[m]);
+    }
 }
 
 void recurrent_store_state(Recurrent *r, Val t) {

@@ -44,36 +44,11 @@ static void sum_columns(Recurrent *r, Val base, int n, Val *x) {
     }
 }
 
-/* V spread over all lanes of the warp instead of its own columns. */
-static Val sum_spread(ValueAt *at, int v, int axis, Val partial) {
-    (void)v;
-    Recurrent *r = at->user;
-    return axis == AXIS_K ? sum_rows(r, partial) : add_lanes(at->cg, partial, 1, WARP);
-}
-
-/* A sum over V of what depends on this token's inputs alone: every warp works it out for itself. */
-static Val sum_alone(ValueAt *at, int v) {
-    Cg *cg = at->cg;
-    Recurrent *r = at->user;
-    ValueAt spread = *at;
-    spread.memo = NULL;
-    spread.lookup = NULL;
-    spread.sum = sum_spread;
-    spread.n_v = 1;
-    while (WARP * spread.n_v < r->V)
-        spread.n_v *= 2;
-    spread.base_v = cg_mul(cg, r->lane, cg_int(cg, spread.n_v));
-    spread.past_v = WARP * spread.n_v > r->V;
-    value_begin(&spread);
-    return value_get(&spread, v)[0];
-}
-
 Val recurrent_sum(ValueAt *at, int v, int axis, Val partial) {
     Recurrent *r = at->user;
     if (axis == AXIS_K)
         return sum_rows(r, partial);
-    if (!r->whole)
-        return sum_alone(at, v);
+    (void)v;
     sum_columns(r, cg_int(at->cg, 0), 1, &partial);
     return partial;
 }
@@ -101,7 +76,7 @@ bool recurrent_lookup(ValueAt *at, int v, Val *out) {
     Recurrent *r = at->user;
     const Inst *i = inst_at(r->k, v);
     if (!is_carried(i))
-        return false;
+        return recurrent_made_get(r, v, out);
     const Val *now = i->op == OP_cumsum ? value_get(at, i->arg[0]) : NULL;
     int n = value_count(at, v);
     for (int j = 0; j < n; j++) {
