@@ -83,20 +83,25 @@ void nv_warp_sync(Cg *cg) {
     cg_intrinsic(cg, "llvm.nvvm.bar.warp.sync", NULL, 0, &mask, 1);
 }
 
-static Val shuffle(Cg *cg, const char *name_f32, const char *name_i32, Val x, Val lane) {
+static Val shuffle(Cg *cg, const char *name_f32, const char *name_i32, Val x, Val lane, int kept) {
     bool is_float = LLVMTypeOf(x) == cg->f32;
     CHECK(is_float || LLVMTypeOf(x) == cg->i32);
-    Val arg[4] = {all_lanes(cg), x, lane, cg_int(cg, 31)};
+    Val arg[4] = {all_lanes(cg), x, lane, cg_int(cg, kept << 8 | 31)};
     return cg_intrinsic(cg, is_float ? name_f32 : name_i32, NULL, 0, arg, 4);
 }
 
 Val nv_shuffle_xor(Cg *cg, Val x, int lane_mask) {
     return shuffle(cg, "llvm.nvvm.shfl.sync.bfly.f32", "llvm.nvvm.shfl.sync.bfly.i32", x,
-                   cg_int(cg, lane_mask));
+                   cg_int(cg, lane_mask), 0);
 }
 
 Val nv_shuffle_from(Cg *cg, Val x, Val lane) {
-    return shuffle(cg, "llvm.nvvm.shfl.sync.idx.f32", "llvm.nvvm.shfl.sync.idx.i32", x, lane);
+    return shuffle(cg, "llvm.nvvm.shfl.sync.idx.f32", "llvm.nvvm.shfl.sync.idx.i32", x, lane, 0);
+}
+
+Val nv_shuffle_beside(Cg *cg, Val x, int lane, int kept) {
+    return shuffle(cg, "llvm.nvvm.shfl.sync.idx.f32", "llvm.nvvm.shfl.sync.idx.i32", x,
+                   cg_int(cg, lane), kept);
 }
 
 Val nv_ballot(Cg *cg, Val condition) {

@@ -34,6 +34,8 @@ void nv_barrier(Cg *cg);                  /* whole block */
 void nv_warp_sync(Cg *cg);
 Val nv_shuffle_xor(Cg *cg, Val x, int lane_mask);   /* f32 or i32, whole warp */
 Val nv_shuffle_from(Cg *cg, Val x, Val lane);       /* value of lane `lane` (i32) */
+/* Value of lane `lane`, but with the own lane's bits where `kept` has ones. */
+Val nv_shuffle_beside(Cg *cg, Val x, int lane, int kept);
 Val nv_ballot(Cg *cg, Val condition);               /* i32: bit per lane whose condition (i1) holds */
 Val nv_shared(Cg *cg, int64_t byte_offset);         /* into dynamic shared memory (addrspace 3) */
 Val nv_global(Cg *cg, int frame_field);             /* pointer field as addrspace(1) pointer */

@@ -35,7 +35,7 @@ enum {
     MAX_SIZE = 256,       /* of K and V */
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
-    BASE_REGISTERS = 42,  /* of a lane: addresses, counters, sums on their way */
+    BASE_REGISTERS = 52,  /* of a lane: addresses, counters, sums on their way */
     RAGGED_REGISTERS = 8, /* where some rows do not exist */
     MAX_REGISTERS = 255,
     QUARTERS = 4,         /* of an SM, each with its own registers: */
@@ -185,6 +185,7 @@ static bool plan(Recurrent *r, const char **why) {
             return false;
         }
     }
+    r->scattered = NEW_ARRAY(r->cg->arena, Val *, r->k->inst.count);
     recurrent_made_mark(r);
     r->whole = needs_all_columns(r);
     r->remembers = r->k->facts.past > 0;

@@ -39,6 +39,7 @@ typedef struct Recurrent {
     Val s[MAX_ROWS][MAX_COLUMNS];     /* the state while a token is being built */
     Var state[MAX_ROWS][MAX_COLUMNS]; /* and between tokens */
     Var *word;                        /* and as it was read */
+    Val **scattered;                  /* [value] what is read for outputs alone, a lane some columns */
     Var **carried;                    /* [value] elements of prev and cumsum from the token before */
     Var **ahead;                      /* [value] what inputs of the next batch were read as */
 } Recurrent;

@@ -18,6 +18,68 @@ static Val sum_rows(Recurrent *r, Val x) {
     return add_lanes(r->cg, x, r->column_groups, WARP);
 }
 
+/* How many of a lane's n columns it keeps of a scattered sum over the rows; all in the end that others have
+ * kept, if there are more row groups than columns. */
+static int scattered_count(const Recurrent *r, int n) {
+    return n > r->row_groups ? n / r->row_groups : 1;
+}
+
+/* The sums over all rows of n columns (a power of two), scattered: where two lanes add up what they have,
+ * each keeps half of the columns, as long as there is more than one. The same additions as in sum_rows,
+ * of which a lane does n rather than n log2(row groups). */
+static void scatter_rows(Recurrent *r, int n, Val *x) {
+    Cg *cg = r->cg;
+    for (int mask = r->column_groups; mask < WARP; mask *= 2) {
+        if (n == 1) {
+            x[0] = add_lanes(cg, x[0], mask, 2 * mask);
+            continue;
+        }
+        Val upper = cg_and(cg, r->lane, cg_int(cg, mask));
+        upper = cg_cmp(cg, LLVMIntNE, upper, cg_int(cg, 0));
+        n /= 2;
+        for (int j = 0; j < n; j++) {
+            Val give = cg_select(cg, upper, x[j], x[n + j]), keep = cg_select(cg, upper, x[n + j], x[j]);
+            x[j] = cg_fadd(cg, keep, nv_shuffle_xor(cg, give, mask));
+        }
+    }
+}
+
+/* Which row group's lane has column j of n: the halves that it kept, the first by its lowest bit. */
+static int scattered_group(const Recurrent *r, int n, int j) {
+    int group = 0;
+    for (int bit = 1; bit < r->row_groups && n > 1; bit *= 2) {
+        n /= 2;
+        group += j & n ? bit : 0;
+    }
+    return group;
+}
+
+/* Every lane gets its columns back. */
+static void gather_rows(Recurrent *r, int n, const Val *x, Val *all) {
+    int count = scattered_count(r, n);
+    for (int j = 0; j < n; j++)
+        all[j] = r->row_groups == 1
+                     ? x[j]
+                     : nv_shuffle_beside(r->cg, x[j % count],
+                                         scattered_group(r, n, j) * r->column_groups,
+                                         r->column_groups - 1);
+}
+
+/* The first of a lane's columns in a scattered sum (i32, from base_v), and whether no lane before it has the
+ * same ones (i1). */
+static Val scattered_column(Recurrent *r, int n, Val *first) {
+    Cg *cg = r->cg;
+    Val column = cg_int(cg, 0), zero = cg_int(cg, 0);
+    int bit = 1;
+    for (; bit < r->row_groups && n > 1; bit *= 2) {
+        n /= 2;
+        Val upper = cg_cmp(cg, LLVMIntNE, cg_and(cg, r->row_group, cg_int(cg, bit)), zero);
+        column = cg_add(cg, column, cg_select(cg, upper, cg_int(cg, n), zero));
+    }
+    *first = cg_cmp(cg, LLVMIntULT, r->row_group, cg_int(cg, bit));
+    return column;
+}
+
 /* Sums over the block's columns of n values that each lane holds a part of; `base` (i32) is where
  * they begin in a line of shared memory that each warp fills. All lanes get the sums. */
 static void sum_columns(Recurrent *r, Val base, int n, Val *x) {
@@ -138,7 +200,17 @@ static void build_update(Recurrent *r, int p, int z) {
             r->s[i][c] = cg_fma(r->cg, key[i], value[c], r->s[i][c]);
 }
 
-/* S'x or Sx at this point of the token; later uses find it among the values. */
+/* Whether outputs are all that a value is for. */
+static bool is_output(const Recurrent *r, int v) {
+    for (int u = v + 1; u < r->k->inst.count; u++)
+        for (int a = 0; a < inst_at(r->k, u)->nargs; a++)
+            if (inst_at(r->k, u)->arg[a] == v && inst_at(r->k, u)->op != OP_out)
+                return false;
+    return true;
+}
+
+/* S'x or Sx at this point of the token; later uses find it among the values. An output of sums over rows is
+ * not brought together: the lanes that have them write them. */
 static void build_read(Recurrent *r, int v, int a) {
     Cg *cg = r->cg;
     bool by_row = shape_has(inst_at(r->k, a)->shape, AXIS_K); /* sums over rows, gives columns */
@@ -150,11 +222,17 @@ static void build_read(Recurrent *r, int v, int a) {
             Val s = by_row ? r->s[t][j] : r->s[j][t];
             sum[j] = t ? cg_fma(cg, s, x[t], sum[j]) : cg_fmul(cg, s, x[t]);
         }
-        if (by_row)
-            sum[j] = sum_rows(r, sum[j]);
     }
-    if (!by_row)
+    if (!by_row) {
         sum_columns(r, r->at.base_k, n, sum);
+    } else {
+        Val *all = NEW_ARRAY(cg->arena, Val, n);
+        scatter_rows(r, n, sum);
+        r->scattered[v] = is_output(r, v) ? sum : NULL;
+        if (!r->scattered[v])
+            gather_rows(r, n, sum, all);
+        sum = all;
+    }
     r->at.memo[v] = sum;
 }
 
@@ -170,31 +248,43 @@ Val recurrent_writes(Recurrent *r, int axis) {
     return cg_cmp(cg, LLVMIntEQ, other, zero);
 }
 
+/* The n elements from `first` (i32) on of an output, where they exist. */
+static void write_out(Recurrent *r, const Inst *i, Val first, int n, const Val *x) {
+    Cg *cg = r->cg;
+    const Port *port = &r->k->out.at[i->index];
+    int axis = port->shape.rank ? port->shape.axis[0] : -1, width = elem_size(port->elem);
+    int size = axis < 0 ? 1 : r->k->axis.at[axis].size, group = recurrent_group(size, n, port->elem);
+    Val row = cg_mul(cg, r->at.token, cg_frame_field(cg, FRAME_H));
+    row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, r->at.head)), cg_int64(cg, size));
+    Val bytes = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, first)), cg_int64(cg, width));
+    Val p = cg_gep8(cg, nv_global(cg, frame_out_ptr(r->k, i->index)), bytes);
+    bool ragged = axis >= 0 && value_exists(&r->at, axis, 0);
+    for (int j = 0; j < n; j += group) {
+        If g = {0};
+        if (ragged)
+            g = cg_if(cg, cg_cmp(cg, LLVMIntSLT, cg_add(cg, first, cg_int(cg, j)), cg_int(cg, size)));
+        Val q = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * width));
+        recurrent_store(cg, port->elem, q, group, x + j);
+        if (ragged)
+            cg_end_if(cg, &g);
+    }
+}
+
 static void build_out(Recurrent *r, const Inst *i) {
     Cg *cg = r->cg;
     const Port *port = &r->k->out.at[i->index];
-    int axis = port->shape.rank ? port->shape.axis[0] : -1;
-    int size = axis < 0 ? 1 : r->k->axis.at[axis].size, n = value_count(&r->at, i->arg[0]);
-    int group = axis < 0 ? 1 : recurrent_group(size, n, port->elem);
-    const Val *x = value_get(&r->at, i->arg[0]);
-
-    If writer = cg_if(cg, recurrent_writes(r, axis));
-    Val row = cg_mul(cg, r->at.token, cg_frame_field(cg, FRAME_H));
-    row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, r->at.head)), cg_int64(cg, size));
-    if (axis >= 0)
-        row = cg_add(cg, row, cg_zext64(cg, axis == AXIS_K ? r->at.base_k : r->at.base_v));
-    Val bytes = cg_mul(cg, row, cg_int64(cg, elem_size(port->elem)));
-    Val p = cg_gep8(cg, nv_global(cg, frame_out_ptr(r->k, i->index)), bytes);
-    for (int j = 0; j < n; j += group) {
-        Val exists = axis < 0 ? NULL : value_exists(&r->at, axis, j);
-        If g = {0};
-        if (exists)
-            g = cg_if(cg, exists);
-        Val q = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * elem_size(port->elem)));
-        recurrent_store(cg, port->elem, q, group, x + j);
-        if (exists)
-            cg_end_if(cg, &g);
+    int axis = port->shape.rank ? port->shape.axis[0] : -1, v = i->arg[0], n = value_count(&r->at, v);
+    Val first = axis < 0 ? cg_int(cg, 0) : axis == AXIS_K ? r->at.base_k : r->at.base_v, writes;
+    const Val *x = r->scattered[v];
+    if (x) {
+        first = cg_add(cg, first, scattered_column(r, n, &writes));
+        n = scattered_count(r, n);
+    } else {
+        x = value_get(&r->at, v);
+        writes = recurrent_writes(r, axis);
     }
+    If writer = cg_if(cg, writes);
+    write_out(r, i, nv_anew(cg, first), n, x);
     cg_end_if(cg, &writer);
 }
 

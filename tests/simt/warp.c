@@ -30,14 +30,18 @@ void warp_barrier(Warp *w, const Code *c) {
     w->time++;
 }
 
+/* Bits 8 up of the last operand say which bits of its own number a lane keeps; below, the highest lane. */
 static void shuffle(Warp *w, const Code *c, bool from) {
     uint64_t x[WARP];
     need_all_lanes(w, c);
     for (int l = 0; l < WARP; l++)
         x[l] = *operand(w, l, c, 1);
     for (int l = 0; l < WARP; l++) {
-        uint64_t lane = *operand(w, l, c, 2);
-        *result(w, l, c) = x[from ? lane % WARP : ((uint64_t)l ^ lane) % WARP];
+        uint64_t lane = *operand(w, l, c, 2), end = *operand(w, l, c, 3), own = (uint64_t)l;
+        if (end % 256 != WARP - 1 || (end >> 8 && !from))
+            simt_fail(w->thread[l], c, "a shuffle inside a part of the warp");
+        uint64_t kept = end >> 8;
+        *result(w, l, c) = x[(from ? (own & kept) | (lane & ~kept) : own ^ lane) % WARP];
     }
 }
 

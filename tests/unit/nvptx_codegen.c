@@ -130,6 +130,7 @@ static void build_blocks(Cg *cg) {
     nv_mma_tf32(cg, acc, t, b);
     acc[0] = nv_shuffle_xor(cg, acc[0], 4);
     acc[1] = nv_shuffle_from(cg, acc[1], cg_and(cg, tid, cg_int(cg, 3)));
+    acc[2] = nv_shuffle_beside(cg, acc[2], 8, 3);
     Val pair[2], half[2];
     nv_unpack(cg, ELEM_bf16, nv_pack(cg, ELEM_bf16, acc[0], acc[1]), pair);
     nv_unpack(cg, ELEM_f16, nv_pack(cg, ELEM_f16, acc[2], acc[3]), half);
@@ -167,7 +168,7 @@ static void test_building_blocks(void **state) {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "cvt.rna.tf32.f32",
-        "shfl.sync.bfly.b32", "shfl.sync.idx.b32", "vote.sync.ballot.b32", "bar.warp.sync",
+        "shfl.sync.bfly.b32", "shfl.sync.idx.b32", "8, 799, -1;", "vote.sync.ballot.b32", "bar.warp.sync",
         "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32",
     };
     static const char *const target[] = {"sm_80", "sm_90a"};
