@@ -299,9 +299,7 @@ static void fill_frame(const World *w, const Memory *m, int64_t *f) {
 
 enum { FRAME_MAX = FRAME_PORTS + 3 * PORTS_MAX + SEGMENT_FIELDS };
 
-static void run_gpu(World *w) {
-    int64_t frame[FRAME_MAX] = {0};
-    fill_frame(w, &w->gpu, frame);
+static void launch(World *w, const int64_t *frame, int sequences) {
     for (int i = 0; i < w->module.entry.count; i++) {
         const CgEntry *e = &w->module.entry.at[i];
         int tiles = e->v_tile ? (w->b->V + e->v_tile - 1) / e->v_tile : 1;
@@ -309,11 +307,17 @@ static void run_gpu(World *w) {
         if (!simt_launch(w->simt[i], frame, frame_fields(w->token),
                          e->kind == ENTRY_factor ? w->slots * H
                          : e->kind == ENTRY_scan ? w->stretches * H
-                                                 : N * H * tiles,
+                                                 : sequences * H * tiles,
                          e->threads,
                          e->smem_bytes, &why))
             fail_msg("mode %d: %s", (int)w->mode, why);
     }
+}
+
+static void run_gpu(World *w) {
+    int64_t frame[FRAME_MAX] = {0};
+    fill_frame(w, &w->gpu, frame);
+    launch(w, frame, N);
 }
 
 static void run_cpu(World *w) {
@@ -341,6 +345,34 @@ static void compare(const World *w, const char *what, const char *gpu, const cha
     }
     if (!(sqrt(difference) <= limit * sqrt(size)))
         fail_msg("mode %d, %s: %g of %g", (int)w->mode, what, sqrt(difference), sqrt(size));
+}
+
+/* The first sequence's tokens in launches of `piece` tokens, from S to S: what the first bytes of
+ * outputs, states and past are in the end. */
+static void *run_pieces(World *w, int piece) {
+    size_t state = (size_t)stride(w), record = (size_t)(4 * H * w->token->facts.past);
+    memcpy(w->gpu.S, w->gpu.S0, state);
+    memcpy(w->gpu.past, w->gpu.past0, record);
+    for (int64_t t = 0; t < w->T; t += piece) {
+        int64_t frame[FRAME_MAX] = {0}, cu[2] = {t, t + piece < w->T ? t + piece : w->T};
+        memcpy(w->gpu.cu, cu, sizeof cu);
+        fill_frame(w, &w->gpu, frame);
+        frame[FRAME_N] = 1;
+        frame[FRAME_S0] = frame[FRAME_S];
+        frame[FRAME_S_SLOTS] = 0;
+        frame[FRAME_PAST0] = frame[FRAME_PAST];
+        launch(w, frame, 1);
+    }
+    size_t out = (size_t)(4 * w->b->V * H * w->T);
+    char *all = arena_alloc(&w->arena, out + state + record);
+    memcpy(all, w->gpu.out, out);
+    memcpy(all + out, w->gpu.S, state);
+    memcpy(all + out + state, w->gpu.past, record);
+    for (size_t i = 0; i < out / 4; i++)
+        if (isnan(((float *)w->gpu.out)[i]))
+            fail_msg("output %d of pieces of %d was not written", (int)i, piece);
+    memset(w->gpu.out, 0xff, out);
+    return all;
 }
 
 static void run_mode(World *w, Mode mode) {
@@ -374,21 +406,30 @@ static void run_mode(World *w, Mode mode) {
     arena_free(&w->arena);
 }
 
-static void run_build(const Build *b) {
+static World *open_build(const Build *b) {
     World *w = calloc(1, sizeof *w);
     assert_non_null(w);
     w->b = b;
     w->spec = spec_open(b->text);
     compile(w);
-    for (Mode m = MODE_plain; m < MODES; m++)
-        if (b->algo == ALGO_recurrent || m == MODE_plain || m == MODE_pool || m == MODE_packed)
-            run_mode(w, m);
+    return w;
+}
+
+static void close_build(World *w) {
     for (int i = 0; i < ENTRIES; i++)
         if (w->cg[i])
             cg_close(w->cg[i]);
     hostjit_free(w->host);
     spec_close(w->spec);
     free(w);
+}
+
+static void run_build(const Build *b) {
+    World *w = open_build(b);
+    for (Mode m = MODE_plain; m < MODES; m++)
+        if (b->algo == ALGO_recurrent || m == MODE_plain || m == MODE_pool || m == MODE_packed)
+            run_mode(w, m);
+    close_build(w);
 }
 
 static const Elem types[] = {ELEM_f32, ELEM_bf16, ELEM_f16};
@@ -419,6 +460,31 @@ static void test_tiles(void **state) {
     }
 }
 
+/* A launch makes what its tokens' inputs alone make in batches of four, or less where a block has fewer
+ * warps: wherever its tokens are divided into launches, every bit is the same. */
+static void test_pieces(void **state) {
+    (void)state;
+    enum { TOKENS = 11 };
+    for (int i = 0; i < 4; i++) {
+        Build b = {i % 2 ? past : delta, 64, 128, ELEM_f32, i / 2, ALGO_recurrent, "sm_90a", i / 2 ? 32 : 0};
+        World *w = open_build(&b);
+        uint64_t seed = 7;
+        w->T = TOKENS;
+        w->mode = MODE_packed;
+        arena_init(&w->arena, NULL);
+        give_inputs(w, &seed);
+        give_states(w, &seed);
+        give_indices(w);
+        size_t bytes = (size_t)(4 * b.V * H * TOKENS + stride(w) + 4 * H * w->token->facts.past);
+        const void *whole = run_pieces(w, TOKENS);
+        for (int piece = 1; piece < TOKENS; piece += piece < 5 ? 1 : 3)
+            assert_memory_equal(run_pieces(w, piece), whole, bytes);
+        simt_forget(w->simt[0]);
+        arena_free(&w->arena);
+        close_build(w);
+    }
+}
+
 static void test_chunks(void **state) {
     (void)state;
     for (int i = 0; i < 12; i++) {
@@ -438,6 +504,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_recurrent),
         cmocka_unit_test(test_tiles),
+        cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_chunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
