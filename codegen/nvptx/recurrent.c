@@ -37,6 +37,7 @@ enum {
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
     BASE_REGISTERS = 52,  /* of a lane: addresses, counters, sums on their way */
     RAGGED_REGISTERS = 8, /* where some rows do not exist */
+    SPARE_REGISTERS = 16, /* what the count may be wrong by */
     MAX_REGISTERS = 255,
     QUARTERS = 4,         /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
@@ -196,7 +197,7 @@ static bool plan(Recurrent *r, const char **why) {
     r->v_tile = r->warps * warp_columns;
     r->turns = r->remembers ? round_up(r->V, r->v_tile) / r->v_tile : 1;
     r->past_v = r->V % r->v_tile != 0;
-    if (!recurrent_made_plan(r, sum_bytes(r))) {
+    if (!recurrent_made_plan(r, sum_bytes(r), MAX_REGISTERS - SPARE_REGISTERS - lane_registers(r))) {
         *why = "a token's values do not fit in shared memory";
         return false;
     }

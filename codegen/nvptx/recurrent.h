@@ -23,6 +23,7 @@ typedef struct Recurrent {
     int turns;            /* tiles that it takes one after the other */
     bool whole;           /* a block has all of V at once, for sums over it */
     bool remembers;       /* a head is one block's: its columns share what is remembered */
+    bool crowded;         /* no registers are left to read inputs ahead */
     bool past_k, past_v;  /* some lanes hold rows or columns that do not exist */
     Val lane, warp, row_group, column_group;
     Val tile;             /* which V tile the block owns */
@@ -55,14 +56,14 @@ void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x);
 int recurrent_group(int size, int run, Elem e);
 
 /* recurrent_made.c: what is made of a token's inputs alone, once for a block. Which values those are
- * (r->made), and which of them anything else uses; shared memory for these behind `from` bytes, false:
- * there is not enough. */
+ * (r->made), and which of them anything else uses; shared memory for these behind `from` bytes, and
+ * whether a lane's `registers` hold their inputs ahead; false: there is not enough memory. */
 void recurrent_made_mark(Recurrent *r);
 bool recurrent_made_wants(const Recurrent *r, int v);
-bool recurrent_made_plan(Recurrent *r, int from);
+bool recurrent_made_plan(Recurrent *r, int from, int registers);
 void recurrent_made_open(Recurrent *r);
-/* The inputs of the batch of tokens from `t` (i64) on set out; they are made into values, which the
- * block has when this returns, and those of the next batch set out. */
+/* The inputs of the batch of tokens from `t` (i64) on set out, if there are registers; they are made into
+ * values, which the block has when this returns, and those of the next batch set out. */
 void recurrent_made_read(Recurrent *r, Val t);
 void recurrent_made_batch(Recurrent *r, Val t);
 /* A lane's run of v at token t, to which recurrent_made_token has come; false if it is not made so. */

@@ -69,9 +69,26 @@ bool recurrent_made_wants(const Recurrent *r, int v) {
     return false;
 }
 
+static bool is_token_input(const Recurrent *r, int v) {
+    const Inst *i = inst_at(r->k, v);
+    return i->op == OP_in && !r->k->in.at[i->index].is_param;
+}
+
+/* Registers of a lane that hold inputs of the next batch. */
+static int ahead_registers(const Recurrent *r) {
+    int sum = 0;
+    for (int v = 0; v < r->k->inst.count; v++) {
+        int axis = axis_of(r, v), n = axis < 0 ? 1 : spread_run(r, axis);
+        if (is_token_input(r, v))
+            sum += (n * elem_size(r->k->in.at[inst_at(r->k, v)->index].elem) + 3) / 4;
+    }
+    return sum;
+}
+
 /* Vectors first, each at a multiple of 16 bytes. */
-bool recurrent_made_plan(Recurrent *r, int from) {
+bool recurrent_made_plan(Recurrent *r, int from, int registers) {
     const Kernel *k = r->k;
+    r->crowded = ahead_registers(r) > registers;
     int bytes = 0;
     r->place = NEW_ARRAY(k->arena, int, k->inst.count);
     for (int scalars = 0; scalars < 2; scalars++)
@@ -114,11 +131,13 @@ void recurrent_made_open(Recurrent *r) {
     };
     r->maker.past_k = WARP * r->maker.n_k > r->K;
     r->maker.past_v = WARP * r->maker.n_v > r->V;
-    value_ports(&r->maker);
+    if (!r->crowded)
+        value_ports(&r->maker);
     r->ahead = NEW_ARRAY(r->cg->arena, Var *, r->k->inst.count);
 }
 
-/* Until it ends: the warp has token t of the batch from `first` on. Addresses are not kept. */
+/* Until it ends: the warp has token t of the batch from `first` on. Addresses are not kept; where lanes are
+ * crowded not even those that the head alone decides. */
 static If open_token(Recurrent *r, Val first, Val *t) {
     Cg *cg = r->cg;
     Val lane = nv_anew(cg, r->lane);
@@ -127,6 +146,8 @@ static If open_token(Recurrent *r, Val first, Val *t) {
     if (r->batch < r->warps)
         has = cg_and(cg, has, cg_cmp(cg, LLVMIntULT, r->warp, cg_int(cg, r->batch)));
     If has_token = cg_if(cg, has);
+    if (r->crowded)
+        r->maker.head = nv_anew(cg, r->at.head);
     r->maker.token = cg_add(cg, r->seq.begin, *t);
     r->maker.base_k = cg_mul(cg, lane, cg_int(cg, r->maker.n_k));
     r->maker.base_v = cg_mul(cg, lane, cg_int(cg, r->maker.n_v));
@@ -134,15 +155,12 @@ static If open_token(Recurrent *r, Val first, Val *t) {
     return has_token;
 }
 
-static bool is_token_input(const Recurrent *r, int v) {
-    const Inst *i = inst_at(r->k, v);
-    return i->op == OP_in && !r->k->in.at[i->index].is_param;
-}
-
 void recurrent_made_read(Recurrent *r, Val first) {
     Cg *cg = r->cg;
     Val t;
     bool opens = false;
+    if (r->crowded)
+        return;
     for (int v = 0; v < r->k->inst.count; v++) {
         if (!is_token_input(r, v) || r->ahead[v])
             continue;
@@ -221,7 +239,8 @@ void recurrent_made_batch(Recurrent *r, Val first) {
     Cg *cg = r->cg;
     Val t;
     If has_token = open_token(r, first, &t);
-    take_inputs(r);
+    if (!r->crowded)
+        take_inputs(r);
     put_values(r, memory_of(r, t));
     cg_end_if(cg, &has_token);
     nv_barrier(cg);
