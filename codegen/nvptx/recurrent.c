@@ -208,12 +208,6 @@ static bool plan(Recurrent *r, const char **why) {
 
 static void build_token(Recurrent *r, Val t) {
     Cg *cg = r->cg;
-    Val in_batch = cg_and(cg, cg_trunc32(cg, t), cg_int(cg, r->batch - 1));
-    Val starts = cg_cmp(cg, LLVMIntEQ, in_batch, cg_int(cg, 0));
-    Val later = cg_cmp(cg, LLVMIntSGT, t, cg_int64(cg, 0));
-    If batch = cg_if(cg, cg_and(cg, starts, later));
-    recurrent_made_batch(r, t);
-    cg_end_if(cg, &batch);
     r->at.token = cg_add(cg, r->seq.begin, t);
     value_begin(&r->at);
     recurrent_made_token(r, t);
@@ -261,10 +255,18 @@ static void find_place(Recurrent *r) {
 static void loop_tokens(Recurrent *r) {
     Cg *cg = r->cg;
     Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
+    recurrent_open_stores(r);
     recurrent_store_state(r, zero);
     Loop token = cg_for(cg, zero, r->seq.length, 1, false);
     build_token(r, token.i);
-    recurrent_store_state(r, cg_add(cg, token.i, one));
+    Val next = cg_add(cg, token.i, one);
+    recurrent_store_state(r, next);
+    Val in_batch = cg_and(cg, cg_trunc32(cg, next), cg_int(cg, r->batch - 1));
+    Val starts = cg_cmp(cg, LLVMIntEQ, in_batch, cg_int(cg, 0));
+    Val goes_on = cg_cmp(cg, LLVMIntSLT, next, r->seq.length);
+    If batch = cg_if(cg, cg_and(cg, goes_on, starts));
+    recurrent_made_batch(r, next);
+    cg_end_if(cg, &batch);
     cg_end_for(cg, &token);
 }
 

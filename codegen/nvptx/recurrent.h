@@ -34,6 +34,8 @@ typedef struct Recurrent {
     int shared_from;      /* from this byte on */
     Seq seq;
     Pool pool;
+    Val stores_each;      /* i1: states after every token are wanted; */
+    Val stores_at;        /* i64: else, after so many; -1: none */
     ValueAt at;
     ValueAt maker;        /* likewise, spread over all lanes of a warp */
     Val memory;           /* shared memory of the token at work */
@@ -46,9 +48,11 @@ typedef struct Recurrent {
 } Recurrent;
 
 /* recurrent_state.c: the state and what is remembered beside it set out from where the sequence
- * starts, and arrive; and to where states after `t` (i64) tokens go, if they go anywhere. */
+ * starts, and arrive; after which tokens they are stored; and to where states after `t` (i64) tokens
+ * go, if they go anywhere. */
 void recurrent_load_state(Recurrent *r);
 void recurrent_take_state(Recurrent *r);
+void recurrent_open_stores(Recurrent *r);
 void recurrent_store_state(Recurrent *r, Val t);
 /* n neighbouring elements (16 bytes at most), at a multiple of their size. */
 void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x);

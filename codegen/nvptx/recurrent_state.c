@@ -278,25 +278,45 @@ void recurrent_take_state(Recurrent *r) {
     }
 }
 
+static Val wants_states(Recurrent *r) {
+    Cg *cg = r->cg;
+    Val wants = is_given(cg, FRAME_S);
+    return r->k->facts.past ? cg_or(cg, wants, is_given(cg, FRAME_PAST)) : wants;
+}
+
+/* Said once, so that a token asks for its number only whether it is the one. */
+void recurrent_open_stores(Recurrent *r) {
+    Cg *cg = r->cg;
+    Val zero = cg_int64(cg, 0), wants = wants_states(r);
+    Val each = cg_cmp(cg, LLVMIntNE, r->pool.each, zero);
+    Val last = cg_and(cg, wants, cg_cmp(cg, LLVMIntSGE, r->pool.last, zero));
+    r->stores_each = cg_and(cg, wants, each);
+    r->stores_at = cg_select(cg, cg_and(cg, last, cg_cmp(cg, LLVMIntEQ, r->pool.each, zero)),
+                             r->pool.commit, cg_int64(cg, -1));
+}
+
+/* The number in S of the state after t tokens. */
+static Val number_after(Recurrent *r, Val t) {
+    Cg *cg = r->cg;
+    Var number = cg_var(cg, cg->i64, r->pool.last);
+    If each = cg_if(cg, r->stores_each);
+    cg_set(cg, number, pool_after(cg, &r->pool, &r->seq, cg_sub(cg, t, cg_int64(cg, 1))));
+    cg_end_if(cg, &each);
+    return cg_get(cg, number);
+}
+
 void recurrent_store_state(Recurrent *r, Val t) {
     Cg *cg = r->cg;
-    Val zero = cg_int64(cg, 0), one = cg_int64(cg, 1);
-    Var number = cg_var(cg, cg->i64, cg_int64(cg, -1));
-    If each = cg_if(cg, cg_cmp(cg, LLVMIntNE, r->pool.each, zero));
-    If any = cg_if(cg, cg_cmp(cg, LLVMIntSGT, t, zero));
-    cg_set(cg, number, pool_after(cg, &r->pool, &r->seq, cg_sub(cg, t, one)));
-    cg_end_if(cg, &any);
-    cg_else(cg, &each);
-    Val now = cg_cmp(cg, LLVMIntEQ, t, r->pool.commit);
-    cg_set(cg, number, cg_select(cg, now, r->pool.last, cg_int64(cg, -1)));
-    cg_end_if(cg, &each);
-    Val n = cg_get(cg, number), named = cg_cmp(cg, LLVMIntSGE, n, zero);
+    Val after = cg_and(cg, r->stores_each, cg_cmp(cg, LLVMIntSGT, t, cg_int64(cg, 0)));
+    If stores = cg_if(cg, cg_or(cg, after, cg_cmp(cg, LLVMIntEQ, t, r->stores_at)));
+    Val n = number_after(r, t), named = cg_cmp(cg, LLVMIntSGE, n, cg_int64(cg, 0));
     If wanted = cg_if(cg, cg_and(cg, named, is_given(cg, FRAME_S)));
     store_piece(r, n);
     cg_end_if(cg, &wanted);
-    if (r->k->facts.past == 0)
-        return;
-    If past = cg_if(cg, cg_and(cg, named, is_given(cg, FRAME_PAST)));
-    each_carried(r, true, store_carried, n);
-    cg_end_if(cg, &past);
+    if (r->k->facts.past) {
+        If past = cg_if(cg, cg_and(cg, named, is_given(cg, FRAME_PAST)));
+        each_carried(r, true, store_carried, n);
+        cg_end_if(cg, &past);
+    }
+    cg_end_if(cg, &stores);
 }
