@@ -6,19 +6,19 @@
  *      a lane holds rows    base_k .. base_k + n_k - 1      (row_groups lanes side by side make K)
  *                   columns base_v .. base_v + 3
  *
- * S'x sums over a lane's rows, then over the row groups by shuffles. At K = 128 a lane holds 16 x 4 values
- * in 16 loads of 16 bytes, all in flight at once, and a load of a warp covers 64 contiguous bytes of 8
- * rows: a token costs little more than moving the state.
+ * S'x sums over a lane's rows, then over the row groups by shuffles. At K = 128 a lane holds 16 x 4
+ * values in 16 loads of 16 bytes, all in flight at once, and a load of a warp covers 64 contiguous
+ * bytes of 8 rows: a token costs little more than moving the state.
  *
- * What a token's inputs alone make, its warps make together, once for all of the block, and tokens take it
- * from shared memory (recurrent_made.c). Another way was that every lane makes what it needs for its own
- * rows from inputs in registers, those of the next token read ahead: then warps share nothing, but at
- * K = V = 128 a token was 605 to 730 instructions a warp, of which 256 are the state's, and took registers of
- * a third block on each SM.
+ * What a token's inputs alone make, its warps make together, once for all of the block, and tokens
+ * take it from shared memory (recurrent_made.c). Another way was that every lane makes what it
+ * needs for its own rows from inputs in registers, those of the next token read ahead: then warps
+ * share nothing, but at K = V = 128 a token was 605 to 730 instructions a warp, of which 256 are
+ * the state's, and took registers of a third block on each SM. Now it is 360 to 385.
  *
- * Every task has a block of its own: as many blocks as fit the GPU, each with the next task's state on its
- * way to shared memory, were slower (256 x 32 heads of gdn2 on an H100: 0.426 ms against 0.379 with f32
- * states, 0.217 against 0.202 with bf16).
+ * Every task has a block of its own: as many blocks as fit the GPU, each with the next task's state
+ * on its way to shared memory, were slower (256 x 32 heads of gdn2 on an H100: 0.426 ms against
+ * 0.379 with f32 states, 0.217 against 0.202 with bf16).
  *
  * Specs that sum over V what depends on the state or on earlier tokens (S x among them) need every
  * column of a token in one block: then a block owns all of V and warps add up in shared memory.
@@ -29,17 +29,17 @@
 #include "codegen/nvptx/recurrent.h"
 
 enum {
-    MAX_GROUPS = WARP,    /* of rows, in a warp */
-    IDLE_GROUPS = 8,      /* no more of them for the sake of idle lanes */
-    ROW_UNIT = 4,         /* of a lane */
-    MAX_SIZE = 256,       /* of K and V */
+    MAX_GROUPS = WARP, /* of rows, in a warp */
+    IDLE_GROUPS = 8,   /* no more of them for the sake of idle lanes */
+    ROW_UNIT = 4,      /* of a lane */
+    MAX_SIZE = 256,    /* of K and V */
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
     BASE_REGISTERS = 52,  /* of a lane: addresses, counters, sums on their way */
     RAGGED_REGISTERS = 8, /* where some rows do not exist */
     SPARE_REGISTERS = 16, /* what the count may be wrong by */
     MAX_REGISTERS = 255,
-    QUARTERS = 4,         /* of an SM, each with its own registers: */
+    QUARTERS = 4,            /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
     SM_REGISTERS = QUARTERS * QUARTER_REGISTERS
 };
@@ -86,8 +86,8 @@ static bool is_carried(const Inst *i) {
     return i->op == OP_prev || i->op == OP_cumsum;
 }
 
-/* Adds the elements of v wherever the lane holds them: from where they are made, or taken from what the
- * block has made, to their last use; what the next token looks back at, to the end. */
+/* Adds the elements of v wherever the lane holds them: from where they are made, or taken from what
+ * the block has made, to their last use; what the next token looks back at, to the end. */
 static void add_live(const Recurrent *r, int v, int *live) {
     int count = r->k->inst.count, first = -1, last = -1;
     for (int u = v + 1; u < count; u++)
@@ -104,8 +104,8 @@ static void add_live(const Recurrent *r, int v, int *live) {
 }
 
 /* Registers that a lane needs: the state; what is carried from token to token; and the values of a
- * token where they are most. What the block makes once is taken where it is used, unless it is used for
- * more of the same. */
+ * token where they are most. What the block makes once is taken where it is used, unless it is used
+ * for more of the same. */
 static int lane_registers(const Recurrent *r) {
     int sum = BASE_REGISTERS + r->n_k * r->n_v + (r->past_k ? RAGGED_REGISTERS : 0), most = 0;
     int *live = NEW_ARRAY(r->cg->arena, int, r->k->inst.count + 1);
@@ -113,7 +113,8 @@ static int lane_registers(const Recurrent *r) {
         const Inst *i = inst_at(r->k, v);
         if (is_carried(i))
             sum += lane_count(r, v);
-        if (i->op != OP_const && op_gives_value(i->op) && (!r->made[v] || recurrent_made_wants(r, v)))
+        if (i->op != OP_const && op_gives_value(i->op) &&
+            (!r->made[v] || recurrent_made_wants(r, v)))
             add_live(r, v, live);
     }
     for (int u = 0; u <= r->k->inst.count; u++)
@@ -197,7 +198,8 @@ static bool plan(Recurrent *r, const char **why) {
     r->v_tile = r->warps * warp_columns;
     r->turns = r->remembers ? round_up(r->V, r->v_tile) / r->v_tile : 1;
     r->past_v = r->V % r->v_tile != 0;
-    if (!recurrent_made_plan(r, sum_bytes(r), MAX_REGISTERS - SPARE_REGISTERS - lane_registers(r))) {
+    if (!recurrent_made_plan(r, sum_bytes(r),
+                             MAX_REGISTERS - SPARE_REGISTERS - lane_registers(r))) {
         *why = "a token's values do not fit in shared memory";
         return false;
     }
@@ -311,7 +313,9 @@ bool nv_build_recurrent(Cg *cg, CgModule *out, const char **why) {
     }
     nv_kernel_close(cg);
 
-    CgEntry e = {.kind = ENTRY_recurrent, .symbol = symbol.text, .threads = threads,
+    CgEntry e = {.kind = ENTRY_recurrent,
+                 .symbol = symbol.text,
+                 .threads = threads,
                  .smem_bytes = r->shared_from + 2 * r->batch * r->token_bytes,
                  .v_tile = r->turns * r->v_tile};
     VEC_PUSH(cg->arena, &out->entry, e);

@@ -48,8 +48,8 @@ typedef struct Recurrent {
 } Recurrent;
 
 /* recurrent_state.c: the state and what is remembered beside it set out from where the sequence
- * starts, and arrive; after which tokens they are stored; and to where states after `t` (i64) tokens
- * go, if they go anywhere. */
+ * starts, and arrive; after which tokens they are stored; and to where states after `t` (i64)
+ * tokens go, if they go anywhere. */
 void recurrent_load_state(Recurrent *r);
 void recurrent_take_state(Recurrent *r);
 void recurrent_open_stores(Recurrent *r);
@@ -59,18 +59,19 @@ void recurrent_store(Cg *cg, Elem e, Val p, int n, const Val *x);
 /* The largest power of two that divides both and whose elements fit an access. */
 int recurrent_group(int size, int run, Elem e);
 
-/* recurrent_made.c: what is made of a token's inputs alone, once for a block. Which values those are
- * (r->made), and which of them anything else uses; shared memory for these behind `from` bytes, and
- * whether a lane's `registers` hold their inputs ahead; false: there is not enough memory. */
+/* recurrent_made.c: what is made of a token's inputs alone, once for a block. Which values those
+ * are (r->made), and which of them anything else uses; shared memory for these behind `from` bytes,
+ * and whether a lane's `registers` hold their inputs ahead; false: there is not enough memory. */
 void recurrent_made_mark(Recurrent *r);
 bool recurrent_made_wants(const Recurrent *r, int v);
 bool recurrent_made_plan(Recurrent *r, int from, int registers);
 void recurrent_made_open(Recurrent *r);
-/* The inputs of the batch of tokens from `t` (i64) on set out, if there are registers; they are made into
- * values, which the block has when this returns, and those of the next batch set out. */
+/* The inputs of the batch of tokens from `t` (i64) on set out, if there are registers; they are
+ * made into values, which the block has when this returns, and those of the next batch set out. */
 void recurrent_made_read(Recurrent *r, Val t);
 void recurrent_made_batch(Recurrent *r, Val t);
-/* A lane's run of v at token t, to which recurrent_made_token has come; false if it is not made so. */
+/* A lane's run of v at token t, to which recurrent_made_token has come; false if it is not made
+ * so. */
 void recurrent_made_token(Recurrent *r, Val t);
 bool recurrent_made_get(Recurrent *r, int v, Val *out);
 

@@ -136,8 +136,8 @@ void recurrent_made_open(Recurrent *r) {
     r->ahead = NEW_ARRAY(r->cg->arena, Var *, r->k->inst.count);
 }
 
-/* Until it ends: the warp has token t of the batch from `first` on. Addresses are not kept; where lanes are
- * crowded not even those that the head alone decides. */
+/* Until it ends: the warp has token t of the batch from `first` on. Addresses are not kept; where
+ * lanes are crowded not even those that the head alone decides. */
 static If open_token(Recurrent *r, Val first, Val *t) {
     Cg *cg = r->cg;
     Val lane = nv_anew(cg, r->lane);

@@ -142,7 +142,8 @@ static void store_piece(Recurrent *r, Val number) {
     Cg *cg = r->cg;
     Piece p = piece_of(r);
     Val x[MAX_COLUMNS], state = pool_state(cg, FRAME_S, number, r->at.head);
-    Val lane = cg_gep8(cg, state, pool_element(cg, nv_anew(cg, r->at.base_k), nv_anew(cg, r->at.base_v)));
+    Val lane =
+        cg_gep8(cg, state, pool_element(cg, nv_anew(cg, r->at.base_k), nv_anew(cg, r->at.base_v)));
     for (int n = 0; n < accesses_of(p); n++) {
         int i, c;
         place_of(p, n, &i, &c);

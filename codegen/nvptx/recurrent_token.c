@@ -18,15 +18,15 @@ static Val sum_rows(Recurrent *r, Val x) {
     return add_lanes(r->cg, x, r->column_groups, WARP);
 }
 
-/* How many of a lane's n columns it keeps of a scattered sum over the rows; all in the end that others have
- * kept, if there are more row groups than columns. */
+/* How many of a lane's n columns it keeps of a scattered sum over the rows; all in the end that
+ * others have kept, if there are more row groups than columns. */
 static int scattered_count(const Recurrent *r, int n) {
     return n > r->row_groups ? n / r->row_groups : 1;
 }
 
-/* The sums over all rows of n columns (a power of two), scattered: where two lanes add up what they have,
- * each keeps half of the columns, as long as there is more than one. The same additions as in sum_rows,
- * of which a lane does n rather than n log2(row groups). */
+/* The sums over all rows of n columns (a power of two), scattered: where two lanes add up what they
+ * have, each keeps half of the columns, as long as there is more than one. The same additions as in
+ * sum_rows, of which a lane does n rather than n log2(row groups). */
 static void scatter_rows(Recurrent *r, int n, Val *x) {
     Cg *cg = r->cg;
     for (int mask = r->column_groups; mask < WARP; mask *= 2) {
@@ -38,13 +38,15 @@ static void scatter_rows(Recurrent *r, int n, Val *x) {
         upper = cg_cmp(cg, LLVMIntNE, upper, cg_int(cg, 0));
         n /= 2;
         for (int j = 0; j < n; j++) {
-            Val give = cg_select(cg, upper, x[j], x[n + j]), keep = cg_select(cg, upper, x[n + j], x[j]);
+            Val give = cg_select(cg, upper, x[j], x[n + j]),
+                keep = cg_select(cg, upper, x[n + j], x[j]);
             x[j] = cg_fadd(cg, keep, nv_shuffle_xor(cg, give, mask));
         }
     }
 }
 
-/* Which row group's lane has column j of n: the halves that it kept, the first by its lowest bit. */
+/* Which row group's lane has column j of n: the halves that it kept, the first by its lowest
+ * bit. */
 static int scattered_group(const Recurrent *r, int n, int j) {
     int group = 0;
     for (int bit = 1; bit < r->row_groups && n > 1; bit *= 2) {
@@ -58,15 +60,14 @@ static int scattered_group(const Recurrent *r, int n, int j) {
 static void gather_rows(Recurrent *r, int n, const Val *x, Val *all) {
     int count = scattered_count(r, n);
     for (int j = 0; j < n; j++)
-        all[j] = r->row_groups == 1
-                     ? x[j]
-                     : nv_shuffle_beside(r->cg, x[j % count],
-                                         scattered_group(r, n, j) * r->column_groups,
-                                         r->column_groups - 1);
+        all[j] = r->row_groups == 1 ? x[j]
+                                    : nv_shuffle_beside(r->cg, x[j % count],
+                                                        scattered_group(r, n, j) * r->column_groups,
+                                                        r->column_groups - 1);
 }
 
-/* The first of a lane's columns in a scattered sum (i32, from base_v), and whether no lane before it has the
- * same ones (i1). */
+/* The first of a lane's columns in a scattered sum (i32, from base_v), and whether no lane before
+ * it has the same ones (i1). */
 static Val scattered_column(Recurrent *r, int n, Val *first) {
     Cg *cg = r->cg;
     Val column = cg_int(cg, 0), zero = cg_int(cg, 0);
@@ -209,8 +210,8 @@ static bool is_output(const Recurrent *r, int v) {
     return true;
 }
 
-/* S'x or Sx at this point of the token; later uses find it among the values. An output of sums over rows is
- * not brought together: the lanes that have them write them. */
+/* S'x or Sx at this point of the token; later uses find it among the values. An output of sums over
+ * rows is not brought together: the lanes that have them write them. */
 static void build_read(Recurrent *r, int v, int a) {
     Cg *cg = r->cg;
     bool by_row = shape_has(inst_at(r->k, a)->shape, AXIS_K); /* sums over rows, gives columns */
@@ -253,7 +254,8 @@ static void write_out(Recurrent *r, const Inst *i, Val first, int n, const Val *
     Cg *cg = r->cg;
     const Port *port = &r->k->out.at[i->index];
     int axis = port->shape.rank ? port->shape.axis[0] : -1, width = elem_size(port->elem);
-    int size = axis < 0 ? 1 : r->k->axis.at[axis].size, group = recurrent_group(size, n, port->elem);
+    int size = axis < 0 ? 1 : r->k->axis.at[axis].size,
+        group = recurrent_group(size, n, port->elem);
     Val row = cg_mul(cg, r->at.token, cg_frame_field(cg, FRAME_H));
     row = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, r->at.head)), cg_int64(cg, size));
     Val bytes = cg_mul(cg, cg_add(cg, row, cg_zext64(cg, first)), cg_int64(cg, width));
@@ -262,7 +264,8 @@ static void write_out(Recurrent *r, const Inst *i, Val first, int n, const Val *
     for (int j = 0; j < n; j += group) {
         If g = {0};
         if (ragged)
-            g = cg_if(cg, cg_cmp(cg, LLVMIntSLT, cg_add(cg, first, cg_int(cg, j)), cg_int(cg, size)));
+            g = cg_if(cg,
+                      cg_cmp(cg, LLVMIntSLT, cg_add(cg, first, cg_int(cg, j)), cg_int(cg, size)));
         Val q = cg_gep8(cg, p, cg_int64(cg, (int64_t)j * width));
         recurrent_store(cg, port->elem, q, group, x + j);
         if (ragged)
@@ -273,7 +276,8 @@ static void write_out(Recurrent *r, const Inst *i, Val first, int n, const Val *
 static void build_out(Recurrent *r, const Inst *i) {
     Cg *cg = r->cg;
     const Port *port = &r->k->out.at[i->index];
-    int axis = port->shape.rank ? port->shape.axis[0] : -1, v = i->arg[0], n = value_count(&r->at, v);
+    int axis = port->shape.rank ? port->shape.axis[0] : -1, v = i->arg[0],
+        n = value_count(&r->at, v);
     Val first = axis < 0 ? cg_int(cg, 0) : axis == AXIS_K ? r->at.base_k : r->at.base_v, writes;
     const Val *x = r->scattered[v];
     if (x) {

@@ -30,7 +30,8 @@ void warp_barrier(Warp *w, const Code *c) {
     w->time++;
 }
 
-/* Bits 8 up of the last operand say which bits of its own number a lane keeps; below, the highest lane. */
+/* Bits 8 up of the last operand say which bits of its own number a lane keeps; below, the highest
+ * lane. */
 static void shuffle(Warp *w, const Code *c, bool from) {
     uint64_t x[WARP];
     need_all_lanes(w, c);

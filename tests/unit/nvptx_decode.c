@@ -86,7 +86,8 @@ static Kernel *lower(World *w) {
     return k;
 }
 
-/* By `build`, or the scan's entry number `which`, the one behind its last the one that remembers. */
+/* By `build`, or the scan's entry number `which`, the one behind its last the one that
+ * remembers. */
 static void add_entry(World *w, bool (*build)(Cg *, CgModule *, const char **), const Scan *scan,
                       int which) {
     const char *why = NULL;
@@ -460,8 +461,8 @@ static void test_tiles(void **state) {
     }
 }
 
-/* A launch makes what its tokens' inputs alone make in batches of four, or less where a block has fewer
- * warps: wherever its tokens are divided into launches, every bit is the same. */
+/* A launch makes what its tokens' inputs alone make in batches of four, or less where a block has
+ * fewer warps: wherever its tokens are divided into launches, every bit is the same. */
 static void test_pieces(void **state) {
     (void)state;
     enum { TOKENS = 11 };
