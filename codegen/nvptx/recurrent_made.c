@@ -141,7 +141,7 @@ void recurrent_made_open(Recurrent *r) {
 static If open_token(Recurrent *r, Val first, Val *t) {
     Cg *cg = r->cg;
     Val lane = nv_anew(cg, r->lane);
-    *t = cg_add(cg, first, cg_zext64(cg, r->warp));
+    *t = cg_add(cg, nv_anew(cg, first), cg_zext64(cg, r->warp));
     Val has = cg_cmp(cg, LLVMIntSLT, *t, r->seq.length);
     if (r->batch < r->warps)
         has = cg_and(cg, has, cg_cmp(cg, LLVMIntULT, r->warp, cg_int(cg, r->batch)));
