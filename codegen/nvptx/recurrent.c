@@ -36,11 +36,13 @@ enum {
     MAX_THREADS = 1024,
     BLOCK_WARPS = 4,      /* when the caller does not choose the V tile */
     BASE_REGISTERS = 52,  /* of a lane: addresses, counters, sums on their way */
+    LEAST_REGISTERS = 24, /* of these, without which a lane cannot do */
     RAGGED_REGISTERS = 8, /* where some rows do not exist */
     SPARE_REGISTERS = 16, /* what the count may be wrong by */
     MAX_REGISTERS = 255,
     QUARTERS = 4,            /* of an SM, each with its own registers: */
     QUARTER_REGISTERS = 512, /* times the lanes of a warp */
+    BUSY_WARPS = 4,          /* of a quarter: their loads are what a quarter has under way */
     SM_REGISTERS = QUARTERS * QUARTER_REGISTERS
 };
 
@@ -122,6 +124,55 @@ static int lane_registers(const Recurrent *r) {
     return sum + most;
 }
 
+/* Whether u uses v in a token, rather than where the block makes what inputs alone make. */
+static bool uses_in_token(const Recurrent *r, int u, int v) {
+    const Inst *i = inst_at(r->k, u);
+    for (int a = 0; a < i->nargs; a++)
+        if (i->arg[a] == v && !r->made[u])
+            return true;
+    return false;
+}
+
+/* Adds the elements of v where a lane cannot but hold them: from where v comes to be, or is first
+ * taken, to its last use. An elementwise result takes the place of an operand used up. */
+static void add_held(const Recurrent *r, int v, int *held) {
+    int count = r->k->inst.count, n = lane_count(r, v), end = r->made[v] ? -1 : v + 1;
+    bool taken = !r->made[v];
+    for (int u = v; u < count; u++) {
+        if (!uses_in_token(r, u, v))
+            continue;
+        if (inst_at(r->k, u)->op == OP_prev)
+            return; /* counted as carried */
+        bool passes = op_gives_value(inst_at(r->k, u)->op) && inst_at(r->k, u)->op != OP_read;
+        if (!taken)
+            held[u] += passes ? n : 0;
+        for (int w = taken ? end : u; w < u + !passes; w++)
+            held[w] += n;
+        end = u + !passes;
+        taken = true;
+    }
+    if (!r->made[v])
+        held[v] += n;
+}
+
+/* Registers that a lane cannot do without, where lane_registers has room for all that it may hold:
+ * the state, what is carried, inputs of the next batch, and what a token holds where it is most. */
+static int least_registers(const Recurrent *r) {
+    int count = r->k->inst.count, sum = LEAST_REGISTERS + r->n_k * r->n_v, most = 0;
+    int *held = NEW_ARRAY(r->cg->arena, int, count + 1);
+    sum += (r->past_k ? RAGGED_REGISTERS : 0) + recurrent_made_ahead(r);
+    for (int v = 0; v < count; v++) {
+        const Inst *i = inst_at(r->k, v);
+        if (is_carried(i))
+            sum += lane_count(r, v);
+        else if (i->op != OP_const && op_gives_value(i->op))
+            add_held(r, v, held);
+    }
+    for (int u = 0; u < count; u++)
+        most = held[u] > most ? held[u] : most;
+    return sum + most;
+}
+
 /* As few row groups as the registers allow, so that rows are read in long pieces; more when V is
  * too short to give every lane a column. False: they do not even fit with the most. */
 static bool choose_groups(Recurrent *r, int n_v) {
@@ -159,9 +210,14 @@ static int choose_warps(const Recurrent *r, int warp_columns) {
     return r->whole || warps > all ? all : warps;
 }
 
-/* Blocks an SM shall have room for, which caps the registers of a lane. */
+/* Blocks an SM shall have room for, which caps the registers of a lane: those that memory is kept
+ * busy by, if a lane can do with what they leave it; more only where it has room for everything, and where
+ * it is crowded by making values no more than that. */
 static int blocks_per_sm(const Recurrent *r) {
-    int registers = lane_registers(r);
+    int registers = lane_registers(r), least = r->crowded ? registers : least_registers(r);
+    if (least < QUARTER_REGISTERS / BUSY_WARPS)
+        least = QUARTER_REGISTERS / BUSY_WARPS;
+    registers = registers < least ? registers : least;
     if (registers > MAX_REGISTERS)
         registers = MAX_REGISTERS;
     int blocks = QUARTERS * (QUARTER_REGISTERS / registers) / r->warps;

@@ -64,6 +64,7 @@ int recurrent_group(int size, int run, Elem e);
  * and whether a lane's `registers` hold their inputs ahead; false: there is not enough memory. */
 void recurrent_made_mark(Recurrent *r);
 bool recurrent_made_wants(const Recurrent *r, int v);
+int recurrent_made_ahead(const Recurrent *r); /* registers of a lane that inputs read ahead take */
 bool recurrent_made_plan(Recurrent *r, int from, int registers);
 void recurrent_made_open(Recurrent *r);
 /* The inputs of the batch of tokens from `t` (i64) on set out, if there are registers; they are

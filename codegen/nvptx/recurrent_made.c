@@ -74,8 +74,7 @@ static bool is_token_input(const Recurrent *r, int v) {
     return i->op == OP_in && !r->k->in.at[i->index].is_param;
 }
 
-/* Registers of a lane that hold inputs of the next batch. */
-static int ahead_registers(const Recurrent *r) {
+int recurrent_made_ahead(const Recurrent *r) {
     int sum = 0;
     for (int v = 0; v < r->k->inst.count; v++) {
         int axis = axis_of(r, v), n = axis < 0 ? 1 : spread_run(r, axis);
@@ -88,7 +87,7 @@ static int ahead_registers(const Recurrent *r) {
 /* Vectors first, each at a multiple of 16 bytes. */
 bool recurrent_made_plan(Recurrent *r, int from, int registers) {
     const Kernel *k = r->k;
-    r->crowded = ahead_registers(r) > registers;
+    r->crowded = recurrent_made_ahead(r) > registers;
     int bytes = 0;
     r->place = NEW_ARRAY(k->arena, int, k->inst.count);
     for (int scalars = 0; scalars < 2; scalars++)

@@ -294,9 +294,15 @@ static void build_out(Recurrent *r, const Inst *i) {
 
 /* the token ------------------------------------------------------------------------------------ */
 
+/* What a read after an update takes from shared memory is taken after the update: the GPU's
+ * assembler sets such loads out as early as its registers allow, and a little earlier. */
 void recurrent_token(Recurrent *r) {
+    bool updated = false;
     for (int v = 0; v < r->k->inst.count; v++) {
         const Inst *i = inst_at(r->k, v);
+        if (i->op == OP_read && updated)
+            nv_warp_sync(r->cg);
+        updated = updated || i->op == OP_update;
         if (i->op == OP_decay)
             build_decay(r, i->arg[0]);
         else if (i->op == OP_read)
