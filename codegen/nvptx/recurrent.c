@@ -134,25 +134,21 @@ static bool uses_in_token(const Recurrent *r, int u, int v) {
 }
 
 /* Adds the elements of v where a lane cannot but hold them: from where v comes to be, or is first
- * taken, to its last use. An elementwise result takes the place of an operand used up. */
+ * taken, to its last use; what the next token looks back at, to the end. An elementwise result
+ * takes the place of an operand that is used up. */
 static void add_held(const Recurrent *r, int v, int *held) {
-    int count = r->k->inst.count, n = lane_count(r, v), end = r->made[v] ? -1 : v + 1;
-    bool taken = !r->made[v];
-    for (int u = v; u < count; u++) {
+    int count = r->k->inst.count, first = -1, end = 0;
+    for (int u = v + 1; u < count; u++) {
         if (!uses_in_token(r, u, v))
             continue;
-        if (inst_at(r->k, u)->op == OP_prev)
-            return; /* counted as carried */
-        bool passes = op_gives_value(inst_at(r->k, u)->op) && inst_at(r->k, u)->op != OP_read;
-        if (!taken)
-            held[u] += passes ? n : 0;
-        for (int w = taken ? end : u; w < u + !passes; w++)
-            held[w] += n;
-        end = u + !passes;
-        taken = true;
+        Op op = inst_at(r->k, u)->op;
+        bool replaces = op_gives_value(op) && op != OP_read;
+        first = first < 0 ? u : first;
+        end = op == OP_prev || end == count ? count : replaces ? u : u + 1;
     }
-    if (!r->made[v])
-        held[v] += n;
+    int begin = r->made[v] ? first : v;
+    for (int u = begin; u >= 0 && (u == begin || u < end); u++)
+        held[u] += lane_count(r, v);
 }
 
 /* Registers that a lane cannot do without, where lane_registers has room for all that it may hold:
@@ -210,9 +206,9 @@ static int choose_warps(const Recurrent *r, int warp_columns) {
     return r->whole || warps > all ? all : warps;
 }
 
-/* Blocks an SM shall have room for, which caps the registers of a lane: those that memory is kept
- * busy by, if a lane can do with what they leave it; more only where it has room for everything, and where
- * it is crowded by making values no more than that. */
+/* Blocks an SM shall have room for, which caps the registers of a lane: those that keep memory busy,
+ * if a lane can do with what they leave it; more only where it has room for everything. Where lanes
+ * are crowded, values are made from inputs in the midst of it: there nothing less is certain. */
 static int blocks_per_sm(const Recurrent *r) {
     int registers = lane_registers(r), least = r->crowded ? registers : least_registers(r);
     if (least < QUARTER_REGISTERS / BUSY_WARPS)
