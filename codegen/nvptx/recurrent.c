@@ -206,9 +206,9 @@ static int choose_warps(const Recurrent *r, int warp_columns) {
     return r->whole || warps > all ? all : warps;
 }
 
-/* Blocks an SM shall have room for, which caps the registers of a lane: those that keep memory busy,
- * if a lane can do with what they leave it; more only where it has room for everything. Where lanes
- * are crowded, values are made from inputs in the midst of it: there nothing less is certain. */
+/* Blocks an SM shall have room for, which caps the registers of a lane: those that keep memory
+ * busy, if a lane can do with what they leave it; more only where it has room for everything. Where
+ * lanes are crowded, inputs arrive while values are made of them: there nothing less is certain. */
 static int blocks_per_sm(const Recurrent *r) {
     int registers = lane_registers(r), least = r->crowded ? registers : least_registers(r);
     if (least < QUARTER_REGISTERS / BUSY_WARPS)
