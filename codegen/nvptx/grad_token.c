@@ -253,7 +253,7 @@ static Val sum_lanes(ValueAt *at, int v, int axis, Val partial) {
 static const char *lattice_unsupported(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     const Inst *i = inst_at(x->g->k, v);
-    if (g->zero[v] || tokens_in_memory(x, v))
+    if (g->zero[v] || tokens_in_memory(x, v) || x->on_lattice[v])
         return NULL;
     if (i->op == OP_rename)
         return lattice_unsupported(x, i->arg[0]);
@@ -265,6 +265,7 @@ static const char *lattice_unsupported(const Tokens *x, int v) {
         if (why)
             return why;
     }
+    x->on_lattice[v] = true;
     return NULL;
 }
 
@@ -283,7 +284,7 @@ bool tokens_is_dot(const Kernel *k, int v) {
 const char *tokens_unsupported(const Tokens *x, int v) {
     const Gradient *g = x->g->g;
     const Inst *i = inst_at(x->g->k, v);
-    if (g->zero[v] || tokens_in_memory(x, v))
+    if (g->zero[v] || tokens_in_memory(x, v) || x->at_token[v])
         return NULL;
     if (x->late && scan_stored(g->s.scan, v))
         return NULL;
@@ -296,6 +297,7 @@ const char *tokens_unsupported(const Tokens *x, int v) {
         if (why)
             return why;
     }
+    x->at_token[v] = true;
     return NULL;
 }
 
@@ -362,6 +364,8 @@ static bool plan(Grad *g, bool late, int *sh_bytes, const char **why) {
     Tokens *x = g->tokens = NEW(g->cg->arena, Tokens);
     x->g = g;
     x->late = late;
+    x->at_token = NEW_ARRAY(g->cg->arena, bool, k->inst.count);
+    x->on_lattice = NEW_ARRAY(g->cg->arena, bool, k->inst.count);
     x->lanes = power_of_two(divided(s->K > s->V ? s->K : s->V, TOKEN_RUN));
     x->n_k = run_of(s->K, x->lanes);
     x->n_v = run_of(s->V, x->lanes);

@@ -29,6 +29,7 @@ typedef struct Tokens {
     Val t;               /* i32 token in the chunk; where there is none left, the last one again */
     Val live;            /* i1: there is one */
     Val unit_dx[TOKEN_RUN];
+    bool *at_token, *on_lattice; /* by value: found to be supported at a token, on the lattice */
     bool *needed;        /* by value: a token's gradients ask for it */
     Ahead *ahead;        /* NULL: every row is read when it is wanted */
     TokenRows *rows;     /* by value: where an output's rows are */
