@@ -43,7 +43,7 @@ def by_hand(q, k, v, g, A_log, dt_bias, b=None, w=None, beta=None):
     q, k = F.normalize(q, dim=-1) * K**-0.5, F.normalize(k, dim=-1)
     rate = -torch.exp(A_log)
     if g.dim() == 4:
-        decay = torch.exp(rate[:, None] * F.softplus(g + dt_bias))
+        decay = torch.exp(rate[..., None] * F.softplus(g + dt_bias))
     else:
         decay = torch.exp(rate * F.softplus(g + dt_bias))[..., None].expand_as(k)
     if beta is not None:
@@ -62,6 +62,13 @@ def error(have, want):
     return ((have.double() - want).norm() / want.norm()).item()
 
 
+def sum_error(have, terms):
+    """Of a sum over tokens: relative to it, or where its terms cancel to what as many terms of their
+    size give that do not."""
+    want = terms.sum((0, 1))
+    return ((have.double() - want).norm() / max(want.norm(), terms.norm())).item()
+
+
 def compiled(context, mixer, device, dtype, K, _limit):
     spec = os.path.join(gdr.ROOT, "specs", MIXERS[mixer][0] + ".gdr")
     return Recurrence(context, spec, {"K": K, "V": K}, dtype, device)
@@ -77,7 +84,11 @@ def gradients(op, mixer, device, dtype, K, limit):
     # Not dense, so that what the kernel sees is a copy; v asks for no gradient.
     x = {name: torch.randn(*s, 2, device=device, dtype=torch.float32 if name in params else dtype)
          [..., 0].requires_grad_(name != "v") for name, s in shape.items()}
-    exact = {name: t.detach().double().requires_grad_(name != "v") for name, t in x.items()}
+    exact = {name: t.detach().double() for name, t in x.items()}
+    for name in params:  # a value of its own for every token: the terms of its gradient
+        exact[name] = exact[name].expand(B, T, *shape[name]).clone()
+    for name, t in exact.items():
+        t.requires_grad_(name != "v")
     o, want = op(**x), by_hand(**exact)
     check(f"{what}, output", error(o, want) < limit, f"{error(o, want):.1e}")
     upstream = torch.randn_like(o)
@@ -85,7 +96,10 @@ def gradients(op, mixer, device, dtype, K, limit):
     want.backward(upstream.double())
     check(f"{what}, no gradient of v", x["v"].grad is None)
     for name, t in x.items():
-        if name != "v":
+        if name in params:
+            e = sum_error(t.grad, exact[name].grad)
+            check(f"{what}, gradient of {name}", e < limit, f"{e:.1e}")
+        elif name != "v":
             e = error(t.grad, exact[name].grad)
             check(f"{what}, gradient of {name}", e < limit, f"{e:.1e}")
     try:
