@@ -354,4 +354,15 @@ static inline Summary check_queue(const gdr_kernel *k, const Call *c, int64_t ws
     return s;
 }
 
+/* The forward pass of the same tensors. */
+static inline gdr_launch forward_launch(const Call *c, gdr_arg arg[PORTS]) {
+    gdr_launch l = c->launch;
+    memcpy(arg, c->arg, PORTS * sizeof *arg);
+    arg[DO].name = "o";
+    l.args = arg;
+    l.nargs = DO + 1;
+    l.dS = l.dS0 = NULL;
+    return l;
+}
+
 #endif

@@ -4,17 +4,6 @@
 
 static const int64_t SAVED = 0x4000000000;
 
-/* The forward pass of the same tensors. */
-static gdr_launch forward_launch(const Call *c, gdr_arg arg[PORTS]) {
-    gdr_launch l = c->launch;
-    memcpy(arg, c->arg, PORTS * sizeof *arg);
-    arg[DO].name = "o";
-    l.args = arg;
-    l.nargs = DO + 1;
-    l.dS = l.dS0 = NULL;
-    return l;
-}
-
 static gdr_kernel *compiled(gdr_context *ctx, gdr_pass pass, gdr_dtype type) {
     gdr_kernel *k;
     gdr_compile_options o = {.size = sizeof o,

@@ -84,16 +84,6 @@ static gdr_kernel *compiled(gdr_context *ctx, const char *text, gdr_pass pass, g
 
 /* forward -------------------------------------------------------------------------------------- */
 
-static gdr_launch forward_launch(const Call *c, gdr_arg arg[PORTS]) {
-    gdr_launch l = c->launch;
-    memcpy(arg, c->arg, PORTS * sizeof *arg);
-    arg[DO].name = "o";
-    l.args = arg;
-    l.nargs = DO + 1;
-    l.dS = l.dS0 = NULL;
-    return l;
-}
-
 static const int64_t WORKSPACE = 0x8000000000, SAVED = 0x4000000000;
 
 static int made_ahead(const gdr_kernel *k) {
